@@ -1,1 +1,118 @@
-"""An asyncio client for the Qamera AI video API."""
+"""An asyncio client for the Qamera AI video API.
+
+The table of contents: each name below is public, and is read from its room when it is first used. So
+the pytest plugin, which every pytest run of an environment imports, costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._version import __version__
+    from .budget import RequestBudget
+    from .errors import (
+        AmbiguousSubmissionError,
+        ApiError,
+        AuthenticationError,
+        BadRequestError,
+        ConfigurationError,
+        ConnectionFailedError,
+        InsufficientCreditsError,
+        InvalidRequestError,
+        InvalidResponseError,
+        JobError,
+        JobFailedError,
+        JobLostError,
+        JobTimeoutError,
+        NotFoundError,
+        PermissionDeniedError,
+        QameraError,
+        QuotaExceededError,
+        RequestTimeoutError,
+        ServerError,
+        SessionClosedError,
+        TransportError,
+    )
+    from .events import Ambiguous, Event, Failed, Finished, Polled, QuotaWait, Retrying, Submitted, Updated
+    from .job import Job
+    from .models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
+    from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
+    from .session import QameraSession
+
+_ROOMS = {
+    "_version": "__version__",
+    "budget": "RequestBudget",
+    "errors": (
+        "AmbiguousSubmissionError ApiError AuthenticationError BadRequestError ConfigurationError "
+        "ConnectionFailedError InsufficientCreditsError InvalidRequestError InvalidResponseError "
+        "JobError JobFailedError JobLostError JobTimeoutError NotFoundError PermissionDeniedError "
+        "QameraError QuotaExceededError RequestTimeoutError ServerError SessionClosedError "
+        "TransportError"
+    ),
+    "events": "Ambiguous Event Failed Finished Polled QuotaWait Retrying Submitted Updated",
+    "job": "Job",
+    "models": "Intent JobState Receipt ReelRequest Request Video VideoRequest",
+    "policies": "PollPolicy RetryPolicy StatusRules Timeouts",
+    "session": "QameraSession",
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+__all__ = [
+    "Ambiguous",
+    "AmbiguousSubmissionError",
+    "ApiError",
+    "AuthenticationError",
+    "BadRequestError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "Event",
+    "Failed",
+    "Finished",
+    "InsufficientCreditsError",
+    "Intent",
+    "InvalidRequestError",
+    "InvalidResponseError",
+    "Job",
+    "JobError",
+    "JobFailedError",
+    "JobLostError",
+    "JobState",
+    "JobTimeoutError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PollPolicy",
+    "Polled",
+    "QameraError",
+    "QameraSession",
+    "QuotaExceededError",
+    "QuotaWait",
+    "Receipt",
+    "ReelRequest",
+    "Request",
+    "RequestBudget",
+    "RequestTimeoutError",
+    "RetryPolicy",
+    "Retrying",
+    "ServerError",
+    "SessionClosedError",
+    "StatusRules",
+    "Submitted",
+    "Timeouts",
+    "TransportError",
+    "Updated",
+    "Video",
+    "VideoRequest",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,380 @@
+"""The request budget: an exact sliding window that submissions and polls share.
+
+A slot taken is free again one window after its answer came: then no delay on the way can make the
+server count one more than the limit (the API's section "Every request": 60 requests in any 60 s).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import math
+import random
+import threading
+import time
+from bisect import bisect_right, insort
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..policies import RetryPolicy
+
+
+class Priority(enum.Enum):
+    """Who goes first when a slot is free."""
+
+    SUBMISSION = "submission"
+    POLL = "poll"
+
+
+class Slot:
+    """The right to send one request, until it is settled by one of its methods."""
+
+    __slots__ = ("_budget", "_settled", "granted_at", "priority")
+
+    def __init__(self, budget: RequestBudget, priority: Priority, granted_at: float) -> None:
+        self._budget = budget
+        self._settled = False
+        self.priority = priority
+        self.granted_at = granted_at
+
+    def answered(self) -> None:
+        """The server answered: the slot is free one window from now."""
+        self._settle(0.0, ok=True)
+
+    def cut_off(self, extra: float) -> None:
+        """No answer will come: the server may count the request up to ``extra`` seconds from now."""
+        self._settle(extra, ok=False)
+
+    def unsent(self) -> None:
+        """The request never left: the slot is free at once."""
+        self._settle(None, ok=False)
+
+    def _settle(self, extra: float | None, *, ok: bool) -> None:
+        if not self._settled:
+            self._settled = True
+            self._budget._settle(self, extra, ok=ok)  # noqa: SLF001
+
+    def rejected(self, retry_after: float | None, policy: RetryPolicy) -> float | None:
+        """The server said 429: hold everybody.
+
+        Returns:
+            The seconds to hold, or None where this has gone on for five windows.
+        """
+        self._settled = True
+        return self._budget._reject(self, retry_after, policy)  # noqa: SLF001
+
+
+class _Waiter:
+    __slots__ = ("future", "loop", "priority", "slot")
+
+    def __init__(self, priority: Priority) -> None:
+        self.priority = priority
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.slot: Slot | None = None
+
+
+class RequestBudget:
+    """The quota as a live object: at most ``limit`` requests in any ``window`` seconds.
+
+    Sessions of one process with the same key and origin share one by themselves; pass one to several
+    sessions to share it on purpose. Safe across threads; who waits belongs to an event loop.
+
+    Args:
+        limit: requests in a window, at least 1.
+        window: length of the window in seconds.
+        clock: a monotonic clock in seconds; replaceable in tests.
+
+    Raises:
+        ConfigurationError: a limit or window that is none.
+    """
+
+    def __init__(
+        self, limit: int = 60, window: float = 60.0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if type(limit) is not int or limit < 1:
+            raise ConfigurationError(f"limit: got {limit!r}, allowed is a whole number of at least 1")
+        if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"window: got {window!r}, allowed are seconds above 0")
+        self._limit = limit
+        self._window = float(window)
+        self._clock = clock
+        self._lock = threading.RLock()
+        # When each settled slot is free again, sorted; and those whose request is under way.
+        self._expiries: list[float] = []
+        self._submission_expiries: list[float] = []
+        self._under_way: set[Slot] = set()
+        self._queues: dict[Priority, deque[_Waiter]] = {priority: deque() for priority in Priority}
+        self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        self._reserves: dict[object, float] = {}
+        self._last_poll = -math.inf
+        # The hold after a 429: since when there has been nothing but rejections, how many, until when.
+        self._held_since: float | None = None
+        self._hold_began = -math.inf
+        self._hold_until = -math.inf
+        self._rejections = 0
+
+    def __repr__(self) -> str:
+        return f"RequestBudget(limit={self._limit}, window={self._window}, used={self.used})"
+
+    @property
+    def limit(self) -> int:
+        """Requests allowed in one window."""
+        return self._limit
+
+    @property
+    def window(self) -> float:
+        """Length of the window in seconds."""
+        return self._window
+
+    @property
+    def used(self) -> int:
+        """Slots taken at this moment: requests under way and those of the last window."""
+        with self._lock:
+            self._expire(self._clock())
+            return self._used()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a slot."""
+        with self._lock:
+            return sum(map(len, self._queues.values()))
+
+    @property
+    def held_for(self) -> float:
+        """Seconds until the hold after a 429 ends; 0 where there is none."""
+        return max(0.0, self._hold_until - self._clock())
+
+    # --- taking a slot ------------------------------------------------------------------------
+
+    async def acquire(self, priority: Priority, on_wait: Callable[[float], None] | None = None) -> Slot:
+        """Wait for a slot; submissions go first. Cancelling leaks none.
+
+        Args:
+            priority: whose slot it is.
+            on_wait: called with a lower bound of the seconds to wait where there is no slot at once.
+        """
+        with self._lock:
+            waiter = _Waiter(priority)
+            self._queues[priority].append(waiter)
+            self._pump()
+            if waiter.slot is not None:
+                return waiter.slot
+            expected = max(self._next_chance(self._clock()) - self._clock(), 0.0)
+        try:
+            if on_wait is not None and math.isfinite(expected):
+                on_wait(expected)
+            await waiter.future
+        except BaseException:
+            with self._lock:
+                if waiter.slot is not None:
+                    waiter.slot.unsent()
+                else:
+                    self._queues[priority].remove(waiter)
+                    self._pump()
+            raise
+        assert waiter.slot is not None  # noqa: S101 - the future is resolved with the slot only
+        return waiter.slot
+
+    def pace(self, interval: float, stale_after: float) -> float:
+        """Give the seconds to pause before the next poll, so that polls spread what is left.
+
+        Args:
+            interval: the pause with slots to spare, in seconds.
+            stale_after: the longest pause that the quota may cause, in seconds.
+        """
+        with self._lock:
+            now = self._clock()
+            self._expire(now)
+            if self._queues[Priority.SUBMISSION]:
+                return max(interval, stale_after)
+            if not self._expiries:
+                return interval
+            free = self._limit - self._used()
+            until_next = max(self._expiries[0] - now, 0.0)
+            return max(interval, min(until_next / free if free > 0 else until_next, stale_after))
+
+    def reserve(self, owner: object, stale_after: float) -> None:
+        """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""
+        with self._lock:
+            self._reserves[owner] = min(self._window / stale_after, self._limit // 2)
+
+    def release(self, owner: object) -> None:
+        """Take back what ``owner`` had reserved."""
+        with self._lock:
+            self._reserves.pop(owner, None)
+            self._pump()
+
+    # --- the window (all of it under the lock) --------------------------------------------------
+
+    def _used(self) -> int:
+        return len(self._expiries) + len(self._under_way)
+
+    def _expire(self, now: float) -> None:
+        for expiries in (self._expiries, self._submission_expiries):
+            if expiries and expiries[0] <= now:
+                del expiries[: bisect_right(expiries, now)]
+
+    def _reserved(self) -> int:
+        return min(math.ceil(sum(self._reserves.values())), self._limit // 2)
+
+    def _may_submit(self, now: float) -> bool:
+        """Whether a submission leaves the polls what is theirs.
+
+        One slot for each poll that is due within the window, unless an older slot is free by then.
+        """
+        reserved = self._reserved()
+        free = self._limit - self._used() - 1
+        if free >= reserved:
+            return True
+        submissions = len(self._submission_expiries) + sum(
+            slot.priority is Priority.SUBMISSION for slot in self._under_way
+        )
+        if submissions >= self._limit - reserved:
+            return False
+        pause = self._window / reserved
+        last = max(self._last_poll, now - pause)
+        return all(
+            free + bisect_right(self._expiries, last + due * pause) >= due for due in range(1, reserved + 1)
+        )
+
+    def _grantable(self, now: float) -> _Waiter | None:
+        if now < self._hold_until or self._used() >= self._limit:
+            return None
+        if self._held_since is not None and self._under_way:
+            return None  # after a hold one request probes, before the rest
+        submissions, polls = self._queues[Priority.SUBMISSION], self._queues[Priority.POLL]
+        if submissions and self._may_submit(now):
+            return submissions[0]
+        return polls[0] if polls else None
+
+    def _pump(self) -> None:
+        """Grant what can be granted; see to it that somebody comes back when more can be."""
+        now = self._clock()
+        here = _running_loop()
+        self._expire(now)
+        while (waiter := self._grantable(now)) is not None:
+            self._queues[waiter.priority].popleft()
+            slot = waiter.slot = Slot(self, waiter.priority, now)
+            self._under_way.add(slot)
+            if waiter.priority is Priority.POLL:
+                self._last_poll = now
+            if waiter.loop is here:
+                _resolve(waiter.future)
+                continue
+            try:
+                waiter.loop.call_soon_threadsafe(_resolve, waiter.future)
+            except RuntimeError:  # its loop is closed, so nobody will take the slot
+                self._under_way.discard(slot)
+        self._set_timers(now, here)
+
+    def _next_chance(self, now: float) -> float:
+        """The next moment at which time alone may free a slot; infinity where it can't."""
+        if now < self._hold_until:
+            return self._hold_until
+        return self._expiries[0] if self._expiries else math.inf
+
+    def _set_timers(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
+        chance = self._next_chance(now)
+        if not math.isfinite(chance):
+            return
+        # Every loop that has a waiter keeps a timer of its own, since any of them may end.
+        for loop in {waiter.loop for queue in self._queues.values() for waiter in queue}:
+            if loop is here:
+                self._set_timer(loop)
+            else:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._set_timer, loop)
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            now = self._clock()
+            chance = self._next_chance(now)
+            old = self._timers.get(loop)
+            if not math.isfinite(chance):
+                return
+            if old is not None:
+                if old.when() <= loop.time() + (chance - now):
+                    return  # it comes early enough, and sets the next one
+                old.cancel()
+            self._timers[loop] = loop.call_later(max(chance - now, 0.0), self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            self._timers.pop(loop, None)
+            self._pump()
+
+    # --- settling a slot ------------------------------------------------------------------------
+
+    def _settle(self, slot: Slot, extra: float | None, *, ok: bool) -> None:
+        with self._lock:
+            self._under_way.discard(slot)
+            if extra is not None:
+                self._stamp(slot, extra)
+            if ok and slot.granted_at >= self._hold_began:
+                self._held_since = None
+                self._rejections = 0
+            self._pump()
+
+    def _stamp(self, slot: Slot, extra: float) -> None:
+        free_at = self._clock() + extra + self._window
+        insort(self._expiries, free_at)
+        if slot.priority is Priority.SUBMISSION:
+            insort(self._submission_expiries, free_at)
+
+    def _reject(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> float | None:
+        with self._lock:
+            now = self._clock()
+            self._under_way.discard(slot)
+            self._stamp(slot, 0.0)
+            # A run of rejections that ended in silence, with nobody asking for a window, is over.
+            if self._held_since is None or now - self._hold_until > self._window:
+                self._held_since = now
+                self._rejections = 0
+            # What was sent before the hold began says nothing new.
+            elif slot.granted_at < self._hold_began:
+                self._pump()
+                return max(self._hold_until - now, 0.0)
+            if now - self._held_since >= 5 * self._window:
+                self._pump()
+                return None
+            seconds = policy.base * (2**min(self._rejections, 30) + random.uniform(0, 0.5))  # noqa: S311
+            if retry_after is not None:
+                seconds = retry_after
+            self._rejections += 1
+            seconds = min(seconds, policy.max_delay)
+            self._hold_began = now
+            self._hold_until = max(self._hold_until, now + seconds)
+            self._pump()
+            return seconds
+
+    def absorb(self, other: RequestBudget) -> None:
+        """Take over the slots that another budget of the same key and origin still counts."""
+        with other._lock:
+            other._expire(other._clock())
+            ahead = [at - other._clock() for at in other._expiries]
+            submissions = [at - other._clock() for at in other._submission_expiries]
+        with self._lock:
+            now = self._clock()
+            self._expiries = sorted(self._expiries + [now + rest for rest in ahead])
+            self._submission_expiries = sorted(
+                self._submission_expiries + [now + rest for rest in submissions]
+            )
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,62 @@
+"""Which budget belongs to a key and origin, for all sessions of the process."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError
+from . import RequestBudget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Account:
+    __slots__ = ("budget", "holders")
+
+    def __init__(self, budget: RequestBudget) -> None:
+        self.budget = budget
+        self.holders = 0
+
+
+_accounts: dict[tuple[str, str], _Account] = {}
+_accounts_lock = threading.Lock()
+
+
+def join(origin: str, api_key: str, budget: RequestBudget | None) -> tuple[RequestBudget, Callable[[], None]]:
+    """Give the budget of a key and origin, and what to call when its session is closed.
+
+    Raises:
+        ConfigurationError: an open session holds another budget for this key and origin.
+    """
+    # Only a digest is kept: this table outlives the sessions, and no key should.
+    name = origin, hashlib.sha256(api_key.encode()).hexdigest()
+    with _accounts_lock:
+        for other in [key for key, old in _accounts.items() if key != name and _idle(old)]:
+            del _accounts[other]
+        account = _accounts.get(name)
+        if account is None:
+            account = _accounts[name] = _Account(budget or RequestBudget())
+        elif account.holders and budget is not None and budget is not account.budget:
+            raise ConfigurationError(
+                "budget: another session with this key and origin is open with a different one; pass the "
+                "same RequestBudget to both, or none"
+            )
+        elif not account.holders:
+            chosen = budget or (RequestBudget() if _idle(account) else account.budget)
+            if chosen is not account.budget:
+                chosen.absorb(account.budget)
+                account.budget = chosen
+        account.holders += 1
+
+    def leave() -> None:
+        with _accounts_lock:
+            account.holders -= 1
+
+    return account.budget, leave
+
+
+def _idle(account: _Account) -> bool:
+    return not account.holders and not account.budget.used

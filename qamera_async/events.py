@@ -1,0 +1,177 @@
+"""What happened, as frozen values with ids and numbers in them, for whoever watches.
+
+An event is a report, never a handle: to watch can't change what is watched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+
+from .errors import ConfigurationError, shown
+
+if TYPE_CHECKING:
+    from .errors import QameraError
+    from .models import Intent, Receipt, Request, Video
+
+_log = logging.getLogger("qamera_async")
+
+
+@attrs.frozen
+class Submitted:
+    """A request was accepted, and credits are reserved for it.
+
+    Args:
+        ref: The caller's name for it; None if it has none.
+        request: What was sent.
+        receipt: What the server answered.
+
+    """
+
+    ref: str | None
+    request: Request
+    receipt: Receipt
+
+
+@attrs.frozen
+class Updated:
+    """A record that somebody waits for has changed.
+
+    Args:
+        video: What it is now.
+
+    """
+
+    video: Video
+
+
+@attrs.frozen
+class Finished:
+    """A record is done.
+
+    Args:
+        video: What it is now.
+
+    """
+
+    video: Video
+
+
+@attrs.frozen
+class Failed:
+    """A job gave no video.
+
+    Args:
+        record_ids: The job's records.
+        error: What its waiters get.
+
+    """
+
+    record_ids: tuple[str, ...]
+    error: QameraError
+
+
+@attrs.frozen
+class Ambiguous:
+    """A paid request whose answer nobody knows.
+
+    Args:
+        intent: What was meant, with its candidates.
+
+    """
+
+    intent: Intent
+
+
+@attrs.frozen
+class QuotaWait:
+    """A request waits for room in the quota.
+
+    Args:
+        seconds: For how long, as far as is known.
+
+    """
+
+    seconds: float
+
+
+@attrs.frozen
+class Retrying:
+    """Something that is safe to send again will be.
+
+    Args:
+        what: What is being tried.
+        attempt: The number of the attempt that failed, from 1.
+        delay: The wait before the next one, in seconds.
+        error: What went wrong.
+
+    """
+
+    what: str
+    attempt: int
+    delay: float
+    error: QameraError
+
+
+@attrs.frozen
+class Polled:
+    """The list was fetched.
+
+    Args:
+        videos: How many entries it has.
+        changed: How many that are waited for have changed.
+        waiting: How many records are waited for.
+
+    """
+
+    videos: int
+    changed: int
+    waiting: int
+
+
+Event: TypeAlias = Submitted | Updated | Finished | Failed | Ambiguous | QuotaWait | Retrying | Polled
+"""Everything that can be reported."""
+
+Emit: TypeAlias = Callable[[Event], None]
+"""Takes a report and never fails."""
+
+
+def guarded(on_event: Callable[[Event], object] | None) -> Emit:
+    """Give a function that hands events on, whose reader can do no harm.
+
+    Args:
+        on_event: Called with each event; what it raises is logged and goes no further. None: nobody watches.
+
+    Raises:
+        ConfigurationError: It can't be called, or is a coroutine function, which nobody would await.
+
+    """
+    if on_event is None:
+        return _ignored
+    if not callable(on_event):
+        raise ConfigurationError(f"on_event must be a function of one event or None, not {shown(on_event)}.")
+    if _is_async(on_event) or _is_async(getattr(on_event, "__call__", None)):  # noqa: B004 - its kind, not if
+        raise ConfigurationError(
+            f"on_event must be a plain function, not the coroutine function {shown(on_event)}: "
+            "nobody would await it. Let it put the event into an asyncio.Queue instead."
+        )
+
+    def emit(event: Event) -> None:
+        try:
+            on_event(event)
+        except Exception:  # noqa: BLE001 - a reader's mistake is the reader's, whatever it is
+            _log.exception("on_event raised while it was told of %s", type(event).__name__)
+
+    return emit
+
+
+def _ignored(_: Event) -> None:
+    pass
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

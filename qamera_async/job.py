@@ -1,0 +1,280 @@
+"""The awaitable handle of one registration's records."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from typing import TYPE_CHECKING
+
+from .errors import ConfigurationError, InvalidRequestError, JobFailedError, JobTimeoutError
+from .events import Failed, Finished
+from .models import JobState
+from .poller import Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator
+
+    from .errors import QameraError
+    from .events import Emit
+    from .models import Receipt, Request, Video
+    from .poller import Poller
+
+
+class Job:
+    """A video or a reel in the making; ``await job`` gives its ``Video`` once it is DONE.
+
+    Any number of tasks may await it, again and again. Made by a session: by ``register_video``,
+    ``register_reel``, ``register``, and by ``job`` from the ids of records made earlier.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_check",
+        "_due",
+        "_emit",
+        "_failure",
+        "_poller",
+        "_receipt",
+        "_records",
+        "_request",
+        "_timeout",
+        "_waiters",
+    )
+
+    def __init__(
+        self,
+        poller: Poller,
+        emit: Emit,
+        check: Callable[[], None],
+        timeout: float,
+        record_ids: tuple[str, ...],
+        *,
+        request: Request | None = None,
+        receipt: Receipt | None = None,
+        born: float,
+        due: float = -math.inf,
+    ) -> None:
+        self._poller = poller
+        self._emit = emit
+        self._check = check
+        self._timeout = timeout
+        self._request = request
+        self._receipt = receipt
+        self._records = tuple([Record(record_id, self, born) for record_id in record_ids])
+        self._due = due
+        self._failure: JobFailedError | None = None
+        # Each future stands for one waiter: True ones are resolved by any change, the others by the end.
+        self._waiters: dict[asyncio.Future[None], bool] = {}
+
+    def __repr__(self) -> str:
+        return f"<Job {', '.join(self.record_ids)} {self.state.name} {self.status or 'not seen yet'!r}>"
+
+    @property
+    def record_ids(self) -> tuple[str, ...]:
+        """The ids of its records: all it takes to resume it with ``session.job(*record_ids)``."""
+        return tuple([record.record_id for record in self._records])
+
+    @property
+    def request(self) -> Request | None:
+        """What was asked for; None for an attached job."""
+        return self._request
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the server answered; None for an attached job."""
+        return self._receipt
+
+    @property
+    def status(self) -> str | None:
+        """The server's word for the first record, last seen; None before it was."""
+        video = self.video
+        return None if video is None else video.status
+
+    @property
+    def state(self) -> JobState:
+        """What the statuses of all its records mean: PENDING until it is settled."""
+        if not self.done():
+            return JobState.PENDING
+        return JobState.DONE if self._failure is None else JobState.FAILED
+
+    @property
+    def video(self) -> Video | None:
+        """The last snapshot of the first record; None before it was seen."""
+        return self._records[0].video
+
+    def done(self) -> bool:
+        """Whether all its records are settled, for better or worse."""
+        return all([record.settled for record in self._records])
+
+    # --- waiting --------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[object, None, Video]:
+        return self.wait().__await__()
+
+    async def wait(self, timeout: float | None = None) -> Video:  # noqa: ASYNC109 - the contract's name
+        """Wait until it is settled.
+
+        Args:
+            timeout: seconds from now; None means ``Timeouts.job``, ``math.inf`` no limit.
+
+        Returns:
+            The video; of several records the first id's. Of a finished job without a request.
+
+        Raises:
+            JobFailedError: a record failed; its ``videos`` holds all of them.
+            JobTimeoutError: not settled in time. The job lives on and can be awaited again.
+            JobLostError: a record is missing from the list; not final either.
+            SessionClosedError: the session is closed, or closes meanwhile.
+            QameraError: the list can't be had, for a reason that waiting can't cure.
+        """
+        if timeout is None:
+            timeout = self._timeout
+        elif isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"timeout: got {timeout!r}, allowed are seconds from 0 up, or None")
+        if not self.done():
+            self._check()
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            alarm = None
+            if timeout != math.inf:
+                alarm = loop.call_later(timeout, _ring, waiter)
+            try:
+                self._join(waiter, any_change=False)
+                await waiter
+            except _TimeIsUp:
+                raise self._timed_out(timeout) from None
+            finally:
+                if alarm is not None:
+                    alarm.cancel()
+                self._leave(waiter)
+        if self._failure is not None:
+            # Each waiter raises its own: a shared one would collect the tracebacks of all.
+            raise copy.copy(self._failure)
+        video = self._records[0].video
+        assert video is not None  # noqa: S101 - a settled record has one
+        return video
+
+    async def all_videos(self) -> tuple[Video, ...]:
+        """Wait like ``await job``; give the videos of all records, in the order of their ids.
+
+        Raises:
+            QameraError: as ``wait``.
+        """
+        await self.wait()
+        return self._videos()
+
+    async def updates(self) -> AsyncIterator[Video]:
+        """Iterate over its snapshots: the present one first, then each change; changes may coalesce.
+
+        Ends after the last without raising, also where the job failed. Counts as waiting only while it
+        is asked for the next one.
+
+        Raises:
+            JobLostError, SessionClosedError, QameraError: as ``wait``.
+        """
+        told: list[Video | None] = [None] * len(self._records)
+        while True:
+            finished = self.done()
+            fresh = [
+                (place, record.video)
+                for place, record in enumerate(self._records)
+                if record.video is not None and record.video != told[place]
+            ]
+            for place, video in fresh:
+                told[place] = video
+                yield video
+            if finished:
+                return
+            if fresh:
+                continue  # it may have changed while the caller was busy with these
+            self._check()
+            waiter = asyncio.get_running_loop().create_future()
+            try:
+                self._join(waiter, any_change=True)
+                await waiter
+            finally:
+                self._leave(waiter)
+
+    def _join(self, waiter: asyncio.Future[None], *, any_change: bool) -> None:
+        first = not self._waiters
+        self._waiters[waiter] = any_change
+        if first:
+            for record in self._records:
+                if not record.settled:
+                    self._poller.watch(record, self._due)
+
+    def _leave(self, waiter: asyncio.Future[None]) -> None:
+        if self._waiters.pop(waiter, None) is not None and not self._waiters:
+            for record in self._records:
+                self._poller.unwatch(record)
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # it may have failed while its waiter was being cancelled
+
+    # --- what the poller tells ------------------------------------------------------------------
+
+    def changed(self, record: Record) -> None:
+        """A record changed; the poller calls this."""
+        if record.settled:
+            self._poller.unwatch(record)
+        settled = self.done()
+        if settled:
+            self._settle()
+        for waiter, any_change in self._waiters.items():
+            if (settled or any_change) and not waiter.done():
+                waiter.set_result(None)
+
+    def failed(self, error: QameraError) -> None:
+        """Nobody can wait for this now; the poller calls this."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(copy.copy(error))
+
+    def _settle(self) -> None:
+        videos = self._videos()
+        bad = [video for video in videos if video.state is JobState.FAILED]
+        if not bad:
+            self._emit(Finished(videos[0]))
+            return
+        self._failure = JobFailedError(
+            f"The job failed: {', '.join(f'{video.id} is {video.status}' for video in bad)}.",
+            record_ids=self.record_ids,
+            videos=videos,
+        )
+        self._emit(Failed(self.record_ids, self._failure))
+
+    def _videos(self) -> tuple[Video, ...]:
+        return tuple([record.video for record in self._records if record.video is not None])
+
+    def _timed_out(self, timeout: float) -> JobTimeoutError:
+        return JobTimeoutError(
+            f"The job was not settled within {timeout:g} s.",
+            record_ids=self.record_ids,
+            timeout=timeout,
+            status=self.status,
+            last_error=self._poller.last_error,
+            list_age=self._poller.list_age,
+        )
+
+
+class _TimeIsUp(Exception):  # noqa: N818 - a signal between two lines of this room
+    """A waiter's time is up."""
+
+
+def _ring(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(_TimeIsUp())
+
+
+def checked_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the ids to attach to, each once.
+
+    Raises:
+        InvalidRequestError: none, or one that is no id.
+    """
+    if not record_ids:
+        raise InvalidRequestError("record_ids: got none, allowed is one or more")
+    for record_id in record_ids:
+        if not isinstance(record_id, str) or not record_id.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequestError(f"record_ids: got {record_id!r}, allowed are non-empty strings")
+    return tuple(dict.fromkeys(record_ids))

@@ -1,0 +1,381 @@
+"""One GET for everybody who waits: the list of videos, fetched only while somebody does.
+
+The list is the only way to learn what became of a record (the API's section "GET
+/api/external/videos").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+from typing import TYPE_CHECKING, Protocol
+
+from . import protocol
+from .budget import Priority
+from .errors import (
+    ApiError,
+    ConnectionFailedError,
+    InvalidResponseError,
+    JobLostError,
+    QameraError,
+    SessionClosedError,
+)
+from .events import Polled, Updated
+from .models import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .budget import RequestBudget
+    from .events import Emit
+    from .models import Video
+    from .policies import PollPolicy, StatusRules, Timeouts
+    from .transport import Transport
+
+_log = logging.getLogger("qamera_async")
+
+URL_GRACE = 60.0  # seconds that a DONE record without a videoUrl is given for it to show up
+_GONE_POLLS = 3
+
+
+class Listener(Protocol):
+    """Who wants to know what becomes of a record: a job."""
+
+    def changed(self, record: Record) -> None:
+        """The record has another status, or its video."""
+        ...
+
+    def failed(self, error: QameraError) -> None:
+        """Nobody can wait for this now."""
+        ...
+
+
+class Record:
+    """What is known of one record; handed to the poller while somebody waits for it."""
+
+    __slots__ = ("absences", "absent_since", "born", "done_since", "joined", "listener", "record_id", "video")
+
+    def __init__(self, record_id: str, listener: Listener, born: float) -> None:
+        self.record_id = record_id
+        self.listener = listener
+        self.video: Video | None = None
+        self.born = born  # when the wait for its first appearance began
+        self.joined = 0.0  # when the present wait began
+        self.absent_since: float | None = None
+        self.absences = 0
+        self.done_since: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is to be learned of it."""
+        return self.video is not None and (
+            self.video.state is JobState.FAILED
+            or (self.video.state is JobState.DONE and self.done_since is None)
+        )
+
+
+class Poller:
+    """Polls the list of videos while there are records to watch or questions to answer."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        budget: RequestBudget,
+        policy: PollPolicy,
+        timeouts: Timeouts,
+        rules: StatusRules,
+        emit: Emit,
+    ) -> None:
+        self._transport = transport
+        self._budget = budget
+        self._policy = policy
+        self._timeouts = timeouts
+        self._rules = rules
+        self._emit = emit
+        self._watched: dict[str, tuple[Record, ...]] = {}
+        # Those whom time alone may settle, though the list stay as it is.
+        self._restless: set[Record] = set()
+        self._newcomers: list[Record] = []
+        self._questions: list[asyncio.Future[protocol.Answer]] = []
+        self._asked: list[asyncio.Future[protocol.Answer]] = []
+        self._due = math.inf
+        self._ended = -math.inf  # when the last poll ended, for better or worse
+        self._answer: protocol.Answer | None = None
+        self._listing: protocol.Listing | None = None
+        self._good_at = -math.inf  # when the last good poll was sent
+        self._outage: Iterator[float] | None = None
+        self.last_error: QameraError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._on_the_wire = False
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._warned: set[str] = set()
+
+    @property
+    def seen(self) -> protocol.Listing | None:
+        """The last list that was read; None before the first."""
+        return self._listing
+
+    @property
+    def list_age(self) -> float | None:
+        """Seconds since the last good poll was sent; None before the first."""
+        return None if math.isinf(self._good_at) else asyncio.get_running_loop().time() - self._good_at
+
+    # --- who waits ------------------------------------------------------------------------------
+
+    def watch(self, record: Record, due: float) -> None:
+        """From now on tell the record's listener what becomes of it.
+
+        Args:
+            record: not yet watched.
+            due: when a poll can tell something for the first time, in the loop's time.
+        """
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
+        now = asyncio.get_running_loop().time()
+        record.joined, record.absences, record.absent_since = now, 0, None
+        self._watched[record.record_id] = (*self._watched.get(record.record_id, ()), record)
+        if self._outage is None and now - self._good_at <= self._policy.interval:
+            self._tell_from_last(record, now)
+        if not record.settled:
+            self._newcomers.append(record)
+            self._needed(max(due, now))
+
+    def unwatch(self, record: Record) -> None:
+        """Tell its listener nothing more."""
+        others = tuple(other for other in self._watched.get(record.record_id, ()) if other is not record)
+        if others:
+            self._watched[record.record_id] = others
+        else:
+            self._watched.pop(record.record_id, None)
+        self._restless.discard(record)
+        self._rest()
+
+    async def ask(self) -> protocol.Answer:
+        """Give the first list that is fetched from now on."""
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
+        question: asyncio.Future[protocol.Answer] = asyncio.get_running_loop().create_future()
+        self._questions.append(question)
+        self._needed(asyncio.get_running_loop().time())
+        try:
+            return await question
+        finally:
+            for questions in (self._questions, self._asked):
+                with contextlib.suppress(ValueError):
+                    questions.remove(question)
+            self._rest()
+
+    def notice(self, answer: protocol.Answer, videos: tuple[Video, ...]) -> None:
+        """Remember a list that was fetched outside of the polls: what is in it is not new any more."""
+        if self._listing is None:
+            self._listing = protocol.Listing({video.id: video.status for video in videos}, True, 0)  # noqa: FBT003
+            self._answer = answer
+        elif self._answer is None or answer.body != self._answer.body:
+            self._listing = protocol.read_listing(answer)
+            self._answer = answer
+
+    async def aclose(self) -> None:
+        """Stop polling; who waits gets ``SessionClosedError``. Idempotent."""
+        self._closed = True
+        self._fail_all(SessionClosedError("The session was closed while this was waited for."))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    # --- when to poll ---------------------------------------------------------------------------
+
+    def _waited_for(self) -> bool:
+        return bool(self._watched or self._questions or self._asked)
+
+    def _needed(self, due: float) -> None:
+        if due < self._due:
+            self._due = due
+            self._wake.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="qamera-poller")
+
+    def _rest(self) -> None:
+        # A request that is on the wire is let go: cutting it off would cost its slot for longer.
+        if not self._waited_for():
+            self._due = math.inf
+            self._newcomers.clear()
+            if self._task is not None and not self._on_the_wire:
+                self._task.cancel()
+                self._task = None
+
+    async def _run(self) -> None:
+        while self._waited_for():
+            try:
+                await self._until_due()
+                await self._poll()
+            except Exception as error:
+                _log.exception("the poller failed; everybody who waits is told")
+                self._fail_all(QameraError(f"The poller failed unexpectedly ({type(error).__name__})."))
+
+    async def _until_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
+        backoff = next(self._outage) if self._outage is not None else 0.0
+        while True:
+            self._wake.clear()
+            pause = self._budget.pace(self._policy.interval, self._policy.stale_after)
+            until = max(self._ended + max(pause, backoff) * jitter, self._due)
+            if until <= loop.time():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._wake.wait()
+
+    # --- one poll -------------------------------------------------------------------------------
+
+    async def _poll(self) -> None:
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
+
+        def sending() -> None:
+            nonlocal sent_at
+            self._on_the_wire = True
+            sent_at = loop.time()
+            self._asked, self._questions = self._questions, []
+
+        try:
+            answer = await self._transport.get(protocol.VIDEOS_PATH, Priority.POLL, sending)
+            self._take(answer, sent_at)
+        except QameraError as error:
+            self._trouble(error)
+        finally:
+            # A poll withdrawn before it was sent has changed nothing, and may have a successor by now.
+            if self._on_the_wire:
+                self._on_the_wire = False
+                self._ended = loop.time()
+                self._due = -math.inf
+                self._questions += [question for question in self._asked if not question.done()]
+                self._asked = []
+
+    def _trouble(self, error: QameraError) -> None:
+        if _is_final(error):
+            self._fail_all(error)
+            return
+        self.last_error = error
+        if self._outage is None:
+            self._outage = self._policy.outage_delays()
+        _log.info("a poll failed and will be repeated: %s", error)
+
+    def _take(self, answer: protocol.Answer, sent_at: float) -> None:
+        unchanged = self._answer is not None and answer.body == self._answer.body
+        newcomers, self._newcomers = self._newcomers, []
+        if not unchanged or self._listing is None:
+            self._listing = protocol.read_listing(answer)
+            if self._listing.broken:
+                self._warn_once("broken", "%d items of the list of videos can't be read", self._listing.broken)
+        self._answer = answer
+        self._good_at, self._outage, self.last_error = sent_at, None, None
+        statuses = self._listing.statuses
+        if unchanged:
+            looked_at = [*self._restless, *(r for r in newcomers if r not in self._restless)]
+        else:
+            looked_at = [record for records in self._watched.values() for record in records]
+        changed = [record for record in looked_at if self._has_news(record, statuses)]
+        videos = protocol.read_some(answer, {r.record_id for r in changed}, self._listing, self._rules)
+        told = sum(self._present(record, videos[record.record_id]) for record in changed if record.record_id in videos)
+        for record in looked_at:
+            if record.record_id not in statuses and record in self._watched.get(record.record_id, ()):
+                self._absent(record, sent_at, complete=self._listing.complete)
+        for question in self._asked:
+            if not question.done():
+                question.set_result(answer)
+        self._emit(Polled(len(statuses), told, len(self._watched)))
+
+    def _has_news(self, record: Record, statuses: Mapping[str, str]) -> bool:
+        status = statuses.get(record.record_id)
+        if status is None:
+            return False
+        video = record.video
+        if record.absent_since is not None:
+            record.absent_since, record.absences = None, 0
+            self._restless.discard(record)
+        return video is None or video.status != status or record.done_since is not None
+
+    def _tell_from_last(self, record: Record, now: float) -> None:
+        if self._answer is None or self._listing is None or record.record_id not in self._listing.statuses:
+            return
+        if self._has_news(record, self._listing.statuses):
+            videos = protocol.read_some(self._answer, [record.record_id], self._listing, self._rules)
+            if record.record_id in videos:
+                self._present(record, videos[record.record_id], now)
+
+    def _present(self, record: Record, video: Video, now: float | None = None) -> bool:
+        """Tell of a record that is in the list; whether there was anything to tell."""
+        now = asyncio.get_running_loop().time() if now is None else now
+        known, waited = record.video, record.done_since
+        if not self._rules.knows(video.status):
+            self._warn_once(video.status, "status %r is not known; it counts as pending", video.status)
+        record.done_since = None
+        if video.state is JobState.DONE and video.video_url is None:
+            since = now if waited is None else waited
+            if now - since < URL_GRACE:
+                record.done_since = since
+        if record.done_since is None:
+            self._restless.discard(record)
+        else:
+            self._restless.add(record)
+        if video == known and (waited is None) == (record.done_since is None):
+            return False
+        record.video = video
+        if video != known:
+            self._emit(Updated(video))
+        record.listener.changed(record)
+        return True
+
+    def _absent(self, record: Record, sent_at: float, *, complete: bool) -> None:
+        """Tell of a record that is not in a list which was fetched while it was waited for."""
+        self._restless.add(record)
+        if record.joined > sent_at or not complete:
+            return
+        now = asyncio.get_running_loop().time()
+        if record.absent_since is None:
+            record.absent_since = sent_at
+        record.absences += 1
+        if record.video is None:
+            absent_for, limit = now - record.born, self._timeouts.appear
+            lost = limit is not None and absent_for >= limit
+        else:
+            absent_for = now - record.absent_since
+            lost = absent_for >= self._timeouts.gone and record.absences >= _GONE_POLLS
+        if lost:
+            record.listener.failed(
+                JobLostError(
+                    f"Record {record.record_id} has been missing from the list for {absent_for:.1f} s.",
+                    record_ids=(record.record_id,),
+                    video=record.video,
+                    absent_for=absent_for,
+                )
+            )
+
+    def _fail_all(self, error: QameraError) -> None:
+        for records in list(self._watched.values()):
+            for record in records:
+                record.listener.failed(error)
+        for question in (*self._questions, *self._asked):
+            if not question.done():
+                question.set_exception(error)
+
+    def _warn_once(self, key: str, message: str, *args: object) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            _log.warning(message, *args)
+
+
+def _is_final(error: QameraError) -> bool:
+    """Whether waiting can't help: the same request would get the same answer."""
+    if isinstance(error, ConnectionFailedError):
+        return error.permanent
+    if isinstance(error, SessionClosedError):
+        return True
+    if isinstance(error, ApiError):
+        return error.status == 407 or (error.status in (400, 401, 403, 404) and not error.foreign)  # noqa: PLR2004
+    return isinstance(error, InvalidResponseError) and error.status is not None and 300 <= error.status < 400  # noqa: PLR2004

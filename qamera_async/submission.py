@@ -1,0 +1,301 @@
+"""The one way a paid POST is made: slot, intent, send, classify, receipt.
+
+Once a byte of its body may have left, it is never sent again: the API has no idempotency key that it
+promises to honour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import attrs
+
+from . import protocol
+from .errors import (
+    AmbiguousSubmissionError,
+    ApiError,
+    ConnectionFailedError,
+    QameraError,
+    SessionClosedError,
+    TransportError,
+)
+from .events import Ambiguous, Submitted
+from .models import Intent
+from .transport import Flight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .events import Emit
+    from .models import Receipt, Request, Video
+    from .policies import StatusRules, Timeouts
+    from .poller import Poller
+    from .transport import Transport
+
+_log = logging.getLogger("qamera_async")
+
+_CLOCK_TOLERANCE = timedelta(seconds=60)
+
+
+class _Order:
+    """One registration under way."""
+
+    __slots__ = ("began", "caller_gone", "ended", "flight", "intent", "known", "task")
+
+    def __init__(self, request: Request) -> None:
+        self.intent = Intent(str(uuid.uuid4()), request, datetime.now(UTC))
+        self.flight = Flight()
+        self.caller_gone = False
+        self.known: Mapping[str, str] | None = None  # what was listed before it was sent
+        self.began = 0.0
+        self.ended = 0.0
+        self.task: asyncio.Task[Receipt] | None = None
+
+
+class Submitter:
+    """Sends registrations, each in a task of its own that outlives its caller."""
+
+    def __init__(
+        self, transport: Transport, poller: Poller, timeouts: Timeouts, rules: StatusRules, emit: Emit
+    ) -> None:
+        self._transport = transport
+        self._poller = poller
+        self._timeouts = timeouts
+        self._rules = rules
+        self._emit = emit
+        self._orders: set[_Order] = set()
+        self._looking: set[_Order] = set()
+        # Ids on receipts that no list has shown yet: none of them can be an ambiguous order's record.
+        self._claimed: set[str] = set()
+        self._closing = asyncio.Event()
+
+    async def submit(self, request: Request) -> Receipt:
+        """Send a registration once and give its receipt.
+
+        Cancelled before sending began, it withdraws the request; afterwards the request runs to its
+        answer, which is in an event and in the log.
+
+        Raises:
+            InvalidRequestError: nothing was sent.
+            AmbiguousSubmissionError: it may or may not have been paid for.
+            QameraError: it was not processed.
+        """
+        path, body = protocol.encode(request)
+        order = _Order(request)
+        order.task = asyncio.get_running_loop().create_task(
+            self._run(order, path, body), name=f"qamera-order-{order.intent.id}"
+        )
+        self._orders.add(order)
+        order.task.add_done_callback(lambda _: self._over(order))
+        try:
+            return await asyncio.shield(order.task)
+        except asyncio.CancelledError:
+            if order.task.cancelled():
+                # Only closing cancels an order that has begun, or one that still queues.
+                if self._closing.is_set() and not _being_cancelled():
+                    raise SessionClosedError(
+                        "The session was closed before the request was sent; nothing was ordered."
+                    ) from None
+                raise
+            order.caller_gone = True
+            if order.task.done():
+                self._report(order)
+            elif not order.flight.connected:
+                order.task.cancel()
+            raise
+
+    async def aclose(self) -> None:
+        """Withdraw what queues, wait for what is on the wire; what must be cut is ambiguous. Idempotent."""
+        self._closing.set()
+        for order in self._orders:
+            if not order.flight.on_the_wire and order not in self._looking and order.task is not None:
+                order.task.cancel()
+        tasks = [order.task for order in self._orders if order.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._timeouts.close)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    def _over(self, order: _Order) -> None:
+        self._orders.discard(order)
+        if order.caller_gone:
+            self._report(order)
+
+    def _report(self, order: _Order) -> None:
+        """Leave a trace of an order whose caller is gone."""
+        task = order.task
+        if task is None or task.cancelled() or not order.caller_gone:
+            return
+        order.caller_gone = False
+        error = task.exception()
+        if error is None:
+            receipt = task.result()
+            _log.warning(
+                "a cancelled registration was accepted all the same: records %s, order %s, ref %r",
+                ", ".join(receipt.record_ids),
+                receipt.order_id,
+                order.intent.request.ref,
+            )
+        else:
+            _log.warning("a cancelled registration ended with: %s", error)
+
+    # --- the order's own task -------------------------------------------------------------------
+
+    async def _run(self, order: _Order, path: str, body: bytes) -> Receipt:
+        headers = {"Content-Type": "application/json", protocol.IDEMPOTENCY_HEADER: order.intent.id}
+        loop = asyncio.get_running_loop()
+
+        async def sending() -> None:
+            order.began = loop.time()
+            listing = self._poller.seen
+            order.known = None if listing is None else listing.statuses
+            order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
+
+        async def attempt() -> protocol.Answer:
+            return await self._transport.post(path, body, headers, order.flight, sending)
+
+        try:
+            answer = await self._transport.retried("register", attempt, _unsent)
+        except asyncio.CancelledError:
+            if not order.flight.body_left:
+                raise
+            # Closing cut it off. Nobody may be left to raise to, so it is in the log as well.
+            error = TransportError("The session was closed before the answer came.", sent=True)
+            raise self._ambiguous(order, error, ()) from None
+        except QameraError as error:
+            if _known_not_to_be_processed(error, order.flight):
+                raise
+            order.ended = loop.time()
+            raise await self._look_into(order, error) from None
+        order.ended = loop.time()
+        if not 200 <= answer.status < 300:  # noqa: PLR2004
+            error = protocol.error_of(answer)
+            if protocol.is_refusal(answer):
+                raise error
+            raise await self._look_into(order, error, answer) from None
+        try:
+            receipt = protocol.read_receipt(answer)
+        except QameraError as error:
+            raise await self._look_into(order, error, answer) from None
+        self._claim(receipt)
+        self._emit(Submitted(order.intent.request.ref, order.intent.request, receipt))
+        return receipt
+
+    def _claim(self, receipt: Receipt) -> None:
+        listing = self._poller.seen
+        if listing is not None and len(self._orders) <= 1 and not self._looking:
+            # With no other order under way, what has been listed is known to the next one anyway.
+            self._claimed.difference_update(listing.statuses)
+        self._claimed.update(receipt.record_ids)
+
+    # --- an ambiguous order ---------------------------------------------------------------------
+
+    async def _look_into(
+        self, order: _Order, cause: QameraError, answer: protocol.Answer | None = None
+    ) -> AmbiguousSubmissionError:
+        """Look for records that nobody claims, for ``Timeouts.lookup`` seconds at most."""
+        found: dict[str, Video] = {}
+        self._looking.add(order)
+        try:
+            async with asyncio.timeout(self._timeouts.lookup):
+                while not self._closing.is_set():
+                    listed = await self._next_list()
+                    if listed is None:
+                        break
+                    found |= self._unclaimed(order, listed)
+                    if self._without_claims(found) and self._alone(order):
+                        break
+        except TimeoutError:
+            pass
+        except QameraError as error:
+            _log.info("an ambiguous submission can't be looked into: %s", error)
+        except asyncio.CancelledError:
+            if not self._closing.is_set():
+                raise
+        finally:
+            shared = len(self._looking) > 1
+            self._looking.discard(order)
+            return self._ambiguous(order, cause, tuple(self._without_claims(found).values()), shared=shared)
+
+    async def _next_list(self) -> protocol.Answer | None:
+        """The next list from the poller; None where the session closes meanwhile."""
+        asking = asyncio.ensure_future(self._poller.ask())
+        closing = asyncio.ensure_future(self._closing.wait())
+        try:
+            await asyncio.wait({asking, closing}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else None
+        finally:
+            for task in (asking, closing):
+                task.cancel()
+            await asyncio.gather(asking, closing, return_exceptions=True)
+
+    def _alone(self, order: _Order) -> bool:
+        """Whether no other POST is under way that may still bring a receipt for what was found."""
+        return not any(
+            other is not order and other.flight.on_the_wire for other in self._orders
+        )
+
+    def _unclaimed(self, order: _Order, answer: protocol.Answer) -> dict[str, Video]:
+        listing = self._poller.seen or protocol.read_listing(answer)
+        if order.known is not None:
+            fresh = listing.statuses.keys() - order.known.keys() - self._claimed
+            return protocol.read_some(answer, fresh, listing, self._rules)
+        # No list was seen before it: the server's own clock tells what was made meanwhile.
+        if answer.date is None:
+            return {}
+        age = asyncio.get_running_loop().time()
+        earliest = answer.date - timedelta(seconds=age - order.began) - _CLOCK_TOLERANCE
+        latest = answer.date - timedelta(seconds=age - order.ended) + _CLOCK_TOLERANCE
+        return {
+            video.id: video
+            for video in protocol.read_videos(answer, self._rules)
+            if video.id not in self._claimed
+            and video.created_at is not None
+            and earliest <= video.created_at <= latest
+        }
+
+    def _without_claims(self, found: dict[str, Video]) -> dict[str, Video]:
+        return {record_id: video for record_id, video in found.items() if record_id not in self._claimed}
+
+    def _ambiguous(
+        self, order: _Order, cause: QameraError, candidates: tuple[Video, ...], *, shared: bool = False
+    ) -> AmbiguousSubmissionError:
+        intent = attrs.evolve(order.intent, candidates=candidates)
+        error = AmbiguousSubmissionError(
+            "The request was sent, and whether it was accepted is not known.",
+            intent=intent,
+            candidates=candidates,
+            cause=copy.copy(cause),
+            shared=shared,
+        )
+        if self._closing.is_set():
+            _log.warning("closing left a submission ambiguous: %s", error)
+        self._emit(Ambiguous(intent))
+        return error
+
+
+def _unsent(error: QameraError) -> bool:
+    """Whether it is safe and sensible to send the same again."""
+    if isinstance(error, ConnectionFailedError):
+        return not error.permanent
+    return isinstance(error, TransportError) and not error.sent
+
+
+def _known_not_to_be_processed(error: QameraError, flight: Flight) -> bool:
+    if isinstance(error, ConnectionFailedError | SessionClosedError):
+        return True
+    if isinstance(error, ApiError) and error.status in (407, 429):
+        return True
+    return not flight.body_left
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

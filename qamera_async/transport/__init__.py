@@ -1,0 +1,274 @@
+"""The only room that imports the HTTP client: one exchange, a slot of the quota for each attempt.
+
+What aiohttp raises ends here. Whether a byte of a body may have left is known for each POST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import aiohttp
+import attrs
+
+from .. import protocol
+from .._version import __version__
+from ..budget import Priority, Slot
+from ..errors import (
+    ApiError,
+    ConnectionFailedError,
+    InvalidResponseError,
+    QameraError,
+    SessionClosedError,
+)
+from ..events import QuotaWait, Retrying
+from .border import translated
+from .tracing import Flight, flight_trace, guarded_trace
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ..budget import RequestBudget
+    from ..events import Emit
+    from ..policies import RetryPolicy, Timeouts
+
+BODY_LIMIT = 64 * 1024 * 1024  # bytes, after decompression
+_USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
+_HEADERS_KEPT = ("content-type", "date", "retry-after", "x-correlation-id")
+
+
+@attrs.frozen
+class Wire:
+    """What the way to the API is made of."""
+
+    base_url: str
+    api_key: str = attrs.field(repr=False)
+    proxy: str | None = attrs.field(default=None, repr=False)
+    trust_env: bool = False
+    ssl_context: ssl.SSLContext | None = None
+    trace_configs: Sequence[aiohttp.TraceConfig] = ()
+
+
+class Transport:
+    """Sends requests to the API's origin, one slot of the budget for each attempt."""
+
+    def __init__(
+        self, wire: Wire, budget: RequestBudget, timeouts: Timeouts, retry: RetryPolicy, emit: Emit
+    ) -> None:
+        self._wire = wire
+        self._budget = budget
+        self._timeouts = timeouts
+        self._retry = retry
+        self._emit = emit
+        self._clients: dict[str, aiohttp.ClientSession] = {}
+        self._closed = False
+        self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
+        key = wire.api_key
+    XX
+        secrets = re.compile("|".join(re.escape(v) for v in sorted(variants, key=len, reverse=True)))
+        self._conceal: Callable[[str], str] = lambda text: secrets.sub("***", text)
+
+    # --- what the other rooms call ------------------------------------------------------------
+
+    async def get(
+        self, path: str, priority: Priority, before_send: Callable[[], None] | None = None
+    ) -> protocol.Answer:
+        """One GET; a second attempt only where the server said 429.
+
+        Raises:
+            QameraError: no answer, or one with a status other than 200.
+        """
+
+        async def hook() -> None:
+            if before_send is not None:
+                before_send()
+
+        answer = await self._through_quota("GET", path, None, {}, priority, Flight(), hook)
+        if answer.status != 200:  # noqa: PLR2004
+            raise protocol.error_of(answer)
+        return answer
+
+    async def post(
+        self, path: str, body: bytes, headers: dict[str, str], flight: Flight, before_send: Callable[[], Awaitable[None]]
+    ) -> protocol.Answer:
+        """One POST on a fresh connection; sent again only where the server said 429.
+
+        Args:
+            path: below the base URL.
+            body: JSON.
+            headers: beside those of every request.
+            flight: tells how far it has come, also when this raises.
+            before_send: awaited with the slot in hand, before anything is sent.
+        """
+        return await self._through_quota("POST", path, body, headers, Priority.SUBMISSION, flight, before_send)
+
+    async def retried(
+        self, what: str, attempt: Callable[[], Awaitable[protocol.Answer]], again: Callable[[QameraError], bool]
+    ) -> protocol.Answer:
+        """Attempt what is safe to send again, ``RetryPolicy.attempts`` times at most."""
+        for number, delay in zip(range(1, self._retry.attempts), self._retry.delays(), strict=False):
+            try:
+                return await attempt()
+            except QameraError as error:
+                if not again(error):
+                    raise
+                self._emit(Retrying(what, number, delay, error))
+            await asyncio.sleep(delay)
+        return await attempt()
+
+    async def aclose(self) -> None:
+        """Close all connections; idempotent."""
+        self._closed = True
+        clients = list(self._clients.values())
+        self._clients.clear()
+        for client in clients:
+            await client.close()
+
+    # --- the quota ------------------------------------------------------------------------------
+
+    async def _through_quota(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        priority: Priority,
+        flight: Flight,
+        before_send: Callable[[], Awaitable[None]],
+    ) -> protocol.Answer:
+        while True:
+            slot = await self._budget.acquire(priority, self._waits)
+            try:
+                await before_send()
+            except BaseException:
+                slot.unsent()
+                raise
+            flight.on_the_wire = True
+            try:
+                answer = await self._exchange(method, path, body, headers, flight, slot)
+            finally:
+                flight.on_the_wire = False
+            if answer.status != 429:  # noqa: PLR2004
+                slot.answered()
+                return answer
+            error = protocol.error_of(answer)
+            stated = error.retry_after if isinstance(error, ApiError) else None
+            held = slot.rejected(stated, self._retry)
+            if held is None:
+                raise error
+            self._emit(QuotaWait(held))
+            # The server refused the order, so the next attempt starts from nothing.
+            flight.body_left = flight.connected = False
+
+    def _waits(self, seconds: float) -> None:
+        self._emit(QuotaWait(seconds))
+
+    # --- one exchange ---------------------------------------------------------------------------
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        flight: Flight,
+        slot: Slot,
+    ) -> protocol.Answer:
+        try:
+            async with self._client(method).request(
+                method,
+                self._wire.base_url + path,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                proxy=self._wire.proxy,
+                trace_request_ctx=flight if method == "POST" else None,
+                middlewares=(_only_once(),),
+            ) as response:
+                return protocol.Answer(
+                    response.status,
+                    {name: response.headers[name] for name in _HEADERS_KEPT if name in response.headers},
+                    await _read(response),
+                    self._conceal,
+                )
+        except asyncio.CancelledError:
+            self._end(slot, reached=method == "GET" or flight.connected)
+            raise
+        except Exception as error:  # noqa: BLE001 - the border: whatever the client raises ends here
+            translated = self._translate(error, sent=method == "GET" or flight.body_left)
+            unreached = isinstance(translated, ConnectionFailedError | SessionClosedError)
+            self._end(slot, reached=flight.connected or not unreached)
+            raise translated from None
+
+    def _end(self, slot: Slot, *, reached: bool) -> None:
+        if reached:
+            # The server may read what is on its way for as long as a connection may take.
+            slot.cut_off(self._timeouts.connect)
+        else:
+            slot.unsent()
+
+    def _client(self, method: str) -> aiohttp.ClientSession:
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
+        client = self._clients.get(method)
+        if client is None:
+            wire = self._wire
+            traces = [guarded_trace(config) for config in wire.trace_configs]
+            if method == "POST":
+                traces.append(flight_trace())
+            client = self._clients[method] = aiohttp.ClientSession(
+                # A POST on a kept connection that the server closes at that instant is ambiguous.
+                connector=aiohttp.TCPConnector(
+                    limit=0, force_close=method == "POST", ssl=wire.ssl_context or True
+                ),
+                headers={
+                    protocol.KEY_HEADER: wire.api_key,
+                    "User-Agent": _USER_AGENT,
+                    "Accept": "application/json",
+                }
+                | ({"Content-Type": "application/json"} if method == "POST" else {}),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout,
+                trust_env=wire.trust_env,
+                trace_configs=traces,
+            )
+        return client
+
+    def _translate(self, error: Exception, *, sent: bool) -> QameraError:
+        return translated(error, f"{self._wire.base_url}", self._conceal, sent=sent)
+
+
+def _only_once() -> aiohttp.ClientMiddlewareType:
+    """Keep the HTTP client from sending a GET again by itself: that is a second request of the quota."""
+    sent = False
+
+    async def middleware(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        nonlocal sent
+        if sent:
+            raise aiohttp.ServerDisconnectedError
+        sent = True
+        return await handler(request)
+
+    return middleware
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Read the body in pieces, so that a small compressed one can't become all of the memory."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > BODY_LIMIT:
+            response.close()
+            raise InvalidResponseError(
+                f"The server's answer is longer than {BODY_LIMIT} bytes.",
+                status=response.status,
+                expected=f"at most {BODY_LIMIT} bytes",
+            )
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
