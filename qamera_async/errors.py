@@ -41,7 +41,7 @@ def shown(value: object) -> str:
         value = value[: _SHOWN_CHARACTERS + 1]
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - a broken repr must not hide the mistake that is being reported
+    except Exception:
         return f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
 
@@ -287,7 +287,7 @@ class InvalidResponseError(QameraError):
             self.expected and f"expected {self.expected}",
             self.excerpt and f"got {self.excerpt!r}",
         ]
-        return f"{self.message}{_bracketed(details)}{_traced(self.correlation_id)}"
+        return f"{_with_details(self.message, details)}{_traced(self.correlation_id)}"
 
 
 class AmbiguousSubmissionError(QameraError):
@@ -335,7 +335,7 @@ class AmbiguousSubmissionError(QameraError):
             "other ambiguous submissions may share them" if self.shared and self.candidates else "",
             "" if self.cause is None else f"cause: {self._brief(self.cause)}",
         ]
-        return f"{self.message}{_bracketed(details)}"
+        return _with_details(self.message, details)
 
 
 class JobError(QameraError):
@@ -406,7 +406,7 @@ class JobTimeoutError(JobError, TimeoutError):
             "no list was received" if self.list_age is None else f"last list {self.list_age:.0f} s old",
             "" if self.last_error is None else f"last error: {self._brief(self.last_error)}",
         ]
-        return f"{self.message}{_bracketed(details)}"
+        return _with_details(self.message, details)
 
 
 class JobLostError(JobError):
@@ -436,13 +436,13 @@ class JobLostError(JobError):
 def _sentences(*parts: str) -> str:
     # Servers end their texts with a full stop or not; read in a row, each needs one.
     present = [part.rstrip() for part in parts if part.strip()]
-    ended = [part if part.endswith((".", "!", "?", "]", ")")) else f"{part}." for part in present[:-1]]
+    ended = [part if part.endswith((".", "!", "?", "]")) else f"{part}." for part in present[:-1]]
     return " ".join([*ended, *present[-1:]])
 
 
-def _bracketed(details: list[str]) -> str:
+def _with_details(message: str, details: list[str]) -> str:
     present = [detail for detail in details if detail]
-    return f" ({'; '.join(present)})" if present else ""
+    return f"{message.removesuffix('.')} ({'; '.join(present)})" if present else message
 
 
 def _traced(correlation_id: str | None) -> str:

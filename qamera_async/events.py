@@ -163,7 +163,7 @@ def guarded(on_event: Callable[[Event], object] | None) -> Emit:
     def emit(event: Event) -> None:
         try:
             on_event(event)
-        except Exception:  # noqa: BLE001 - a reader's mistake is the reader's, whatever it is
+        except Exception:
             _log.exception("on_event raised while it was told of %s", type(event).__name__)
 
     return emit

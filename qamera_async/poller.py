@@ -271,7 +271,9 @@ class Poller:
         if not unchanged or self._listing is None:
             self._listing = protocol.read_listing(answer)
             if self._listing.broken:
-                self._warn_once("broken", "%d items of the list of videos can't be read", self._listing.broken)
+                self._warn_once(
+                    "broken", "%d items of the list of videos can't be read", self._listing.broken
+                )
         self._answer = answer
         self._good_at, self._outage, self.last_error = sent_at, None, None
         statuses = self._listing.statuses
@@ -281,7 +283,11 @@ class Poller:
             looked_at = [record for records in self._watched.values() for record in records]
         changed = [record for record in looked_at if self._has_news(record, statuses)]
         videos = protocol.read_some(answer, {r.record_id for r in changed}, self._listing, self._rules)
-        told = sum(self._present(record, videos[record.record_id]) for record in changed if record.record_id in videos)
+        told = sum(
+            self._present(record, videos[record.record_id])
+            for record in changed
+            if record.record_id in videos
+        )
         for record in looked_at:
             if record.record_id not in statuses and record in self._watched.get(record.record_id, ()):
                 self._absent(record, sent_at, complete=self._listing.complete)

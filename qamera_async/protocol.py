@@ -41,7 +41,7 @@ KEY_HEADER = "X-Api-Key"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 
 _EXCERPT_CHARS = 200
-_LONGEST_RETRY_AFTER = 3600.0 # seconds; more is taken for a mistake of the server
+_LONGEST_RETRY_AFTER = 3600.0  # seconds; more is taken for a mistake of the server
 _EXCERPT_BYTES = 16 * 1024
 # What a decoder can raise on bytes from anywhere: RecursionError on nested brackets, ValueError on an
 # integer of thousands of digits.
@@ -249,9 +249,7 @@ def _receipts() -> Callable[[Any, type[Receipt]], Receipt]:
 
         converter = Converter()
         converter.register_structure_hook(str | None, lambda value, _: _text(value))
-        converter.register_structure_hook(
-            int | None, lambda value, _: value if type(value) is int else None
-        )
+        converter.register_structure_hook(int | None, lambda value, _: value if type(value) is int else None)
         converter.register_structure_hook(
             Receipt,
             make_dict_structure_fn(
@@ -353,7 +351,9 @@ def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: Statu
     if listing.broken or len(items) != len(listing.statuses):
         candidates: Iterable[_Full | None] = map(_tolerant, items)
     else:
-        candidates = (_tolerant(raw) for raw, id in zip(items, listing.statuses, strict=True) if id in wanted)
+        candidates = (
+            _tolerant(raw) for raw, name in zip(items, listing.statuses, strict=True) if name in wanted
+        )
     for item in candidates:
         if item is not None and item.id in wanted:
             found[item.id] = _video(item, rules)

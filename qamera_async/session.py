@@ -88,7 +88,9 @@ class QameraSession:
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
         self._state = "new"
-        self._origin = _checked_url(base_url or os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL, allow_http)
+        self._origin = _checked_url(
+            base_url or os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL, allow_http
+        )
         self._wire = Wire(
             self._origin,
             _checked_key(os.environ.get("QAMERA_API_KEY") if api_key is None else api_key),
@@ -102,7 +104,9 @@ class QameraSession:
         self._timeouts = _setting("timeouts", timeouts, Timeouts)
         self._rules = _setting("statuses", statuses, StatusRules)
         if budget is not None and not isinstance(budget, RequestBudget):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"budget: got {type(budget).__name__}, allowed is a RequestBudget or None")
+            raise ConfigurationError(
+                f"budget: got {type(budget).__name__}, allowed is a RequestBudget or None"
+            )
         self._emit = guarded(on_event)
         self._budget, self._leave_budget = join(str(URL(self._origin).origin()), self._wire.api_key, budget)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,7 +129,9 @@ class QameraSession:
             self._leave_budget()
             self._budget.release(id(self))
             if self._loop is not None:
-                warnings.warn(f"unclosed {self!r}; use async with, or await aclose()", ResourceWarning, stacklevel=1)
+                warnings.warn(
+                    f"unclosed {self!r}; use async with, or await aclose()", ResourceWarning, stacklevel=1
+                )
 
     async def __aenter__(self) -> Self:
         self._check()
@@ -219,7 +225,7 @@ class QameraSession:
         Raises:
             QameraError: as ``register_video``.
         """
-        return await self.register(ReelRequest(image_ids, ref, extra or {}))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        return await self.register(ReelRequest(image_ids, ref, extra or {}))  # pyright: ignore[reportArgumentType]
 
     async def register(self, request: Request, *, retry_failed: bool = False) -> Job:  # noqa: ARG002 - a ledger's setting
         """Order what a request value says; this spends credits.
@@ -306,15 +312,15 @@ class QameraSession:
                 )
             self._loop = loop
         if self._pid != os.getpid():
-            raise SessionClosedError(
-                "The session was made before a fork. Make one in each process."
-            )
+            raise SessionClosedError("The session was made before a fork. Make one in each process.")
 
 
 def _may_pass(error: QameraError) -> bool:
     if isinstance(error, TransportError):
         return not getattr(error, "permanent", False)
-    return isinstance(error, ServerError) or (isinstance(error, InvalidResponseError) and error.status is None)
+    return isinstance(error, ServerError) or (
+        isinstance(error, InvalidResponseError) and error.status is None
+    )
 
 
 def _setting(name: str, value: _T | None, kind: type[_T]) -> _T:

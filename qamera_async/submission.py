@@ -26,7 +26,7 @@ from .errors import (
 )
 from .events import Ambiguous, Submitted
 from .models import Intent
-from .transport import Flight
+from .transport.tracing import Flight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -166,9 +166,10 @@ class Submitter:
         except asyncio.CancelledError:
             if not order.flight.body_left:
                 raise
-            # Closing cut it off. Nobody may be left to raise to, so it is in the log as well.
-            error = TransportError("The session was closed before the answer came.", sent=True)
-            raise self._ambiguous(order, error, ()) from None
+            # Closing, or the end of the loop, cut it off: nobody may be left to raise to.
+            order.caller_gone = True
+            cut = TransportError("The session was closed before the answer came.", sent=True)
+            raise self._ambiguous(order, cut, ()) from None
         except QameraError as error:
             if _known_not_to_be_processed(error, order.flight):
                 raise
@@ -176,14 +177,14 @@ class Submitter:
             raise await self._look_into(order, error) from None
         order.ended = loop.time()
         if not 200 <= answer.status < 300:  # noqa: PLR2004
-            error = protocol.error_of(answer)
+            stated = protocol.error_of(answer)
             if protocol.is_refusal(answer):
-                raise error
-            raise await self._look_into(order, error, answer) from None
+                raise stated
+            raise await self._look_into(order, stated)
         try:
             receipt = protocol.read_receipt(answer)
         except QameraError as error:
-            raise await self._look_into(order, error, answer) from None
+            raise await self._look_into(order, error) from None
         self._claim(receipt)
         self._emit(Submitted(order.intent.request.ref, order.intent.request, receipt))
         return receipt
@@ -197,9 +198,7 @@ class Submitter:
 
     # --- an ambiguous order ---------------------------------------------------------------------
 
-    async def _look_into(
-        self, order: _Order, cause: QameraError, answer: protocol.Answer | None = None
-    ) -> AmbiguousSubmissionError:
+    async def _look_into(self, order: _Order, cause: QameraError) -> AmbiguousSubmissionError:
         """Look for records that nobody claims, for ``Timeouts.lookup`` seconds at most."""
         found: dict[str, Video] = {}
         self._looking.add(order)
@@ -217,12 +216,11 @@ class Submitter:
         except QameraError as error:
             _log.info("an ambiguous submission can't be looked into: %s", error)
         except asyncio.CancelledError:
-            if not self._closing.is_set():
-                raise
-        finally:
-            shared = len(self._looking) > 1
-            self._looking.discard(order)
-            return self._ambiguous(order, cause, tuple(self._without_claims(found).values()), shared=shared)
+            # The loop is being torn down. What is known must not go down with it.
+            order.caller_gone = True
+        shared = len(self._looking) > 1
+        self._looking.discard(order)
+        return self._ambiguous(order, cause, tuple(self._without_claims(found).values()), shared=shared)
 
     async def _next_list(self) -> protocol.Answer | None:
         """The next list from the poller; None where the session closes meanwhile."""
@@ -238,9 +236,7 @@ class Submitter:
 
     def _alone(self, order: _Order) -> bool:
         """Whether no other POST is under way that may still bring a receipt for what was found."""
-        return not any(
-            other is not order and other.flight.on_the_wire for other in self._orders
-        )
+        return not any(other is not order and other.flight.on_the_wire for other in self._orders)
 
     def _unclaimed(self, order: _Order, answer: protocol.Answer) -> dict[str, Video]:
         listing = self._poller.seen or protocol.read_listing(answer)
@@ -275,8 +271,6 @@ class Submitter:
             cause=copy.copy(cause),
             shared=shared,
         )
-        if self._closing.is_set():
-            _log.warning("closing left a submission ambiguous: %s", error)
         self._emit(Ambiguous(intent))
         return error
 

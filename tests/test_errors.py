@@ -203,8 +203,8 @@ def test_an_ambiguous_submission_without_candidates_says_none_was_seen():
     """None seen is said, since it is not the same as none made."""
     intent = Intent("int_1", VideoRequest("img_1"), datetime(2026, 3, 20, tzinfo=UTC))
 
-    assert str(AmbiguousSubmissionError("lost", intent=intent, shared=True)).startswith(
-        "lost (candidates: none seen)"
+    assert str(AmbiguousSubmissionError("It was lost.", intent=intent, shared=True)).startswith(
+        "It was lost (candidates: none seen). The request was sent once"
     )
 
 

@@ -58,7 +58,7 @@ class Slot:
     def _settle(self, extra: float | None, *, ok: bool) -> None:
         if not self._settled:
             self._settled = True
-            self._budget._settle(self, extra, ok=ok)  # noqa: SLF001
+            self._budget.settle(self, extra, ok=ok)
 
     def rejected(self, retry_after: float | None, policy: RetryPolicy) -> float | None:
         """The server said 429: hold everybody.
@@ -67,7 +67,7 @@ class Slot:
             The seconds to hold, or None where this has gone on for five windows.
         """
         self._settled = True
-        return self._budget._reject(self, retry_after, policy)  # noqa: SLF001
+        return self._budget.reject(self, retry_after, policy)
 
 
 class _Waiter:
@@ -312,7 +312,8 @@ class RequestBudget:
 
     # --- settling a slot ------------------------------------------------------------------------
 
-    def _settle(self, slot: Slot, extra: float | None, *, ok: bool) -> None:
+    def settle(self, slot: Slot, extra: float | None, *, ok: bool) -> None:
+        """Settle a slot; for its own methods."""
         with self._lock:
             self._under_way.discard(slot)
             if extra is not None:
@@ -328,7 +329,8 @@ class RequestBudget:
         if slot.priority is Priority.SUBMISSION:
             insort(self._submission_expiries, free_at)
 
-    def _reject(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> float | None:
+    def reject(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> float | None:
+        """Hold everybody after a 429; for ``Slot.rejected``."""
         with self._lock:
             now = self._clock()
             self._under_way.discard(slot)
@@ -344,7 +346,7 @@ class RequestBudget:
             if now - self._held_since >= 5 * self._window:
                 self._pump()
                 return None
-            seconds = policy.base * (2**min(self._rejections, 30) + random.uniform(0, 0.5))  # noqa: S311
+            seconds = policy.base * (2.0 ** min(self._rejections, 30) + random.uniform(0, 0.5))  # noqa: S311
             if retry_after is not None:
                 seconds = retry_after
             self._rejections += 1

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..events import Emit
     from ..policies import RetryPolicy, Timeouts
 
+_SHORTEST_SECRET = 6  # characters
 BODY_LIMIT = 64 * 1024 * 1024  # bytes, after decompression
 _USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 _HEADERS_KEPT = ("content-type", "date", "retry-after", "x-correlation-id")
@@ -67,9 +68,17 @@ class Transport:
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
         key = wire.api_key
-    XX
+        # The part after the dot is the secret; a very short one would hide half of every message.
+        secret = key.partition(".")[2]
+        variants = {key, quote(key), key.replace("/", "\\/")}
+        if len(secret) >= _SHORTEST_SECRET:
+            variants.add(secret)
         secrets = re.compile("|".join(re.escape(v) for v in sorted(variants, key=len, reverse=True)))
-        self._conceal: Callable[[str], str] = lambda text: secrets.sub("***", text)
+
+        def conceal(text: str) -> str:
+            return secrets.sub("***", text)
+
+        self._conceal = conceal
 
     # --- what the other rooms call ------------------------------------------------------------
 
@@ -92,7 +101,12 @@ class Transport:
         return answer
 
     async def post(
-        self, path: str, body: bytes, headers: dict[str, str], flight: Flight, before_send: Callable[[], Awaitable[None]]
+        self,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        flight: Flight,
+        before_send: Callable[[], Awaitable[None]],
     ) -> protocol.Answer:
         """One POST on a fresh connection; sent again only where the server said 429.
 
@@ -103,10 +117,15 @@ class Transport:
             flight: tells how far it has come, also when this raises.
             before_send: awaited with the slot in hand, before anything is sent.
         """
-        return await self._through_quota("POST", path, body, headers, Priority.SUBMISSION, flight, before_send)
+        return await self._through_quota(
+            "POST", path, body, headers, Priority.SUBMISSION, flight, before_send
+        )
 
     async def retried(
-        self, what: str, attempt: Callable[[], Awaitable[protocol.Answer]], again: Callable[[QameraError], bool]
+        self,
+        what: str,
+        attempt: Callable[[], Awaitable[protocol.Answer]],
+        again: Callable[[QameraError], bool],
     ) -> protocol.Answer:
         """Attempt what is safe to send again, ``RetryPolicy.attempts`` times at most."""
         for number, delay in zip(range(1, self._retry.attempts), self._retry.delays(), strict=False):
@@ -197,7 +216,7 @@ class Transport:
         except asyncio.CancelledError:
             self._end(slot, reached=method == "GET" or flight.connected)
             raise
-        except Exception as error:  # noqa: BLE001 - the border: whatever the client raises ends here
+        except Exception as error:
             translated = self._translate(error, sent=method == "GET" or flight.body_left)
             unreached = isinstance(translated, ConnectionFailedError | SessionClosedError)
             self._end(slot, reached=flight.connected or not unreached)
