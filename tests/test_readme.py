@@ -1,0 +1,75 @@
+"""What the README shows works as it stands there."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from qamera_async import QameraSession
+from qamera_async.sandbox import Sandbox
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python examples/quickstart.py",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
+]
+
+
+@pytest.fixture
+async def on_the_sandbox(monkeypatch, quick):
+    """Let a QameraSession() without arguments be one on the sandbox that polls without long pauses."""
+    monkeypatch.setitem(QameraSession.__init__.__kwdefaults__, "polling", quick["polling"])
+    async with Sandbox(job_seconds=0.05) as sandbox:
+        monkeypatch.setenv("QAMERA_BASE_URL", sandbox.url)
+        monkeypatch.setenv("QAMERA_API_KEY", sandbox.api_key)
+        yield sandbox
+
+
+def test_there_are_snippets():
+    """An expression that finds nothing would test nothing."""
+    assert len(SNIPPETS) >= 9
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_stand_in_the_readme(command):
+    """CI reads the test command from there, so that it can't drift."""
+    assert f"```bash\n{command}\n```" in README
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.strip().splitlines()[0][:40])
+async def test_a_snippet_runs(snippet, on_the_sandbox):
+    """Each snippet runs on the sandbox; one that is a test runs with its fixtures."""
+    names = {"__name__": "readme"}
+    code = compile(snippet, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    result = eval(code, names)  # noqa: S307 - our own README
+    if inspect.iscoroutine(result):
+        await result
+
+    # The web app and the test only define something; they have tests of their own below.
+    assert on_the_sandbox.requests or not inspect.iscoroutine(result)
+
+
+async def test_the_fixtures_of_the_readme(qamera, qamera_sandbox):
+    """The README's test passes with the fixtures of the plugin."""
+    snippet = next(s for s in SNIPPETS if "qamera_sandbox" in s)
+    names = {"__name__": "readme"}
+    exec(snippet, names)  # noqa: S102 - our own README
+    await names["test_my_code_survives_a_failed_job"](qamera, qamera_sandbox)
+
+    assert len(qamera_sandbox.orders) == 1
+
+
+async def test_the_web_app_of_the_readme(on_the_sandbox):
+    """The README's app starts a clip and shows it."""
+    names = {"__name__": "readme"}
+    exec(next(s for s in SNIPPETS if "web.Application" in s), names)  # noqa: S102 - our own README
+    async with TestClient(TestServer(names["app"])) as client:
+        started = await (await client.post("/clips?image=img_1")).json()
+        shown = await (await client.get(f"/clips/{started['record_ids'][0]}")).json()
+
+    assert shown["url"].startswith(on_the_sandbox.cdn_url)

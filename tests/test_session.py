@@ -1,0 +1,466 @@
+"""A session end to end, on the sandbox."""
+
+import asyncio
+import logging
+import math
+import pickle
+
+import aiohttp
+import pytest
+
+import qamera_async as q
+from qamera_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+@pytest.fixture
+async def sandbox():
+    async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def session(sandbox, quick):
+    async with sandbox.session(**quick) as session:
+        yield session
+
+
+def polls(sandbox):
+    return [r for r in sandbox.requests if r.method == "GET"]
+
+
+def posts(sandbox):
+    return [r for r in sandbox.requests if r.method == "POST"]
+
+
+async def test_a_video_is_registered_and_awaited(session, sandbox):
+    """register_video sends what was asked, and the job gives the finished video."""
+    job = await session.register_video(image_id="img_1", suggestion="Slow zoom", ref="sku-1")
+    video = await job
+
+    assert job.record_ids == (video.id,)
+    assert video.status == "DONE"
+    assert video.video_url.startswith(sandbox.cdn_url)
+    assert sandbox.orders[0].body == {"imageId": "img_1", "suggestion": "Slow zoom"}
+    assert job.receipt.credits_reserved == 10
+
+
+async def test_a_reel_is_registered_with_the_wires_spelling(session, sandbox):
+    """The field is imagesIds."""
+    await (await session.register_reel(["a", "b"]))
+
+    assert sandbox.orders[0].body == {"imagesIds": ["a", "b"]}
+
+
+async def test_many_waiting_jobs_cost_the_polls_of_one():
+    """P1: 60 jobs of 0.6 s at an interval of 0.1 s are served by at most 12 polls."""
+    async with (
+        Sandbox(job_seconds=0.6, quota=None) as sandbox,
+        sandbox.session(polling=q.PollPolicy(interval=0.1, stale_after=0.5)) as session,
+    ):
+        jobs = await asyncio.gather(*(session.register_video(image_id=f"i{n}") for n in range(60)))
+        videos = await asyncio.gather(*jobs)
+
+    assert {video.id for video in videos} == set(sandbox.records)
+    assert len(polls(sandbox)) <= 12
+
+
+async def test_nobody_waiting_means_no_request(session, sandbox):
+    """P1: a registered job that nobody awaits, and a finished one, cost no poll."""
+    job = await session.register_video(image_id="i")
+    await asyncio.sleep(0.1)
+    assert polls(sandbox) == []
+
+    await job
+    before = len(sandbox.requests)
+    await job
+    await asyncio.sleep(0.1)
+
+    assert len(sandbox.requests) == before
+
+
+async def test_one_cancelled_waiter_leaves_the_others(session):
+    """P9: of three waiters one is cancelled and one times out; the third gets the video."""
+    job = await session.register_video(image_id="i")
+    first, second, third = (asyncio.ensure_future(job.wait(t)) for t in (None, 0.001, None))
+    await asyncio.sleep(0)
+    first.cancel()
+
+    assert (await third).status == "DONE"
+    with pytest.raises(q.JobTimeoutError) as timed_out:
+        await second
+    assert isinstance(timed_out.value, TimeoutError)
+    assert first.cancelled() or await asyncio.wait([first])
+    assert (await job).status == "DONE"
+
+
+async def test_a_failed_job_raises_and_refunds(session, sandbox):
+    """JobFailedError holds the videos; the credits come back; waiting again costs nothing."""
+    sandbox.trouble("fail_job")
+    job = await session.register_video(image_id="i")
+    with pytest.raises(q.JobFailedError) as failed:
+        await job
+    before = len(sandbox.requests)
+    with pytest.raises(q.JobFailedError):
+        await job
+
+    assert failed.value.videos[0].status == "FAILED"
+    assert job.state is q.JobState.FAILED
+    assert sandbox.credits == 1000
+    assert len(sandbox.requests) == before
+
+
+async def test_updates_end_with_the_last_snapshot(session, sandbox):
+    """updates() gives each status and ends without raising, also for a failed job."""
+    sandbox.trouble("fail_job")
+    job = await session.register_video(image_id="i")
+    statuses = [video.status async for video in job.updates()]
+
+    assert statuses[-1] == "FAILED"
+    assert statuses == list(dict.fromkeys(statuses))
+
+
+async def test_a_job_is_resumed_by_its_record_ids(sandbox, quick):
+    """job(*ids) attaches to records that another session made."""
+    async with sandbox.session(**quick) as first:
+        made = await first.register_reel(["a"])
+    async with sandbox.session(**quick) as second:
+        job = second.job(*made.record_ids)
+        video = await job
+
+    assert video.id == made.record_ids[0]
+    assert job.receipt is None
+
+
+async def test_several_records_of_one_job(session, sandbox):
+    """A job of several records is done when all are; all_videos() gives them."""
+    sandbox.trouble("multiple", count=3)
+    job = await session.register_video(image_id="i")
+
+    assert [video.id for video in await job.all_videos()] == list(job.record_ids)
+    assert len(job.record_ids) == 3
+
+
+@pytest.mark.parametrize("trouble", [("late", {"seconds": 0.15}), ("no_url", {"seconds": 0.15})])
+async def test_a_record_that_takes_its_time_is_waited_for(session, sandbox, trouble):
+    """Late records and DONE without a URL are waited for."""
+    name, details = trouble
+    sandbox.trouble(name, **details)
+    video = await (await session.register_video(image_id="i"))
+
+    assert video.video_url is not None
+
+
+async def test_a_server_that_lists_only_finished_records(quick):
+    """A record may be absent until it is finished."""
+    async with Sandbox(job_seconds=0.1, quota=None, show="finished") as sandbox:
+        async with sandbox.session(**quick) as session:
+            assert (await (await session.register_video(image_id="i"))).status == "DONE"
+
+
+async def test_a_vanished_record_is_lost(quick):
+    """A record that was seen and is gone raises JobLostError, which is not final."""
+    async with Sandbox(job_seconds=math.inf, quota=None) as sandbox:
+        timeouts = q.Timeouts(gone=0.05)
+        async with sandbox.session(**quick | {"timeouts": timeouts}) as session:
+            sandbox.trouble("vanish", after=0.06)
+            job = await session.register_video(image_id="i")
+            with pytest.raises(q.JobLostError) as lost:
+                await job
+
+    assert lost.value.video.status in ("PENDING", "PROCESSING")
+
+
+LOST = [
+    ("reset_before", {}),
+    ("reset_after", {}),
+    ("close_after", {}),
+    ("hang", {}),
+    ("stall", {}),
+    ("truncate", {}),
+    ("garbage", {}),
+    ("empty", {}),
+    ("redirect", {"status": 303}),
+    ("redirect", {"status": 307}),
+    ("redirect", {"status": 308}),
+    *(("error", {"status": s, "taken": True}) for s in (500, 502, 503, 504, 408, 409)),
+    ("error", {"status": 400, "html": True, "taken": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "details"), LOST)
+async def test_a_post_whose_answer_is_lost_is_ambiguous_and_never_sent_twice(sandbox, quick, name, details):
+    """P3: one POST on the wire; the new record among the candidates, no old one."""
+    sandbox.add_records(3)
+    options = quick | {"timeouts": q.Timeouts(request=0.2, lookup=0.5)}
+    async with sandbox.session(**options) as session:
+        await session.list_videos()
+        sandbox.trouble(name, **details)
+        with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+            await session.register_video(image_id="i", ref="sku")
+
+    assert len(posts(sandbox)) == 1
+    assert [v.id for v in ambiguous.value.candidates] == [i for o in sandbox.orders for i in o.record_ids]
+    assert len(sandbox.orders) == (0 if name == "reset_before" else 1)
+    assert ambiguous.value.request.ref == "sku"
+    assert not [r for r in sandbox.requests if r.origin == "cdn"]
+
+
+async def test_a_siblings_receipt_is_no_candidate(sandbox, quick):
+    """What another POST's receipt claims is taken off the candidates."""
+    async with sandbox.session(**quick) as session:
+        await session.list_videos()
+        sandbox.trouble("reset_before")
+        sandbox.trouble("slow", seconds=0.1)
+        results = await asyncio.gather(
+            *(session.register_video(image_id=f"i{n}") for n in range(2)), return_exceptions=True
+        )
+    errors = [r for r in results if isinstance(r, q.AmbiguousSubmissionError)]
+
+    assert len(errors) == 1
+    assert errors[0].candidates == ()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [
+        ({"status": 400, "body": "No image."}, q.BadRequestError),
+        ({"status": 401}, q.AuthenticationError),
+        ({"status": 403, "body": "Missing required scope: 'content.register'."}, q.PermissionDeniedError),
+        ({"status": 404}, q.NotFoundError),
+        ({"status": 418}, q.ApiError),
+        ({"status": 407, "html": True}, q.ApiError),
+    ],
+)
+async def test_a_refusal_raises_its_class(session, sandbox, trouble, error):
+    """A refused POST was not processed: typed, and sent once."""
+    sandbox.trouble("error", **trouble)
+    with pytest.raises(error) as refused:
+        await session.register_video(image_id="i")
+
+    assert refused.value.status == trouble["status"]
+    assert len(posts(sandbox)) == 1
+
+
+async def test_too_few_credits(quick):
+    """The 402's text tells what was required and what is available."""
+    async with Sandbox(credits=2) as sandbox, sandbox.session(**quick) as session:
+        with pytest.raises(q.InsufficientCreditsError) as refused:
+            await session.register_video(image_id="i")
+
+    assert (refused.value.required, refused.value.available) == (10, 2)
+
+
+@pytest.mark.parametrize("after", [None, "0", "-1", "nan", "1e9", "5", "٣", "Wed, 21 Oct 2026 07:28:00 GMT"])
+async def test_a_429_is_waited_out(session, sandbox, after):
+    """Whatever Retry-After says, the wait is bounded and the POST is sent again."""
+    details = {} if after is None else {"retry_after": after}
+    if after is not None and not after.isascii():
+        details = {}
+    sandbox.trouble("too_many", **details)
+    await session.register_video(image_id="i")
+
+    assert [r.status for r in posts(sandbox)] == [429, 200]
+    assert len(sandbox.orders) == 1
+
+
+async def test_refused_connections_are_tried_again(sandbox, quick):
+    """What is provably unsent is retried, and its slot given back."""
+    retry = q.RetryPolicy(attempts=8, base=0.05, max_delay=0.1)
+    async with sandbox.session(**quick | {"retry": retry}) as session:
+        await sandbox.refuse(0.12)
+        await session.register_video(image_id="i")
+
+    assert len(sandbox.orders) == 1
+
+
+async def test_an_unreachable_server_is_typed_and_costs_no_slot(unused_tcp_port, quick):
+    """Bounded attempts, then ConnectionFailedError; nothing is counted."""
+    session = q.QameraSession("mk_live_a.bcdefgh", base_url=f"http://127.0.0.1:{unused_tcp_port}", **quick)
+    async with session:
+        with pytest.raises(q.ConnectionFailedError):
+            await session.register_video(image_id="i")
+        assert session.budget.used == 0
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed(session, sandbox, status):
+    """P6: a redirected GET fails every waiter, and the target sees nothing."""
+    sandbox.trouble("redirect", on="GET", times=3, status=status)
+    with pytest.raises(q.InvalidResponseError) as refused:
+        await session.job("vid_1")
+    with pytest.raises(q.InvalidResponseError):
+        await session.list_videos()
+
+    assert refused.value.status == status
+    assert {r.origin for r in sandbox.requests} == {"api"}
+
+
+@pytest.mark.parametrize("name", ["reset_after", "truncate", "garbage", "hang"])
+async def test_an_outage_fails_nobody(sandbox, quick, name):
+    """A poll that fails is repeated; the waiter gets its video."""
+    options = quick | {"timeouts": q.Timeouts(request=0.1)}
+    async with sandbox.session(**options) as session:
+        job = await session.register_video(image_id="i")
+        sandbox.trouble(name, on="GET", times=2)
+
+        assert (await job).status == "DONE"
+
+
+async def test_a_firewalls_403_is_an_outage_but_the_apis_fails_all(sandbox, quick):
+    """A 403 in a foreign shape passes; one in the API's shape doesn't."""
+    async with sandbox.session(**quick) as session:
+        job = await session.register_video(image_id="i")
+        sandbox.trouble("error", on="GET", status=403, html=True)
+        await job
+        other = session.job("vid_nowhere")
+        sandbox.trouble("error", on="GET", status=403)
+        waiters = [asyncio.ensure_future(other.wait()) for _ in range(2)]
+        results = await asyncio.gather(*waiters, return_exceptions=True)
+
+    assert [type(r) for r in results] == [q.PermissionDeniedError] * 2
+
+
+async def test_a_cancelled_callers_receipt_is_in_the_log_and_an_event(sandbox, quick, caplog):
+    """P4: cancelled after sending began, the POST runs to its answer."""
+    events = []
+    async with sandbox.session(**quick, on_event=events.append) as session:
+        sandbox.trouble("slow", seconds=0.1)
+        task = asyncio.ensure_future(session.register_video(image_id="i"))
+        while not posts(sandbox):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert [e.receipt.record_ids for e in events if isinstance(e, q.Submitted)] == [("vid_001",)]
+    assert [r for r in caplog.records if r.levelno == logging.WARNING and "vid_001" in r.getMessage()]
+
+
+async def test_a_caller_cancelled_while_queueing_withdraws(quick):
+    """P4: before sending began nothing is sent, and the slot is given back."""
+    async with Sandbox(quota=(1, 60.0)) as sandbox, sandbox.session(**quick) as session:
+        await session.list_videos()
+        task = asyncio.ensure_future(session.register_video(image_id="i"))
+        await asyncio.sleep(0.01)
+        assert session.budget.waiting == 1
+        task.cancel()
+        await asyncio.wait([task])
+
+        assert session.budget.waiting == 0
+        assert posts(sandbox) == []
+
+
+async def test_closing_drains_what_is_under_way_and_ends_what_waits(sandbox, quick):
+    """POSTs on the wire get their answer, queued ones and waiters SessionClosedError."""
+    session = sandbox.session(**quick)
+    waiting = asyncio.ensure_future(session.job("vid_nowhere").wait())
+    sandbox.trouble("slow", seconds=0.1)
+    sending = asyncio.ensure_future(session.register_video(image_id="i"))
+    while not posts(sandbox):
+        await asyncio.sleep(0.001)
+    await asyncio.gather(session.aclose(), session.aclose())
+
+    assert (await sending).receipt.order_id == "order_001"
+    with pytest.raises(q.SessionClosedError):
+        await waiting
+    with pytest.raises(q.SessionClosedError):
+        await session.list_videos()
+    assert [t for t in asyncio.all_tasks() if t.get_name().startswith("qamera")] == []
+
+
+async def test_closing_cuts_what_hangs_and_says_so(sandbox, quick, caplog):
+    """A POST that isn't answered in time is ambiguous, for its caller too."""
+    session = sandbox.session(**quick | {"timeouts": q.Timeouts(close=0.05)})
+    sandbox.trouble("hang")
+    sending = asyncio.ensure_future(session.register_video(image_id="i"))
+    while not posts(sandbox):
+        await asyncio.sleep(0.001)
+    await session.aclose()
+
+    with pytest.raises(q.AmbiguousSubmissionError):
+        await sending
+    assert "ended with" in caplog.text
+
+
+async def test_a_second_loop_is_refused(sandbox, quick):
+    """A session belongs to the loop it was first used on."""
+    async with sandbox.session(**quick) as session:
+        await session.list_videos()
+
+        def elsewhere():
+            asyncio.run(session.list_videos())
+
+        with pytest.raises(q.SessionClosedError, match="another event loop"):
+            await asyncio.to_thread(elsewhere)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"api_key": ""},
+        {"api_key": "a b"},
+        {"api_key": "a\n"},
+        {"api_key": "ключ"},
+        {"base_url": "http://example.com"},
+        {"base_url": "ftp://example.com"},
+        {"base_url": "example.com"},
+        {"base_url": "https://u:p@example.com"},
+        {"polling": 3},
+    ],
+)
+def test_a_bad_setting_fails_when_the_session_is_built(options):
+    """ConfigurationError, which is a ValueError too."""
+    with pytest.raises(q.ConfigurationError):
+        q.QameraSession(**{"api_key": "mk_live_a.b", "base_url": "https://example.com"} | options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"image_id": "a", "generated_image_id": "b"}, {"image_id": ""}, {"image_id": 3}]
+)
+async def test_a_bad_video_request_sends_nothing(session, sandbox, options):
+    """InvalidRequestError, and no request."""
+    with pytest.raises(q.InvalidRequestError):
+        await session.register_video(**options)
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("ids", [[], list("abcdefghijk"), "img", [1]])
+async def test_a_bad_reel_request_sends_nothing(session, sandbox, ids):
+    """InvalidRequestError, and no request."""
+    with pytest.raises(q.InvalidRequestError):
+        await session.register_reel(ids)
+    assert sandbox.requests == []
+
+
+async def test_the_key_is_in_nothing_that_is_shown(sandbox, quick, caplog):
+    """P6: not in repr, errors that echo it, their pickles, or the log at DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    errors = []
+    async with sandbox.session(**quick) as session:
+        for status in (400, 500):
+            sandbox.trouble("error", status=status, body=f"bad key {sandbox.api_key}", html=status == 500)
+            with pytest.raises(q.QameraError) as caught:
+                await session.register_video(image_id="i")
+            errors.append(caught.value)
+    shown = "".join([repr(session), *map(repr, errors), *map(str, errors), caplog.text])
+    assert sandbox.api_key not in shown
+    assert sandbox.api_key.encode() not in pickle.dumps(errors)
+
+
+async def test_what_a_watcher_raises_loses_nothing(sandbox, quick):
+    """on_event and a user's trace hooks may raise; the receipt still arrives."""
+
+    async def explode(*_):
+        raise RuntimeError
+
+    def also(_):
+        raise RuntimeError
+
+    trace = aiohttp.TraceConfig()
+    for signal in (trace.on_request_start, trace.on_request_chunk_sent, trace.on_request_end):
+        signal.append(explode)
+    async with sandbox.session(**quick, on_event=also, trace_configs=[trace]) as session:
+        job = await session.register_video(image_id="i")
+        assert (await job).status == "DONE"
