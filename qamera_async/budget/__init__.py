@@ -161,6 +161,10 @@ class RequestBudget:
             on_wait: called with a lower bound of the seconds to wait where there is no slot at once.
         """
         with self._lock:
+            if not any(self._queues.values()):
+                slot = self._take(priority)
+                if slot is not None:
+                    return slot
             waiter = _Waiter(priority)
             self._queues[priority].append(waiter)
             self._pump()
@@ -244,11 +248,31 @@ class RequestBudget:
             free + bisect_right(self._expiries, last + due * pause) >= due for due in range(1, reserved + 1)
         )
 
-    def _grantable(self, now: float) -> _Waiter | None:
+    def _open(self, now: float) -> bool:
+        """Whether there is a slot at all."""
         if now < self._hold_until or self._used() >= self._limit:
+            return False
+        # After a hold one request probes, before the rest.
+        return self._held_since is None or not self._under_way
+
+    def _take(self, priority: Priority) -> Slot | None:
+        """Give a slot to who needn't queue; None where there is none."""
+        now = self._clock()
+        self._expire(now)
+        if not self._open(now) or (priority is Priority.SUBMISSION and not self._may_submit(now)):
             return None
-        if self._held_since is not None and self._under_way:
-            return None  # after a hold one request probes, before the rest
+        return self._grant(priority, now)
+
+    def _grant(self, priority: Priority, now: float) -> Slot:
+        slot = Slot(self, priority, now)
+        self._under_way.add(slot)
+        if priority is Priority.POLL:
+            self._last_poll = now
+        return slot
+
+    def _grantable(self, now: float) -> _Waiter | None:
+        if not self._open(now):
+            return None
         submissions, polls = self._queues[Priority.SUBMISSION], self._queues[Priority.POLL]
         if submissions and self._may_submit(now):
             return submissions[0]
@@ -256,15 +280,14 @@ class RequestBudget:
 
     def _pump(self) -> None:
         """Grant what can be granted; see to it that somebody comes back when more can be."""
+        if not any(self._queues.values()):
+            return
         now = self._clock()
         here = _running_loop()
         self._expire(now)
         while (waiter := self._grantable(now)) is not None:
             self._queues[waiter.priority].popleft()
-            slot = waiter.slot = Slot(self, waiter.priority, now)
-            self._under_way.add(slot)
-            if waiter.priority is Priority.POLL:
-                self._last_poll = now
+            slot = waiter.slot = self._grant(waiter.priority, now)
             if waiter.loop is here:
                 _resolve(waiter.future)
                 continue

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import aiohttp
 import attrs
+from yarl import URL
 
 from .. import protocol
 from .._version import __version__
@@ -65,6 +66,7 @@ class Transport:
         self._retry = retry
         self._emit = emit
         self._clients: dict[str, aiohttp.ClientSession] = {}
+        self._urls: dict[str, URL] = {}
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
         key = wire.api_key
@@ -128,15 +130,19 @@ class Transport:
         again: Callable[[QameraError], bool],
     ) -> protocol.Answer:
         """Attempt what is safe to send again, ``RetryPolicy.attempts`` times at most."""
-        for number, delay in zip(range(1, self._retry.attempts), self._retry.delays(), strict=False):
+        delays = None
+        number = 1
+        while True:
             try:
                 return await attempt()
             except QameraError as error:
-                if not again(error):
+                if number >= self._retry.attempts or not again(error):
                     raise
+                delays = delays or self._retry.delays()
+                delay = next(delays)
                 self._emit(Retrying(what, number, delay, error))
             await asyncio.sleep(delay)
-        return await attempt()
+            number += 1
 
     async def aclose(self) -> None:
         """Close all connections; idempotent."""
@@ -199,7 +205,7 @@ class Transport:
         try:
             async with self._client(method).request(
                 method,
-                self._wire.base_url + path,
+                self._url(path),
                 data=body,
                 headers=headers,
                 allow_redirects=False,
@@ -228,6 +234,12 @@ class Transport:
             slot.cut_off(self._timeouts.connect)
         else:
             slot.unsent()
+
+    def _url(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self._wire.base_url + path)
+        return url
 
     def _client(self, method: str) -> aiohttp.ClientSession:
         if self._closed:

@@ -1,0 +1,191 @@
+"""What the client itself costs: import, one request, one poll, one waiting job."""
+
+import asyncio
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from functools import partial
+
+import aiohttp
+import msgspec
+from quota import KEY, row, server
+
+from qamera_async import PollPolicy, QameraSession, RequestBudget, StatusRules, Timeouts, protocol
+from qamera_async.poller import Poller, Record
+
+SUFFIX = "import qamera_async; [getattr(qamera_async, name) for name in qamera_async.__all__]"
+
+
+def _import_seconds(code):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own code
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def imports(quick):
+    """Measure the import of the package, and of all its names, against aiohttp's."""
+    codes = {
+        "nothing": "pass",
+        "aiohttp": "import aiohttp",
+        "package": "import qamera_async",
+        "names": SUFFIX,
+    }
+    seconds = {name: [] for name in codes}
+    for _ in range(3 if quick else 11):
+        for name, code in codes.items():
+            seconds[name].append(_import_seconds(code))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    base = median["aiohttp"] - median["nothing"]
+    for name, what in (("package", "import qamera_async"), ("names", "the same, and every public name used")):
+        ratio = (median[name] - median["nothing"]) / base
+        row(f"{what}, CPU over import aiohttp", f"{ratio:.2f} x", "1.25 x", ratio <= 1.25)
+
+
+async def one_request(quick):
+    """Measure list_videos of a small list against a raw aiohttp GET with .json()."""
+    rounds, each = (3, 50) if quick else (15, 200)
+    async with server(quota=None, records=10) as (url, _):
+        unlimited = RequestBudget(10**6, 0.001)
+        async with (
+            QameraSession(KEY, base_url=url, budget=unlimited) as qamera,
+            aiohttp.ClientSession(headers={"X-Api-Key": KEY}) as raw,
+        ):
+
+            async def ours():
+                await qamera.list_videos()
+
+            async def theirs():
+                async with raw.get(url + protocol.VIDEOS_PATH) as response:
+                    await response.json()
+
+            ratios = []
+            for _ in range(rounds):
+                spent = []
+                for call in (ours, theirs):
+                    start = time.process_time()
+                    for _ in range(each):
+                        await call()
+                    spent.append(time.process_time() - start)
+                ratios.append(spent[0] / spent[1])
+    ratio = statistics.median(ratios)
+    row("list_videos() of 10, CPU over raw aiohttp", f"{ratio:.2f} x", "1.20 x", ratio <= 1.2)
+
+
+class _Nobody:
+    """A listener whom nothing interests."""
+
+    def changed(self, _):
+        """Take it."""
+
+    def failed(self, _):
+        """Take it."""
+
+
+class _Item(msgspec.Struct):
+    id: str
+    name: str | None
+    thumbnail: str | None
+    videoUrl: str | None  # noqa: N815 - the wire's name
+    status: str
+    voting: str | None
+    createdAt: str  # noqa: N815 - the wire's name
+
+
+class _List(msgspec.Struct):
+    videos: list[_Item]
+    count: int
+
+
+def _body(changed):
+    return json.dumps(
+        {
+            "videos": [
+                {
+                    "id": f"vid_{n:06d}",
+                    "name": f"Product Showcase - White T-Shirt {n}",
+                    "thumbnail": f"https://cdn.example.com/videos/thumb_{n:06d}.jpg",
+                    "videoUrl": f"https://cdn.example.com/videos/vid_{n:06d}.mp4",
+                    "status": "DONE" if n in changed else "PENDING",
+                    "voting": "APPROVED",
+                    "createdAt": "2026-03-20T17:00:00.000Z",
+                }
+                for n in range(10_000)
+            ],
+            "count": 10_000,
+        }
+    ).encode()
+
+
+def _milliseconds(call):
+    start = time.process_time()
+    call()
+    return (time.process_time() - start) * 1000
+
+
+async def one_poll(quick):
+    """Measure what a poll of 10,000 costs once its body is read, 100 records waited for."""
+    decode = msgspec.json.Decoder(_List).decode
+    plain, elsewhere, some = _body(()), _body((9_000,)), _body(range(10))
+    full, unchanged, changed, finished = [], [], [], []
+    for _ in range(3 if quick else 21):
+        poller = Poller(
+            None, RequestBudget(), PollPolicy(), Timeouts(), StatusRules(), lambda _: None
+        )  # nothing is sent, so it needs no transport
+        poller._needed = lambda _: None
+        for n in range(100):
+            poller.watch(Record(f"vid_{n:06d}", _Nobody(), 0.0), 0.0)
+        now = asyncio.get_running_loop().time()
+        take = poller._take
+        take(protocol.Answer(200, {}, plain), now)
+        copies = [bytes(bytearray(body)) for body in (plain, elsewhere, some)]
+        full.append(_milliseconds(lambda: decode(plain)))
+        for body, into in zip(copies, (unchanged, changed, finished), strict=True):
+            answer = protocol.Answer(200, {}, body)
+            into.append(_milliseconds(partial(take, answer, now)))
+    full_, unchanged_, changed_, finished_ = map(statistics.median, (full, unchanged, changed, finished))
+    reference = f"(msgspec's full typed decode: {full_:.2f} ms)"
+    row("a poll of 10,000, unchanged", f"{unchanged_:.2f} ms", "1.5 ms", unchanged_ <= 1.5)
+    row("changed elsewhere", f"{changed_:.2f} ms {reference}", "1.0 x + 1 ms", changed_ <= full_ + 1)
+    row("some finished", f"{finished_:.2f} ms = {finished_ / full_:.2f} x", "2.0 x", finished_ <= 2 * full_)
+
+
+async def one_waiter(quick):
+    """Measure the memory of a waiting job, with the caller's task."""
+    number = 1_000 if quick else 10_000
+    polling = PollPolicy(interval=60.0)
+    qamera = QameraSession(KEY, base_url="http://127.0.0.1:9", polling=polling)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+
+    async def caller(job):
+        return await job
+
+    tasks = [asyncio.create_task(caller(qamera.job(f"vid_{n:06d}"))) for n in range(number)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gc.collect()
+    each = (tracemalloc.get_traced_memory()[0] - before) / number
+    tracemalloc.stop()
+    await qamera.aclose()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    row(
+        f"{number} waiting jobs, with the callers' tasks",
+        f"{each:.0f} bytes each",
+        "2,500 bytes",
+        each <= 2500,
+    )
+
+
+async def main(quick):
+    """Run all rows of this table."""
+    imports(quick)
+    await one_request(quick)
+    await one_poll(quick)
+    await one_waiter(quick)
