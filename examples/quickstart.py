@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 
-from qamera_async import Job, PollPolicy, QameraError, QameraSession, Video
+from qamera_async import Job, PollPolicy, QameraError, QameraSession, ReelRequest, Video, VideoRequest
 from qamera_async.sandbox import Sandbox
 
 REFUSED = 2
@@ -39,10 +39,14 @@ async def followed(name: str, job: Job) -> Video:
 
 async def make(qamera: QameraSession, image_ids: list[str]) -> None:
     """Register a video of the first image and a reel of all of them, and await both."""
+    # Both are checked before the first is paid for.
+    video_request = VideoRequest(image_id=image_ids[0], suggestion="Slow zoom in")
+    reel_request = ReelRequest(image_ids)
+
     # Before anything is awaited, so that both are in the making while we wait.
-    video_job = await qamera.register_video(image_id=image_ids[0], suggestion="Slow zoom in")
+    video_job = await qamera.register(video_request)
     print(f"video registered: {', '.join(video_job.record_ids)}")
-    reel_job = await qamera.register_reel(image_ids)
+    reel_job = await qamera.register(reel_request)
     print(f"reel registered: {', '.join(reel_job.record_ids)}")
 
     video, reel = await asyncio.gather(followed("video", video_job), followed("reel", reel_job))

@@ -80,6 +80,25 @@ async def test_nobody_waiting_means_no_request(session, sandbox):
     assert len(sandbox.requests) == before
 
 
+async def test_the_last_waiter_takes_the_poll_along(session, sandbox):
+    """P1: who gives up before the poll is sent leaves none behind."""
+    job = await session.register_video(image_id="i")
+    with pytest.raises(q.JobTimeoutError):
+        await job.wait(0.001)
+    await asyncio.sleep(0.1)
+
+    assert polls(sandbox) == []
+
+
+async def test_each_post_has_a_fresh_connection_and_polls_share_one(session, sandbox):
+    """An idle connection that the server closes at that instant would make a paid POST ambiguous."""
+    for _ in range(2):
+        await (await session.register_video(image_id="i"))
+
+    assert [r.headers.get("Connection") for r in posts(sandbox)] == ["close", "close"]
+    assert {r.headers.get("Connection") for r in polls(sandbox)} <= {None, "keep-alive"}
+
+
 async def test_one_cancelled_waiter_leaves_the_others(session):
     """P9: of three waiters one is cancelled and one times out; the third gets the video."""
     job = await session.register_video(image_id="i")
