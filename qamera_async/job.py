@@ -7,6 +7,8 @@ import copy
 import math
 from typing import TYPE_CHECKING
 
+import attrs
+
 from .errors import ConfigurationError, InvalidRequestError, JobFailedError, JobTimeoutError
 from .events import Failed, Finished
 from .models import JobState
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
     from .poller import Poller
 
 
+@attrs.frozen
+class JobContext:
+    """What all jobs of a session share: one object, so that a job is small.
+
+    ``check`` refuses a session that can't be used; ``timeout`` is ``Timeouts.job`` in seconds.
+    """
+
+    poller: Poller
+    emit: Emit
+    check: Callable[[], None]
+    timeout: float
+
+
 class Job:
     """A video or a reel in the making; ``await job`` gives its ``Video`` once it is DONE.
 
@@ -30,24 +45,19 @@ class Job:
 
     __slots__ = (
         "__weakref__",
-        "_check",
+        "_context",
         "_due",
-        "_emit",
         "_failure",
-        "_poller",
         "_receipt",
         "_records",
         "_request",
-        "_timeout",
         "_waiters",
+        "_watchers",
     )
 
     def __init__(
         self,
-        poller: Poller,
-        emit: Emit,
-        check: Callable[[], None],
-        timeout: float,
+        context: JobContext,
         record_ids: tuple[str, ...],
         *,
         request: Request | None = None,
@@ -55,17 +65,16 @@ class Job:
         born: float,
         due: float = -math.inf,
     ) -> None:
-        self._poller = poller
-        self._emit = emit
-        self._check = check
-        self._timeout = timeout
+        self._context = context
         self._request = request
         self._receipt = receipt
         self._records = tuple([Record(record_id, self, born) for record_id in record_ids])
         self._due = due
         self._failure: JobFailedError | None = None
-        # Each future stands for one waiter: True ones are resolved by any change, the others by the end.
-        self._waiters: dict[asyncio.Future[None], bool] = {}
+        # Each future stands for one task: waiters want the end, watchers each change. Lists, since there
+        # are thousands of jobs with one waiter each.
+        self._waiters: list[asyncio.Future[None]] = []
+        self._watchers: list[asyncio.Future[None]] | None = None
 
     def __repr__(self) -> str:
         return f"<Job {', '.join(self.record_ids)} {self.state.name} {self.status or 'not seen yet'!r}>"
@@ -129,25 +138,25 @@ class Job:
             QameraError: the list can't be had, for a reason that waiting can't cure.
         """
         if timeout is None:
-            timeout = self._timeout
+            timeout = self._context.timeout
         elif isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"timeout: got {timeout!r}, allowed are seconds from 0 up, or None")
         if not self.done():
-            self._check()
+            self._context.check()
             loop = asyncio.get_running_loop()
             waiter = loop.create_future()
             alarm = None
             if timeout != math.inf:
                 alarm = loop.call_later(timeout, _ring, waiter)
             try:
-                self._join(waiter, any_change=False)
+                self._join(waiter, self._waiters)
                 await waiter
             except _TimeIsUp:
                 raise self._timed_out(timeout) from None
             finally:
                 if alarm is not None:
                     alarm.cancel()
-                self._leave(waiter)
+                self._leave(waiter, self._waiters)
         if self._failure is not None:
             # Each waiter raises its own: a shared one would collect the tracebacks of all.
             raise copy.copy(self._failure)
@@ -188,26 +197,29 @@ class Job:
                 return
             if fresh:
                 continue  # it may have changed while the caller was busy with these
-            self._check()
+            self._context.check()
             waiter = asyncio.get_running_loop().create_future()
+            if self._watchers is None:
+                self._watchers = []
             try:
-                self._join(waiter, any_change=True)
+                self._join(waiter, self._watchers)
                 await waiter
             finally:
-                self._leave(waiter)
+                self._leave(waiter, self._watchers)
 
-    def _join(self, waiter: asyncio.Future[None], *, any_change: bool) -> None:
-        first = not self._waiters
-        self._waiters[waiter] = any_change
+    def _join(self, waiter: asyncio.Future[None], waiters: list[asyncio.Future[None]]) -> None:
+        first = not self._waiters and not self._watchers
+        waiters.append(waiter)
         if first:
             for record in self._records:
                 if not record.settled:
-                    self._poller.watch(record, self._due)
+                    self._context.poller.watch(record, self._due)
 
-    def _leave(self, waiter: asyncio.Future[None]) -> None:
-        if self._waiters.pop(waiter, None) is not None and not self._waiters:
+    def _leave(self, waiter: asyncio.Future[None], waiters: list[asyncio.Future[None]]) -> None:
+        waiters.remove(waiter)
+        if not self._waiters and not self._watchers:
             for record in self._records:
-                self._poller.unwatch(record)
+                self._context.poller.unwatch(record)
         if waiter.done() and not waiter.cancelled():
             waiter.exception()  # it may have failed while its waiter was being cancelled
 
@@ -216,17 +228,17 @@ class Job:
     def changed(self, record: Record) -> None:
         """A record changed; the poller calls this."""
         if record.settled:
-            self._poller.unwatch(record)
+            self._context.poller.unwatch(record)
         settled = self.done()
         if settled:
             self._settle()
-        for waiter, any_change in self._waiters.items():
-            if (settled or any_change) and not waiter.done():
+        for waiter in (*(self._watchers or ()), *(self._waiters if settled else ())):
+            if not waiter.done():
                 waiter.set_result(None)
 
     def failed(self, error: QameraError) -> None:
         """Nobody can wait for this now; the poller calls this."""
-        for waiter in self._waiters:
+        for waiter in (*self._waiters, *(self._watchers or ())):
             if not waiter.done():
                 waiter.set_exception(copy.copy(error))
 
@@ -234,14 +246,14 @@ class Job:
         videos = self._videos()
         bad = [video for video in videos if video.state is JobState.FAILED]
         if not bad:
-            self._emit(Finished(videos[0]))
+            self._context.emit(Finished(videos[0]))
             return
         self._failure = JobFailedError(
             f"The job failed: {', '.join(f'{video.id} is {video.status}' for video in bad)}.",
             record_ids=self.record_ids,
             videos=videos,
         )
-        self._emit(Failed(self.record_ids, self._failure))
+        self._context.emit(Failed(self.record_ids, self._failure))
 
     def _videos(self) -> tuple[Video, ...]:
         return tuple([record.video for record in self._records if record.video is not None])
@@ -252,8 +264,8 @@ class Job:
             record_ids=self.record_ids,
             timeout=timeout,
             status=self.status,
-            last_error=self._poller.last_error,
-            list_age=self._poller.list_age,
+            last_error=self._context.poller.last_error,
+            list_age=self._context.poller.list_age,
         )
 
 

@@ -24,7 +24,7 @@ from .errors import (
     TransportError,
 )
 from .events import guarded
-from .job import Job, checked_ids
+from .job import Job, JobContext, checked_ids
 from .models import ReelRequest, Request, Video, VideoRequest
 from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from .poller import Poller
@@ -116,6 +116,7 @@ class QameraSession:
             self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit
         )
         self._submitter = Submitter(self._transport, self._poller, self._timeouts, self._rules, self._emit)
+        self._job_context = JobContext(self._poller, self._emit, self._check, self._timeouts.job)
         self._reserved = False
         self._close_task: asyncio.Task[None] | None = None
         self._state = "open"
@@ -248,10 +249,7 @@ class QameraSession:
         receipt = await self._submitter.submit(request)
         now = asyncio.get_running_loop().time()
         return Job(
-            self._poller,
-            self._emit,
-            self._check,
-            self._timeouts.job,
+            self._job_context,
             receipt.record_ids,
             request=request,
             receipt=receipt,
@@ -269,7 +267,7 @@ class QameraSession:
         ids = checked_ids(record_ids)
         self._check()
         now = asyncio.get_running_loop().time()
-        return Job(self._poller, self._emit, self._check, self._timeouts.job, ids, born=now)
+        return Job(self._job_context, ids, born=now)
 
     async def list_videos(self) -> tuple[Video, ...]:
         """Give all videos and reels of the account, in the server's order; one request.
