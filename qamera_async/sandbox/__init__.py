@@ -5,37 +5,47 @@ For trying things out, for one's own tests, and for this library's.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from aiohttp import web
-
-from .server import Arrived, Server
-from .trouble import Script
-from .world import Order, Record, World
+from .arrivals import ArrivedRequest, Log
+from .cdn import Cdn
+from .listener import Listener
+from .quota import Quota
+from .records import Order, Record
+from .server import ApiServer
+from .trouble import ON_THE_SERVER, Script, Trouble
+from .world import World
 
 if TYPE_CHECKING:
-    from .. import QameraSession
+    from collections.abc import Mapping
 
-__all__ = ["Arrived", "Order", "Record", "Sandbox"]
+    from .. import QameraSession, RequestBudget
+
+__all__ = ["ArrivedRequest", "Order", "Record", "Sandbox"]
 
 
 class Sandbox:
     """The API and its CDN as two servers on loopback; an async context manager.
 
     Args:
-        job_seconds: how long a job takes; ``math.inf`` means until ``finish``.
+        job_seconds: how long a job takes, in seconds; ``math.inf`` means until ``finish``.
         credits: what the account has to spend.
-        quota: requests and the window in seconds; None means no quota.
+        quota: so many requests in a window of so many seconds; None means no quota.
         host: the address to listen on.
         port: the API's port; 0 means any free one.
         api_key: the one key that is valid.
         video_price: credits for a video.
         reel_price: credits for a reel.
-        count_delay: a request is counted up to that many seconds after it arrived.
-        retry_after: seconds that a 429 of the quota states; None means no header.
-        show: "at_once" lists each record from its POST on, "finished" only when it is finished.
+        records_per_order: how many records an order makes.
+        count_delay: the quota counts a request at a random moment up to that many seconds after it
+            arrived, and before it is answered.
+        retry_after: what a 429 of the quota states, in seconds; None means no such header.
+        show: "at_once" lists a record from its POST on, "finished" only when it is finished.
+        forget_finished: whether a record is forgotten once a list has shown it finished.
+
+    Raises:
+        ValueError: a setting makes no sense.
     """
 
     def __init__(
@@ -49,24 +59,42 @@ class Sandbox:
         api_key: str = "mk_live_sandbox.secret",
         video_price: int = 10,
         reel_price: int = 15,
+        records_per_order: int = 1,
         count_delay: float = 0.0,
         retry_after: float | None = None,
-        show: str = "at_once",
+        show: Literal["at_once", "finished"] = "at_once",
+        forget_finished: bool = False,
     ) -> None:
+        if show not in {"at_once", "finished"}:
+            raise ValueError(f"show={show!r}: must be 'at_once' or 'finished'")
+        if not job_seconds >= 0 or not count_delay >= 0:
+            raise ValueError(f"{job_seconds=}, {count_delay=}: must be seconds, not negative")
+        if records_per_order < 1:
+            raise ValueError(f"{records_per_order=}: must be at least 1")
         self.api_key = api_key
         self.url = ""
         self.cdn_url = ""
-        self._host = host
-        self._port = port
         self._quota = quota
-        self._world = World(job_seconds, credits, {"video": video_price, "reel": reel_price}, show)
+        self._budget: RequestBudget | None = None
+        self._log = Log()
         self._script = Script()
-        self._server = Server(self._world, self._script, api_key, quota, count_delay, retry_after)
-        self._runners: list[web.AppRunner] = []
-        self._returning: set[asyncio.Task[None]] = set()
+        self._world = World(
+            job_seconds,
+            credits,
+            {"video": video_price, "reel": reel_price},
+            records_per_order=records_per_order,
+            show=show,
+            forget_finished=forget_finished,
+        )
+        counting = Quota(quota, count_delay)
+        server = ApiServer(
+            self._world, self._script, self._log, counting, api_key=api_key, retry_after=retry_after
+        )
+        self._api = Listener(server.handle, host, port)
+        self._cdn = Listener(Cdn(self._log).handle, host, 0)
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.url or 'not started'} {len(self.orders)} orders>"
+        return f"<Sandbox {self.url or 'not started'}, {len(self.orders)} orders>"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -76,100 +104,114 @@ class Sandbox:
         await self.aclose()
 
     async def start(self) -> None:
-        """Listen; from now on ``url`` and ``cdn_url`` are known."""
-        self.url = await self._listen(self._server.api(), self._port)
-        self.cdn_url = self._world.cdn_url = await self._listen(self._server.cdn(), 0)
+        """Listen; from now on ``url`` and ``cdn_url`` are known.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        try:
+            self.cdn_url = self._world.cdn_url = await self._cdn.start()
+            self.url = await self._api.start()
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
         """Stop listening and cut off what hangs; idempotent."""
-        for task in self._returning:
-            task.cancel()
-        while self._runners:
-            await self._runners.pop().cleanup()
-
-    async def _listen(self, app: web.Application, port: int) -> str:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01, handler_cancellation=True)
-        await runner.setup()
-        self._runners.append(runner)
-        await web.TCPSite(runner, self._host, port).start()
-        return f"http://{self._host}:{runner.addresses[0][1]}"
+        await self._api.aclose()
+        await self._cdn.aclose()
 
     # --- what it saw ----------------------------------------------------------------------------
 
     @property
-    def requests(self) -> list[Arrived]:
-        """All requests as they arrived, those to the CDN among them."""
-        return self._server.requests
+    def requests(self) -> list[ArrivedRequest]:
+        """All requests as they arrived, those to the CDN among them; a copy."""
+        return self._log.requests()
 
     @property
     def orders(self) -> list[Order]:
-        """The registrations that were accepted."""
-        return self._world.orders
+        """The registrations that were accepted; a copy."""
+        return list(self._world.orders)
 
     @property
-    def records(self) -> dict[str, Record]:
-        """All videos and reels by their ids."""
-        return self._world.records
+    def records(self) -> Mapping[str, Record]:
+        """All videos and reels by their ids; a view that can't be written to."""
+        return MappingProxyType(self._world.records)
 
     @property
     def credits(self) -> int:
-        """What the account has left; refunds of failed jobs come back."""
+        """What the account has left; the credits of failed jobs are back."""
         return self._world.credits
 
     # --- what it shall do -----------------------------------------------------------------------
 
     def session(self, **options: Any) -> QameraSession:  # noqa: ANN401 - those of QameraSession
-        """Give a session on this server, its quota set to match; ``options`` are QameraSession's."""
-        from .. import QameraSession, RequestBudget  # noqa: PLC0415 - else it knows nothing of the client
-
-        limit, window = self._quota or (1_000_000, 0.001)
-        settings: dict[str, Any] = {"api_key": self.api_key, "base_url": self.url} | options
-        if "budget" not in settings:
-            settings["budget"] = self._budget = getattr(self, "_budget", None) or RequestBudget(limit, window)
-        return QameraSession(**settings)
-
-    def trouble(self, name: str, *, times: int = 1, on: str | None = None, **details: Any) -> None:  # noqa: ANN401
-        """Script trouble for the next ``times`` requests.
+        """Give a session on this server, its quota set to match.
 
         Args:
-            name: "reset_before" or "reset_after" the order was taken, "close_after", "error" (``status``,
-                ``html``, ``body``, ``taken``), "too_many" (``retry_after``), "hang", "stall", "truncate",
-                "garbage", "empty", "redirect" (``status``, ``location``), "slow" (``seconds``); for an
-                order's job "fail_job", "late" (``seconds``), "vanish" (``after``), "multiple"
-                (``count``), "no_url" (``seconds``).
-            times: how many requests meet it.
-            on: "POST", "GET" or "ANY"; None means "POST".
+            options: those of ``QameraSession``; they go before what the sandbox would set.
+
+        Returns:
+            The session, not yet entered. Those of one sandbox share one budget.
+        """
+        from .. import QameraSession, RequestBudget  # noqa: PLC0415 - else it knows nothing of the client
+
+        settings: dict[str, Any] = {"api_key": self.api_key, "base_url": self.url} | options
+        if "budget" not in settings:
+            if self._budget is None:
+                limit, window = self._quota or (1_000_000, 0.001)
+                self._budget = RequestBudget(limit=limit, window=window)
+            settings["budget"] = self._budget
+        return QameraSession(**settings)
+
+    def trouble(
+        self,
+        name: str,
+        *,
+        times: int = 1,
+        on: Literal["POST", "GET", "ANY"] = "POST",
+        **details: Any,  # noqa: ANN401 - each trouble has its own
+    ) -> None:
+        """Script trouble for the next ``times`` matching requests to the API, first in, first out.
+
+        One request meets one trouble. An order meets the first of each name that concerns its job, whatever
+        becomes of its answer.
+
+        Args:
+            name: for a request: "reset_before" or "reset_after" the order was taken (RST), "close_after"
+                (FIN), "error" (``status``, ``body``: None means the API's words, ``html``, ``taken``),
+                "too_many" (``retry_after``), "hang" (``taken``), "stall" and "truncate" (half of the body),
+                "garbage" (an HTML page), "empty", "redirect" (``status``, ``location``), "slow"
+                (``seconds`` from when the order was taken until the answer).
+                For an order's job: "fail_job" (``status``), "late" (``seconds``), "vanish" (``after`` so
+                many seconds), "multiple" (``count``), "no_url" (``seconds``).
+                At once: "refuse_connections" (for ``seconds``); those that are open stay so.
+            times: how many requests, or orders, meet it.
+            on: requests by which method; "ANY" means both.
             details: as named above.
 
         Raises:
-            ValueError: there is no such trouble.
+            ValueError: there is no such trouble or detail, or a detail is missing.
+            RuntimeError: connections can't be refused, as the sandbox doesn't listen.
         """
-        self._script.add(name, times, on or "POST", details)
+        trouble = Trouble.of(name, on, details)
+        if name in ON_THE_SERVER:
+            self._api.refuse(trouble.details["seconds"])
+        else:
+            self._script.add(trouble, times)
 
     async def refuse(self, seconds: float) -> None:
-        """Refuse connections from now on, for so many seconds."""
-        runner = self._runners[0]
-        port = runner.addresses[0][1]
-        for site in list(runner.sites):
-            await site.stop()
-
-        async def back() -> None:
-            await asyncio.sleep(seconds)
-            await web.TCPSite(runner, self._host, port).start()
-
-        task = asyncio.get_running_loop().create_task(back())
-        self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
+        """Refuse connections from now on, for so many seconds: the trouble "refuse_connections"."""
+        self.trouble("refuse_connections", seconds=seconds)
 
     def add_records(self, number: int, status: str = "DONE") -> None:
         """Put so many old, finished records into the list."""
         self._world.add_old(number, status)
 
     def finish(self, record_id: str, status: str = "DONE") -> None:
-        """Settle a record now."""
-        self._world.finish(record_id, status)
+        """Let a record reach ``status`` now; a failed one is refunded.
 
-    async def forever(self) -> None:
-        """Serve until cancelled."""
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+        Raises:
+            KeyError: there is no such record.
+        """
+        self._world.finish(record_id, status)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
+import sys
 
 from . import Sandbox
 
@@ -18,7 +20,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m qamera_async.sandbox", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 means any free one")
     parser.add_argument("--job-seconds", type=float, default=5.0, help="how long a job takes")
-    parser.add_argument("--credits", type=int, default=1000)
+    parser.add_argument("--credits", type=int, default=1000, help="what the account has to spend")
     parser.add_argument("--quota", type=_quota, default=(60, 60.0), metavar="LIMIT/SECONDS")
     parser.add_argument("--no-quota", action="store_const", const=None, dest="quota")
     parser.add_argument("--records", type=int, default=0, help="old records in the list")
@@ -34,16 +36,25 @@ async def _serve(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         count_delay=arguments.count_delay,
     )
+    sandbox.add_records(arguments.records)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Without signal handlers of the loop, as on Windows, Ctrl-C is a KeyboardInterrupt.
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with sandbox:
-        sandbox.add_records(arguments.records)
-        print(f"url: {sandbox.url}")  # noqa: T201 - it is a command
-        print(f"key: {sandbox.api_key}")  # noqa: T201
-        print(f"export QAMERA_BASE_URL={sandbox.url} QAMERA_API_KEY={sandbox.api_key}", flush=True)  # noqa: T201
-        serving = asyncio.ensure_future(sandbox.forever())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-        await serving
+        lines = (
+            f"url: {sandbox.url}",
+            f"key: {sandbox.api_key}",
+            f"export QAMERA_BASE_URL={sandbox.url} QAMERA_API_KEY={sandbox.api_key}",
+        )
+        print("\n".join(lines), flush=True)  # noqa: T201 - it is a command
+        await stopped.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(_arguments()))
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(_arguments()))
+    except (OSError, ValueError) as error:
+        sys.exit(f"qamera sandbox: {error}")

@@ -1,188 +1,171 @@
-"""What the API knows: accounts of credits, orders, records, and the quota's window."""
+"""What the API knows: credits, orders, and records that change as time goes by."""
 
 from __future__ import annotations
 
-import json
-import math
-import random
+import heapq
+import itertools
 import time
-from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import attrs
+from .records import Order, Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
-@attrs.frozen
-class Order:
-    """One accepted registration; ``at`` is ``time.monotonic()``."""
-
-    id: str
-    kind: str
-    body: Mapping[str, Any]
-    record_ids: tuple[str, ...]
-    at: float
-    credits: int
-    idempotency_key: str | None = None
-
-
-@attrs.define(eq=False)
-class Record:
-    """One video or reel and its course; times are ``time.monotonic()``."""
-
-    id: str
-    name: str
-    made_at: float
-    created_at: str
-    done_at: float
-    outcome: str = "DONE"
-    price: int = 0
-    shown_from: float = -math.inf
-    shown_until: float = math.inf
-    url_from: float = -math.inf
-    settled: bool = False
-
-    def status(self, now: float) -> str:
-        """Give the server's word for its state."""
-        if now >= self.done_at:
-            return self.outcome
-        halfway = (self.made_at + self.done_at) / 2
-        return "PENDING" if now < halfway else "PROCESSING"
-
-
-class Quota:
-    """The sliding window as the API counts it: accepted requests, by when they arrived."""
-
-    def __init__(self, limit: int, window: float) -> None:
-        self._limit = limit
-        self._window = window
-        self._counted: deque[float] = deque()
-
-    def admits(self) -> bool:
-        """Count a request that arrives now; False where it is one too many."""
-        now = time.monotonic()
-        while self._counted and self._counted[0] <= now - self._window:
-            self._counted.popleft()
-        if len(self._counted) >= self._limit:
-            return False
-        self._counted.append(now)
-        return True
+_OLD = "2026-03-20T17:00:00.000Z"
+_PREFIXES = {"video": "vid", "reel": "reel"}
 
 
 class World:
-    """All of the server's state."""
+    """The server's state, brought up to date when somebody looks: no timer runs.
 
-    def __init__(self, job_seconds: float, balance: int, prices: Mapping[str, int], show: str) -> None:
-        self.job_seconds = job_seconds
+    Args:
+        job_seconds: how long a job takes, in seconds.
+        balance: the credits to spend.
+        prices: credits by kind of order.
+        records_per_order: how many records one order makes.
+        show: "at_once" or "finished": from when on a record is listed.
+        forget_finished: whether a record is forgotten once a list showed it finished.
+    """
+
+    def __init__(
+        self,
+        job_seconds: float,
+        balance: int,
+        prices: Mapping[str, int],
+        *,
+        records_per_order: int = 1,
+        show: str = "at_once",
+        forget_finished: bool = False,
+    ) -> None:
+        self.cdn_url = ""
         self.prices = prices
-        self.show = show
         self.orders: list[Order] = []
         self.records: dict[str, Record] = {}
-        self.cdn_url = ""
+        self._job_seconds = job_seconds
+        self._records_per_order = records_per_order
+        self._only_finished = show == "finished"
+        self._forget_finished = forget_finished
         self._credits = balance
-        self._unsettled: set[Record] = set()
-        self._restless: set[Record] = set()
+        self._numbers = {kind: itertools.count(1) for kind in ("video", "reel", "old")}
+        # The moments to come, the soonest first; the number keeps records from being compared.
+        self._moments: list[tuple[float, int, Record]] = []
+        self._tickets = itertools.count()
+        self._stale: dict[str, Record] = {}
         self._body: bytes | None = None
-        self._body_marks: tuple[object, ...] = ()
 
     @property
     def credits(self) -> int:
-        """What is left to spend; failed jobs are refunded."""
-        self._settle(time.monotonic())
+        """What is left to spend; the credits of failed jobs are back."""
+        self._catch_up(time.monotonic())
         return self._credits
 
-    def order(self, kind: str, body: Mapping[str, Any], key: str | None, details: Mapping[str, Any]) -> Order:
-        """Take an order that can be paid for."""
-        now = time.monotonic()
-        price = self.prices[kind]
-        number = len(self.orders) + 1
-        prefix = "vid" if kind == "video" else "reel"
-        ids = tuple(
-            f"{prefix}_{len(self.records) + 1 + place:03d}" for place in range(details.get("count", 1))
-        )
-        for place, record_id in enumerate(ids):
+    def order(
+        self, kind: str, body: Mapping[str, Any], key: str | None, mischief: Mapping[str, Mapping[str, Any]]
+    ) -> Order:
+        """Take an order that can be paid for.
+
+        Args:
+            kind: "video" or "reel".
+            body: the registration, decoded.
+            key: its Idempotency-Key; None: none was sent.
+            mischief: the details of what goes wrong with the job, by the trouble's name.
+
+        Returns:
+            The order, its credits reserved.
+        """
+        now, price = time.monotonic(), self.prices[kind]
+        count = mischief.get("multiple", {}).get("count", self._records_per_order)
+        share, rest = divmod(price, count)
+        ids: list[str] = []
+        for place in range(count):
+            number = next(self._numbers[kind])
             record = Record(
-                record_id,
+                f"{_PREFIXES[kind]}_{number:03d}",
                 f"{kind.title()} {number}",
-                now,
                 _iso(),
-                now + self.job_seconds,
-                details.get("outcome", "DONE"),
-                price if place == 0 else 0,
-                now + details.get("late", -math.inf),
-                now + details.get("vanish", math.inf),
-                now + self.job_seconds + details.get("no_url", -math.inf),
+                now,
+                now + self._job_seconds,
+                price=share + (rest if place == 0 else 0),
             )
-            self.records[record_id] = record
-            self._unsettled.add(record)
+            if "fail_job" in mischief:
+                record.outcome = mischief["fail_job"]["status"]
+            if "late" in mischief:
+                record.shown_from = now + mischief["late"]["seconds"]
+            if "vanish" in mischief:
+                record.shown_until = now + mischief["vanish"]["after"]
+            if "no_url" in mischief:
+                record.url_delay = mischief["no_url"]["seconds"]
+            self.records[record.id] = record
+            self._schedule(record)
+            ids.append(record.id)
         self._credits -= price
-        order = Order(f"order_{number:03d}", kind, dict(body), ids, now, price, key)
+        number = len(self.orders) + 1
+        order = Order(f"order_{number:03d}", kind, dict(body), tuple(ids), now, price, key)
         self.orders.append(order)
         return order
 
-    def add_old(self, number: int, status: str) -> None:
+    def add_old(self, count: int, status: str) -> None:
         """Put finished records into the list that nobody waits for."""
-        now, created = time.monotonic(), "2026-03-20T17:00:00.000Z"
-        for place in range(number):
-            record_id = f"old_{len(self.records) + 1:06d}_{place}"
-            self.records[record_id] = Record(record_id, "Old", now, created, now, status, settled=True)
-        self._body = None
+        now = time.monotonic()
+        for _ in range(count):
+            number = next(self._numbers["old"])
+            record = Record(f"old_{number:06d}", f"Old video {number}", _OLD, now, now, status)
+            self.records[record.id] = self._stale[record.id] = record
 
     def finish(self, record_id: str, status: str) -> None:
-        """Settle a record by hand."""
+        """Let a record reach ``status`` now.
+
+        Raises:
+            KeyError: there is no such record.
+        """
         record = self.records[record_id]
         record.outcome = status
         record.done_at = time.monotonic()
+        self._schedule(record)
 
     def listing(self) -> bytes:
         """Give the body of the list; the same bytes as long as nothing has changed."""
         now = time.monotonic()
-        self._settle(now)
-        restless = self._restless | self._unsettled
-        marks: tuple[object, ...] = (
-            len(self.records),
-            *sorted((r.id, r.status(now), self._shown(r, now), now >= r.url_from) for r in restless),
-        )
-        if self._body is None or marks != self._body_marks:
-            videos = [self._item(r, now) for r in self.records.values() if self._shown(r, now)]
-            self._body = json.dumps({"videos": videos, "count": len(videos)}).encode()
-            self._body_marks = marks
-        return self._body
+        self._catch_up(now)
+        finished: list[str] = []
+        for record in self._stale.values():
+            encoded = record.item(now, self.cdn_url) if self._is_listed(record, now) else None
+            if encoded != record.encoded:
+                record.encoded = encoded
+                self._body = None
+            if encoded is not None and record.complete(now):
+                finished.append(record.id)
+        self._stale.clear()
+        if self._body is None:
+            items = [record.encoded for record in self.records.values() if record.encoded is not None]
+            self._body = b'{"videos": [%b], "count": %d}' % (b", ".join(items), len(items))
+        body = self._body
+        if self._forget_finished and finished:
+            for record_id in finished:
+                del self.records[record_id]
+            self._body = None
+        return body
 
-    def _shown(self, record: Record, now: float) -> bool:
-        if self.show == "finished" and now < record.done_at:
+    def _is_listed(self, record: Record, now: float) -> bool:
+        if self._only_finished and now < record.done_at:
             return False
         return record.shown_from <= now < record.shown_until
 
-    def _item(self, record: Record, now: float) -> dict[str, object]:
-        status = record.status(now)
-        done = status == "DONE"
-        return {
-            "id": record.id,
-            "name": record.name,
-            "thumbnail": f"{self.cdn_url}/videos/{record.id}.jpg" if done else None,
-            "videoUrl": f"{self.cdn_url}/videos/{record.id}.mp4" if done and now >= record.url_from else None,
-            "status": status,
-            "voting": None,
-            "createdAt": record.created_at,
-        }
+    def _schedule(self, record: Record) -> None:
+        for moment in record.moments():
+            heapq.heappush(self._moments, (moment, next(self._tickets), record))
 
-    def _settle(self, now: float) -> None:
-        for record in [record for record in self._unsettled if now >= record.done_at]:
-            self._unsettled.discard(record)
-            if record.shown_until < math.inf or record.shown_from > -math.inf or record.url_from > now:
-                self._restless.add(record)
-            if record.outcome != "DONE":
+    def _catch_up(self, now: float) -> None:
+        while self._moments and self._moments[0][0] <= now:
+            _, _, record = heapq.heappop(self._moments)
+            if record.id not in self.records:
+                continue
+            self._stale[record.id] = record
+            if record.failed(now) and not record.refunded:
+                record.refunded = True
                 self._credits += record.price
-            self._body = None
-
-
-def delayed(most: float) -> float:
-    """Give a random part of ``most`` seconds."""
-    return random.uniform(0, most)  # noqa: S311 - it spreads, it guards nothing
 
 
 def _iso() -> str:

@@ -1,0 +1,61 @@
+"""The pytest plugin: two fixtures, and no cost where they are not used."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+
+def run(code, *arguments):
+    env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=env,
+    )
+
+
+def test_importing_it_imports_nothing_heavy():
+    """Each pytest run of an environment imports it, so it brings in no HTTP client and no models."""
+    result = run(
+        "import sys, qamera_async.pytest_plugin as _;"
+        "print({'aiohttp', 'msgspec', 'attr', 'qamera_async.sandbox'} & set(sys.modules))"
+    )
+
+    assert result.stdout.strip() == "set()", result.stderr
+
+
+async def test_the_fixtures_need_no_set_up(qamera, qamera_sandbox):
+    """A session on a sandbox without a quota, whose jobs take 50 ms."""
+    video = await (await qamera.register_video(image_id="img_1"))
+
+    assert video.id in qamera_sandbox.records
+    assert video.video_url.startswith(qamera_sandbox.cdn_url)
+    assert qamera_sandbox.orders[0].body == {"imageId": "img_1"}
+
+
+def test_without_pytest_asyncio_a_test_is_told_what_is_missing(tmp_path):
+    """The plugin itself can be imported; only a test that uses a fixture fails, and says why."""
+    test = tmp_path / "test_user.py"
+    test.write_text("def test_other(): pass\ndef test_uses_it(qamera_sandbox): pass\n", "utf-8")
+    code = f"""
+        import sys
+
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name == "pytest_asyncio":
+                    raise ImportError(name)
+
+        sys.meta_path.insert(0, Missing())
+        import pytest
+
+        options = ["-p", "qamera_async.pytest_plugin", "-p", "no:cacheprovider"]
+        sys.exit(pytest.main([*options, "--rootdir", {str(tmp_path)!r}, {str(test)!r}]))
+    """
+    result = run(textwrap.dedent(code))
+
+    assert "need pytest-asyncio" in result.stdout, result.stdout + result.stderr
+    assert "1 passed" in result.stdout
