@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..policies import RetryPolicy, Timeouts
 
 _SHORTEST_SECRET = 6  # characters
+_SMALL = 64 * 1024  # bytes
 BODY_LIMIT = 64 * 1024 * 1024  # bytes, after decompression
 _USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 _HEADERS_KEPT = ("content-type", "date", "retry-after", "x-correlation-id")
@@ -290,6 +291,8 @@ def _only_once() -> aiohttp.ClientMiddlewareType:
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Read the body in pieces, so that a small compressed one can't become all of the memory."""
+    if (response.content_length or BODY_LIMIT) < _SMALL and "Content-Encoding" not in response.headers:
+        return await response.read()  # it says itself that it is small, and is read no further
     pieces: list[bytes] = []
     size = 0
     async for piece in response.content.iter_any():
