@@ -16,7 +16,8 @@ import msgspec
 from quota import KEY, row, server
 
 from qamera_async import PollPolicy, QameraSession, RequestBudget, StatusRules, Timeouts, protocol
-from qamera_async.poller import Poller, Record
+from qamera_async.poller import Poller
+from qamera_async.poller.records import Record
 
 SUFFIX = "import qamera_async; [getattr(qamera_async, name) for name in qamera_async.__all__]"
 

@@ -12,7 +12,7 @@ import attrs
 from .errors import ConfigurationError, InvalidRequestError, JobFailedError, JobTimeoutError
 from .events import Failed, Finished
 from .models import JobState
-from .poller import Record
+from .poller.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import warnings
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -29,7 +28,8 @@ from .models import ReelRequest, Request, Video, VideoRequest
 from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from .poller import Poller
 from .submission import Submitter
-from .transport import Transport, Wire
+from .transport import Transport
+from .transport.wire import Wire, checked_key, checked_url
 
 if TYPE_CHECKING:
     import ssl
@@ -44,8 +44,6 @@ DEFAULT_BASE_URL = "https://app.qamera.ai"
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1|.*\.localhost", re.IGNORECASE | re.ASCII)
-_USUAL_KEY = re.compile(r"mk_live_[^.]+\..+")
 
 
 class QameraSession:
@@ -88,12 +86,12 @@ class QameraSession:
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
         self._state = "new"
-        self._origin = _checked_url(
+        self._origin = checked_url(
             base_url or os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL, allow_http
         )
         self._wire = Wire(
             self._origin,
-            _checked_key(os.environ.get("QAMERA_API_KEY") if api_key is None else api_key),
+            checked_key(os.environ.get("QAMERA_API_KEY") if api_key is None else api_key),
             proxy,
             trust_env,
             ssl_context,
@@ -327,33 +325,3 @@ def _setting(name: str, value: _T | None, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise ConfigurationError(f"{name}: got {type(value).__name__}, allowed is a {kind.__name__} or None")
     return value
-
-
-def _checked_key(key: str | None) -> str:
-    if not key:
-        raise ConfigurationError("api_key: got none; pass one, or set QAMERA_API_KEY")
-    # What came is not shown: it may be all but right, and a key belongs into no message.
-    if not isinstance(key, str) or not all("!" <= char <= "~" for char in key):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigurationError("api_key: allowed are printable ASCII characters without blanks")
-    if not _USUAL_KEY.fullmatch(key):
-        _log.warning("the API key doesn't look like mk_live_<keyId>.<secret>")
-    return key
-
-
-def _checked_url(text: str, allow_http: bool) -> str:  # noqa: FBT001 - a setting handed on
-    allowed = "allowed is https://HOST[:PORT][/PATH]"
-    try:
-        url = URL(text)
-        host, port = url.host, url.port
-    except (ValueError, TypeError):
-        raise ConfigurationError(f"base_url: {allowed}") from None
-    if not host or url.scheme not in ("http", "https") or port is None:
-        raise ConfigurationError(f"base_url: got {str(url.with_user(None)) if host else text!r}, {allowed}")
-    if url.user is not None or url.password is not None or url.query_string or url.fragment:
-        raise ConfigurationError(f"base_url: got a user, password, query or fragment in it, {allowed}")
-    if url.scheme == "http" and not allow_http and not _LOOPBACK.fullmatch(host):
-        raise ConfigurationError(
-            f"base_url: got plain http:// for {host}, allowed is https://, http:// to this machine only, or "
-            "allow_http=True for a host inside one's own cluster"
-        )
-    return str(url).rstrip("/")

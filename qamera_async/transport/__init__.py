@@ -6,12 +6,9 @@ What aiohttp raises ends here. Whether a byte of a body may have left is known f
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import aiohttp
-import attrs
 from yarl import URL
 
 from .. import protocol
@@ -27,32 +24,19 @@ from ..errors import (
 from ..events import QuotaWait, Retrying
 from .border import translated
 from .tracing import Flight, flight_trace, guarded_trace
+from .wire import Wire, concealing
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from ..budget import RequestBudget
     from ..events import Emit
     from ..policies import RetryPolicy, Timeouts
 
-_SHORTEST_SECRET = 6  # characters
 _SMALL = 64 * 1024  # bytes
 BODY_LIMIT = 64 * 1024 * 1024  # bytes, after decompression
 _USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 _HEADERS_KEPT = ("content-type", "date", "retry-after", "x-correlation-id")
-
-
-@attrs.frozen
-class Wire:
-    """What the way to the API is made of."""
-
-    base_url: str
-    api_key: str = attrs.field(repr=False)
-    proxy: str | None = attrs.field(default=None, repr=False)
-    trust_env: bool = False
-    ssl_context: ssl.SSLContext | None = None
-    trace_configs: Sequence[aiohttp.TraceConfig] = ()
 
 
 class Transport:
@@ -70,18 +54,7 @@ class Transport:
         self._urls: dict[str, URL] = {}
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
-        key = wire.api_key
-        # The part after the dot is the secret; a very short one would hide half of every message.
-        secret = key.partition(".")[2]
-        variants = {key, quote(key), key.replace("/", "\\/")}
-        if len(secret) >= _SHORTEST_SECRET:
-            variants.add(secret)
-        secrets = re.compile("|".join(re.escape(v) for v in sorted(variants, key=len, reverse=True)))
-
-        def conceal(text: str) -> str:
-            return secrets.sub("***", text)
-
-        self._conceal = conceal
+        self._conceal = concealing(wire.api_key)
 
     # --- what the other rooms call ------------------------------------------------------------
 

@@ -11,70 +11,29 @@ import contextlib
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from . import protocol
-from .budget import Priority
-from .errors import (
-    ApiError,
-    ConnectionFailedError,
-    InvalidResponseError,
+from .. import protocol
+from ..budget import Priority
+from ..errors import (
     JobLostError,
     QameraError,
     SessionClosedError,
 )
-from .events import Polled, Updated
-from .models import JobState
+from ..events import Polled, Updated
+from ..models import JobState
+from .records import GONE_POLLS, URL_GRACE, Record, is_final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from .budget import RequestBudget
-    from .events import Emit
-    from .models import Video
-    from .policies import PollPolicy, StatusRules, Timeouts
-    from .transport import Transport
+    from ..budget import RequestBudget
+    from ..events import Emit
+    from ..models import Video
+    from ..policies import PollPolicy, StatusRules, Timeouts
+    from ..transport import Transport
 
 _log = logging.getLogger("qamera_async")
-
-URL_GRACE = 60.0  # seconds that a DONE record without a videoUrl is given for it to show up
-_GONE_POLLS = 3
-
-
-class Listener(Protocol):
-    """Who wants to know what becomes of a record: a job."""
-
-    def changed(self, record: Record) -> None:
-        """The record has another status, or its video."""
-        ...
-
-    def failed(self, error: QameraError) -> None:
-        """Nobody can wait for this now."""
-        ...
-
-
-class Record:
-    """What is known of one record; handed to the poller while somebody waits for it."""
-
-    __slots__ = ("absences", "absent_since", "born", "done_since", "joined", "listener", "record_id", "video")
-
-    def __init__(self, record_id: str, listener: Listener, born: float) -> None:
-        self.record_id = record_id
-        self.listener = listener
-        self.video: Video | None = None
-        self.born = born  # when the wait for its first appearance began
-        self.joined = 0.0  # when the present wait began
-        self.absent_since: float | None = None
-        self.absences = 0
-        self.done_since: float | None = None
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing more is to be learned of it."""
-        return self.video is not None and (
-            self.video.state is JobState.FAILED
-            or (self.video.state is JobState.DONE and self.done_since is None)
-        )
 
 
 class Poller:
@@ -257,7 +216,7 @@ class Poller:
                 self._asked = []
 
     def _trouble(self, error: QameraError) -> None:
-        if _is_final(error):
+        if is_final(error):
             self._fail_all(error)
             return
         self.last_error = error
@@ -351,7 +310,7 @@ class Poller:
             lost = limit is not None and absent_for >= limit
         else:
             absent_for = now - record.absent_since
-            lost = absent_for >= self._timeouts.gone and record.absences >= _GONE_POLLS
+            lost = absent_for >= self._timeouts.gone and record.absences >= GONE_POLLS
         if lost:
             record.listener.failed(
                 JobLostError(
@@ -374,14 +333,3 @@ class Poller:
         if key not in self._warned:
             self._warned.add(key)
             _log.warning(message, *args)
-
-
-def _is_final(error: QameraError) -> bool:
-    """Whether waiting can't help: the same request would get the same answer."""
-    if isinstance(error, ConnectionFailedError):
-        return error.permanent
-    if isinstance(error, SessionClosedError):
-        return True
-    if isinstance(error, ApiError):
-        return error.status == 407 or (error.status in (400, 401, 403, 404) and not error.foreign)  # noqa: PLR2004
-    return isinstance(error, InvalidResponseError) and error.status is not None and 300 <= error.status < 400  # noqa: PLR2004

@@ -1,0 +1,26 @@
+"""The wire, as pure functions: a request becomes bytes, an answer becomes a model or an error.
+
+No I/O and no clock. The only room that knows the wire's names.
+"""
+
+from .answer import Answer
+from .listing import Listing, read_listing, read_some, read_videos
+from .receipt import read_receipt
+from .refusal import error_of, is_refusal, retry_after
+from .requests import IDEMPOTENCY_HEADER, KEY_HEADER, VIDEOS_PATH, encode
+
+__all__ = [
+    "IDEMPOTENCY_HEADER",
+    "KEY_HEADER",
+    "VIDEOS_PATH",
+    "Answer",
+    "Listing",
+    "encode",
+    "error_of",
+    "is_refusal",
+    "read_listing",
+    "read_receipt",
+    "read_some",
+    "read_videos",
+    "retry_after",
+]

@@ -1,0 +1,80 @@
+"""An answer as it came, and what can be said of it whatever it is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+
+from ..errors import InvalidResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_EXCERPT_CHARS = 200
+_EXCERPT_BYTES = 16 * 1024
+# What a decoder can raise on bytes from anywhere: RecursionError on nested brackets, ValueError on an
+# integer of thousands of digits.
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+@attrs.frozen
+class Answer:
+    """What came back: status, headers with lower-case names, the body after decompression.
+
+    ``conceal`` takes secrets out of a text before it goes into an error.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    conceal: Callable[[str], str] = attrs.field(default=_unchanged, repr=False, eq=False)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The server's name for this exchange in its logs, where it sent one."""
+        value = self.headers.get("x-correlation-id", "").strip()
+        return self.conceal(value)[:_EXCERPT_CHARS] or None
+
+    @property
+    def date(self) -> datetime | None:
+        """The server's clock when it answered, an aware UTC datetime; None where it didn't say."""
+        try:
+            moment = parsedate_to_datetime(self.headers["date"])
+        except (KeyError, ValueError, TypeError):
+            return None
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+    def excerpt(self) -> str:
+        """The start of the body as text, without secrets."""
+        # Concealed before it is cut, so that no half of a key is left at the cut.
+        text = self.conceal(self.body[:_EXCERPT_BYTES].decode("utf-8", "replace"))
+        return text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "..."
+
+
+def unreadable(answer: Answer, expected: str) -> InvalidResponseError:
+    """Give the error for an answer with a good status that isn't what it should be."""
+    return InvalidResponseError(
+        f"The server's answer can't be read: expected {expected}.",
+        status=answer.status,
+        expected=expected,
+        excerpt=answer.excerpt(),
+        correlation_id=answer.correlation_id,
+    )
+
+
+def text_of(value: object) -> str | None:
+    """Give a text; None for what is none."""
+    return value if isinstance(value, str) else None
+
+
+def identifier_of(value: object) -> str | None:
+    """Give an id; None for what is none, or blank."""
+    return value if isinstance(value, str) and value.strip() else None

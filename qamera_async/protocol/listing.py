@@ -1,0 +1,182 @@
+"""The list of videos (the API's section "GET /api/external/videos"), read only as far as is needed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from ..models import Video
+from .answer import UNREADABLE, Answer, identifier_of, text_of, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ..policies import StatusRules
+
+
+class _Brief(msgspec.Struct, gc=False):
+    id: str
+    status: str | None = None
+
+
+class _BriefList(msgspec.Struct):
+    videos: list[_Brief]
+    count: int | None = None
+
+
+class _RawList(msgspec.Struct):
+    videos: list[msgspec.Raw]
+    count: Any = None
+
+
+class _Full(msgspec.Struct, gc=False):
+    id: str
+    status: str | None = None
+    name: str | None = None
+    thumbnail: str | None = None
+    voting: str | None = None
+    video_url: str | None = msgspec.field(name="videoUrl", default=None)
+    created_at: str | None = msgspec.field(name="createdAt", default=None)
+
+
+class _FullList(msgspec.Struct):
+    videos: list[_Full]
+    count: int | None = None
+
+
+_brief_list = msgspec.json.Decoder(_BriefList)
+_raw_list = msgspec.json.Decoder(_RawList)
+_full_list = msgspec.json.Decoder(_FullList)
+_full = msgspec.json.Decoder(_Full)
+_any_object = msgspec.json.Decoder(dict[str, Any])
+
+_LIST = 'a list of videos: {"videos": [{"id": ..., "status": ...}, ...]}'
+
+
+@attrs.frozen
+class Listing:
+    """A list of videos, read only as far as ids and statuses.
+
+    ``complete`` is False where the server's ``count`` says that there are more than came; ``broken``
+    counts the items that are no video.
+    """
+
+    statuses: Mapping[str, str]
+    complete: bool
+    broken: int
+
+
+def read_listing(answer: Answer) -> Listing:
+    """Read ids and statuses of a list of videos; what is broken in it hides nothing else.
+
+    Raises:
+        InvalidResponseError: it is no list of videos.
+    """
+    try:
+        brief = _brief_list.decode(answer.body)
+    except UNREADABLE:
+        full, count, broken = _each_for_itself(answer)
+        return Listing(
+            {item.id: item.status or "" for item in full},
+            count is None or count <= len(full) + broken,
+            broken,
+        )
+    videos = brief.videos
+    statuses = {item.id: item.status or "" for item in videos}
+    broken = statuses.pop("", None) is not None
+    return Listing(statuses, brief.count is None or brief.count <= len(videos), int(broken))
+
+
+def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: StatusRules) -> dict[str, Video]:
+    """Give those videos of a list whose ids are asked for; the others are not made into objects."""
+    wanted = set(ids) & listing.statuses.keys()
+    if not wanted:
+        return {}
+    found: dict[str, Video] = {}
+    # A raw item is only skipped over, which is cheaper than a typed one; the order is that of the list.
+    items = _raw_list.decode(answer.body).videos
+    if listing.broken or len(items) != len(listing.statuses):
+        candidates: Iterable[_Full | None] = map(_tolerant, items)
+    else:
+        candidates = (
+            _tolerant(raw) for raw, name in zip(items, listing.statuses, strict=True) if name in wanted
+        )
+    for item in candidates:
+        if item is not None and item.id in wanted:
+            found[item.id] = _video(item, rules)
+    return found
+
+
+def read_videos(answer: Answer, rules: StatusRules) -> tuple[Video, ...]:
+    """Give all videos of a list, in the server's order; a broken item is left out.
+
+    Raises:
+        InvalidResponseError: it is no list of videos.
+    """
+    try:
+        items = _full_list.decode(answer.body).videos
+    except UNREADABLE:
+        items, _, _ = _each_for_itself(answer)
+    return tuple([_video(item, rules) for item in items if item.id])
+
+
+def _each_for_itself(answer: Answer) -> tuple[list[_Full], int | None, int]:
+    """The slow way: items, count and number of broken items of a list that isn't as documented."""
+    try:
+        raw = _raw_list.decode(answer.body)
+    except UNREADABLE:
+        raise unreadable(answer, _LIST) from None
+    items = [item for item in map(_tolerant, raw.videos) if item is not None]
+    count = raw.count if type(raw.count) is int else None
+    return items, count, len(raw.videos) - len(items)
+
+
+def _tolerant(raw: msgspec.Raw) -> _Full | None:
+    """A video whose fields of a wrong type count as absent; None where not even the id is one."""
+    try:
+        item = _full.decode(raw)
+    except UNREADABLE:
+        try:
+            stated = _any_object.decode(raw)
+        except UNREADABLE:
+            return None
+        item = _Full(
+            text_of(stated.get("id")) or "",
+            text_of(stated.get("status")),
+            text_of(stated.get("name")),
+            text_of(stated.get("thumbnail")),
+            text_of(stated.get("voting")),
+            text_of(stated.get("videoUrl")),
+            text_of(stated.get("createdAt")),
+        )
+    return item if identifier_of(item.id) else None
+
+
+def _video(item: _Full, rules: StatusRules) -> Video:
+    status = item.status or ""
+    return Video(
+        item.id,
+        status,
+        rules.state(status),
+        item.name,
+        item.thumbnail,
+        item.video_url or None,
+        item.voting,
+        _moment(item.created_at),
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    """An aware UTC datetime of an ISO 8601 text; None where it is none."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is UTC:
+            return moment
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,60 @@
+"""A registration's answer as a receipt; the same for videos and reels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..models import Receipt
+from .answer import UNREADABLE, Answer, identifier_of, text_of, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def read_receipt(answer: Answer) -> Receipt:
+    """Give the receipt of a registration; all but its record ids may be missing.
+
+    Raises:
+        InvalidResponseError: no readable record id in it.
+    """
+    expected = "a receipt with createdRecordIds"
+    try:
+        stated = msgspec.json.decode(answer.body)
+    except UNREADABLE:
+        raise unreadable(answer, expected) from None
+    ids = stated.get("createdRecordIds") if isinstance(stated, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if not isinstance(ids, list) or not ids or not all(map(identifier_of, ids)):  # pyright: ignore[reportUnknownArgumentType]
+        raise unreadable(answer, expected)
+    return _receipts()({**stated, "correlationId": answer.correlation_id}, Receipt)
+
+
+_structure_receipt: Callable[[Any, type[Receipt]], Receipt] | None = None
+
+
+def _receipts() -> Callable[[Any, type[Receipt]], Receipt]:
+    """The structuring of receipts, made when the first one comes: cattrs takes a while to import."""
+    global _structure_receipt  # noqa: PLW0603
+    if _structure_receipt is None:
+        from cattrs import Converter  # noqa: PLC0415
+        from cattrs.gen import make_dict_structure_fn, override  # noqa: PLC0415
+
+        converter = Converter()
+        converter.register_structure_hook(str | None, lambda value, _: text_of(value))
+        converter.register_structure_hook(int | None, lambda value, _: value if type(value) is int else None)
+        converter.register_structure_hook(
+            Receipt,
+            make_dict_structure_fn(
+                Receipt,
+                converter,
+                record_ids=override(rename="createdRecordIds"),
+                batch_id=override(rename="batchId"),
+                order_id=override(rename="orderId"),
+                reservation_id=override(rename="reservationId"),
+                credits_reserved=override(rename="creditsReserved"),
+                correlation_id=override(rename="correlationId"),
+            ),
+        )
+        _structure_receipt = converter.structure
+    return _structure_receipt
