@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from yarl import URL
 
 from . import protocol
-from .budget import Priority, RequestBudget
+from .budget import RequestBudget
 from .budget.accounts import join
+from .budget.window import Priority
 from .errors import (
     ConfigurationError,
     InvalidRequestError,

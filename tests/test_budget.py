@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from qamera_async import ConfigurationError, RequestBudget, RetryPolicy
-from qamera_async.budget import Priority
 from qamera_async.budget.accounts import join
+from qamera_async.budget.window import Priority
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 POLICY = RetryPolicy(base=1.0, max_delay=60.0)

@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import math
-import random
 import threading
 import time
-from bisect import bisect_right, insort
 from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
+from .hold import Hold
+from .window import Priority, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..policies import RetryPolicy
-
-
-class Priority(enum.Enum):
-    """Who goes first when a slot is free."""
-
-    SUBMISSION = "submission"
-    POLL = "poll"
 
 
 class Slot:
@@ -102,43 +94,32 @@ class RequestBudget:
             raise ConfigurationError(f"limit: got {limit!r}, allowed is a whole number of at least 1")
         if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"window: got {window!r}, allowed are seconds above 0")
-        self._limit = limit
-        self._window = float(window)
         self._clock = clock
         self._lock = threading.RLock()
-        # When each settled slot is free again, sorted; and those whose request is under way.
-        self._expiries: list[float] = []
-        self._submission_expiries: list[float] = []
-        self._under_way: set[Slot] = set()
+        self._taken = Window(limit, float(window))
+        self._hold = Hold()
         self._queues: dict[Priority, deque[_Waiter]] = {priority: deque() for priority in Priority}
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
-        self._reserves: dict[object, float] = {}
-        self._last_poll = -math.inf
-        # The hold after a 429: since when there has been nothing but rejections, how many, until when.
-        self._held_since: float | None = None
-        self._hold_began = -math.inf
-        self._hold_until = -math.inf
-        self._rejections = 0
 
     def __repr__(self) -> str:
-        return f"RequestBudget(limit={self._limit}, window={self._window}, used={self.used})"
+        return f"RequestBudget(limit={self.limit}, window={self.window}, used={self.used})"
 
     @property
     def limit(self) -> int:
         """Requests allowed in one window."""
-        return self._limit
+        return self._taken.limit
 
     @property
     def window(self) -> float:
         """Length of the window in seconds."""
-        return self._window
+        return self._taken.length
 
     @property
     def used(self) -> int:
         """Slots taken at this moment: requests under way and those of the last window."""
         with self._lock:
-            self._expire(self._clock())
-            return self._used()
+            self._taken.expire(self._clock())
+            return self._taken.used
 
     @property
     def waiting(self) -> int:
@@ -149,7 +130,7 @@ class RequestBudget:
     @property
     def held_for(self) -> float:
         """Seconds until the hold after a 429 ends; 0 where there is none."""
-        return max(0.0, self._hold_until - self._clock())
+        return max(0.0, self._hold.until - self._clock())
 
     # --- taking a slot ------------------------------------------------------------------------
 
@@ -195,86 +176,51 @@ class RequestBudget:
         """
         with self._lock:
             now = self._clock()
-            self._expire(now)
+            self._taken.expire(now)
             if self._queues[Priority.SUBMISSION]:
                 return max(interval, stale_after)
-            if not self._expiries:
+            free, next_free = self._taken.free, self._taken.next_free
+            if math.isinf(next_free):
                 return interval
-            free = self._limit - self._used()
-            until_next = max(self._expiries[0] - now, 0.0)
-            return max(interval, min(until_next / free if free > 0 else until_next, stale_after))
+            return max(interval, min((next_free - now) / max(free, 1), stale_after))
 
     def reserve(self, owner: object, stale_after: float) -> None:
         """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""
         with self._lock:
-            self._reserves[owner] = min(self._window / stale_after, self._limit // 2)
+            self._taken.reserve(owner, stale_after)
 
     def release(self, owner: object) -> None:
         """Take back what ``owner`` had reserved."""
         with self._lock:
-            self._reserves.pop(owner, None)
+            self._taken.release(owner)
             self._pump()
 
-    # --- the window (all of it under the lock) --------------------------------------------------
-
-    def _used(self) -> int:
-        return len(self._expiries) + len(self._under_way)
-
-    def _expire(self, now: float) -> None:
-        for expiries in (self._expiries, self._submission_expiries):
-            if expiries and expiries[0] <= now:
-                del expiries[: bisect_right(expiries, now)]
-
-    def _reserved(self) -> int:
-        return min(math.ceil(sum(self._reserves.values())), self._limit // 2)
-
-    def _may_submit(self, now: float) -> bool:
-        """Whether a submission leaves the polls what is theirs.
-
-        One slot for each poll that is due within the window, unless an older slot is free by then.
-        """
-        reserved = self._reserved()
-        free = self._limit - self._used() - 1
-        if free >= reserved:
-            return True
-        submissions = len(self._submission_expiries) + sum(
-            slot.priority is Priority.SUBMISSION for slot in self._under_way
-        )
-        if submissions >= self._limit - reserved:
-            return False
-        pause = self._window / reserved
-        last = max(self._last_poll, now - pause)
-        return all(
-            free + bisect_right(self._expiries, last + due * pause) >= due for due in range(1, reserved + 1)
-        )
+    # --- granting (all of it under the lock) ----------------------------------------------------
 
     def _open(self, now: float) -> bool:
         """Whether there is a slot at all."""
-        if now < self._hold_until or self._used() >= self._limit:
+        if now < self._hold.until or self._taken.free <= 0:
             return False
         # After a hold one request probes, before the rest.
-        return self._held_since is None or not self._under_way
+        return not (self._hold.probing and self._taken.under_way)
 
     def _take(self, priority: Priority) -> Slot | None:
         """Give a slot to who needn't queue; None where there is none."""
         now = self._clock()
-        self._expire(now)
-        if not self._open(now) or (priority is Priority.SUBMISSION and not self._may_submit(now)):
+        self._taken.expire(now)
+        if not self._open(now) or (priority is Priority.SUBMISSION and not self._taken.may_submit(now)):
             return None
         return self._grant(priority, now)
 
     def _grant(self, priority: Priority, now: float) -> Slot:
-        slot = Slot(self, priority, now)
-        self._under_way.add(slot)
-        if priority is Priority.POLL:
-            self._last_poll = now
-        return slot
+        self._taken.take(priority, now)
+        return Slot(self, priority, now)
 
     def _grantable(self, now: float) -> _Waiter | None:
         if not self._open(now):
             return None
         submissions, polls = self._queues[Priority.SUBMISSION], self._queues[Priority.POLL]
-        if submissions and self._may_submit(now):
+        if submissions and self._taken.may_submit(now):
             return submissions[0]
         return polls[0] if polls else None
 
@@ -284,7 +230,7 @@ class RequestBudget:
             return
         now = self._clock()
         here = _running_loop()
-        self._expire(now)
+        self._taken.expire(now)
         while (waiter := self._grantable(now)) is not None:
             self._queues[waiter.priority].popleft()
             slot = waiter.slot = self._grant(waiter.priority, now)
@@ -294,19 +240,18 @@ class RequestBudget:
             try:
                 waiter.loop.call_soon_threadsafe(_resolve, waiter.future)
             except RuntimeError:  # its loop is closed, so nobody will take the slot
-                self._under_way.discard(slot)
+                self._taken.settle(slot.priority, None)
         self._set_timers(now, here)
 
     def _next_chance(self, now: float) -> float:
         """The next moment at which time alone may free a slot; infinity where it can't."""
-        if now < self._hold_until:
-            return self._hold_until
-        return self._expiries[0] if self._expiries else math.inf
+        return self._hold.until if now < self._hold.until else self._taken.next_free
 
     def _set_timers(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
         chance = self._next_chance(now)
         if not math.isfinite(chance):
             return
+        self._timers = {loop: timer for loop, timer in self._timers.items() if not loop.is_closed()}
         # Every loop that has a waiter keeps a timer of its own, since any of them may end.
         for loop in {waiter.loop for queue in self._queues.values() for waiter in queue}:
             if loop is here:
@@ -338,59 +283,25 @@ class RequestBudget:
     def settle(self, slot: Slot, extra: float | None, *, ok: bool) -> None:
         """Settle a slot; for its own methods."""
         with self._lock:
-            self._under_way.discard(slot)
-            if extra is not None:
-                self._stamp(slot, extra)
-            if ok and slot.granted_at >= self._hold_began:
-                self._held_since = None
-                self._rejections = 0
+            self._taken.settle(slot.priority, None if extra is None else self._clock() + extra)
+            if ok:
+                self._hold.passed(slot.granted_at)
             self._pump()
-
-    def _stamp(self, slot: Slot, extra: float) -> None:
-        free_at = self._clock() + extra + self._window
-        insort(self._expiries, free_at)
-        if slot.priority is Priority.SUBMISSION:
-            insort(self._submission_expiries, free_at)
 
     def reject(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> float | None:
         """Hold everybody after a 429; for ``Slot.rejected``."""
         with self._lock:
             now = self._clock()
-            self._under_way.discard(slot)
-            self._stamp(slot, 0.0)
-            # A run of rejections that ended in silence, with nobody asking for a window, is over.
-            if self._held_since is None or now - self._hold_until > self._window:
-                self._held_since = now
-                self._rejections = 0
-            # What was sent before the hold began says nothing new.
-            elif slot.granted_at < self._hold_began:
-                self._pump()
-                return max(self._hold_until - now, 0.0)
-            if now - self._held_since >= 5 * self._window:
-                self._pump()
-                return None
-            seconds = policy.base * (2.0 ** min(self._rejections, 30) + random.uniform(0, 0.5))  # noqa: S311
-            if retry_after is not None:
-                seconds = retry_after
-            self._rejections += 1
-            seconds = min(seconds, policy.max_delay)
-            self._hold_began = now
-            self._hold_until = max(self._hold_until, now + seconds)
+            self._taken.settle(slot.priority, now)
+            seconds = self._hold.rejected(slot.granted_at, now, self.window, retry_after, policy)
             self._pump()
             return seconds
 
     def absorb(self, other: RequestBudget) -> None:
         """Take over the slots that another budget of the same key and origin still counts."""
-        with other._lock:
-            other._expire(other._clock())
-            ahead = [at - other._clock() for at in other._expiries]
-            submissions = [at - other._clock() for at in other._submission_expiries]
-        with self._lock:
-            now = self._clock()
-            self._expiries = sorted(self._expiries + [now + rest for rest in ahead])
-            self._submission_expiries = sorted(
-                self._submission_expiries + [now + rest for rest in submissions]
-            )
+        with other._lock, self._lock:
+            other._taken.expire(other._clock())
+            self._taken.absorb(other._taken, self._clock() - other._clock())
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

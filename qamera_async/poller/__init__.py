@@ -14,7 +14,7 @@ import random
 from typing import TYPE_CHECKING
 
 from .. import protocol
-from ..budget import Priority
+from ..budget.window import Priority
 from ..errors import (
     JobLostError,
     QameraError,

@@ -13,7 +13,7 @@ from yarl import URL
 
 from .. import protocol
 from .._version import __version__
-from ..budget import Priority, Slot
+from ..budget.window import Priority
 from ..errors import (
     ApiError,
     ConnectionFailedError,
@@ -29,7 +29,7 @@ from .wire import Wire, concealing
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ..budget import RequestBudget
+    from ..budget import RequestBudget, Slot
     from ..events import Emit
     from ..policies import RetryPolicy, Timeouts
 

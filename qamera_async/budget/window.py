@@ -1,0 +1,103 @@
+"""The sliding window: which slots are taken, and what submissions leave to the polls. No clock, no loop."""
+
+from __future__ import annotations
+
+import enum
+import math
+from bisect import bisect_right, insort
+
+
+class Priority(enum.Enum):
+    """Who goes first when a slot is free."""
+
+    SUBMISSION = "submission"
+    POLL = "poll"
+
+
+class Window:
+    """At most ``limit`` slots in any ``length`` seconds; each moment is the caller's, in seconds."""
+
+    def __init__(self, limit: int, length: float) -> None:
+        self.limit = limit
+        self.length = length
+        # When each settled slot is free again, sorted; and how many requests are under way.
+        self._expiries: dict[Priority, list[float]] = {priority: [] for priority in Priority}
+        self._under_way = dict.fromkeys(Priority, 0)
+        self._reserves: dict[object, float] = {}
+        self._last_poll = -math.inf
+
+    def expire(self, now: float) -> None:
+        """Forget the slots that are free by ``now``; to be called before anything is asked."""
+        for expiries in self._expiries.values():
+            if expiries and expiries[0] <= now:
+                del expiries[: bisect_right(expiries, now)]
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are not settled."""
+        return sum(self._under_way.values())
+
+    @property
+    def used(self) -> int:
+        """How many slots are taken."""
+        return self.under_way + sum(map(len, self._expiries.values()))
+
+    @property
+    def free(self) -> int:
+        """How many slots are left."""
+        return self.limit - self.used
+
+    @property
+    def next_free(self) -> float:
+        """When time alone will next free a slot; infinity where it won't."""
+        return min((expiries[0] for expiries in self._expiries.values() if expiries), default=math.inf)
+
+    def take(self, priority: Priority, now: float) -> None:
+        """Take a slot for a request that is now under way."""
+        self._under_way[priority] += 1
+        if priority is Priority.POLL:
+            self._last_poll = now
+
+    def settle(self, priority: Priority, counted_until: float | None) -> None:
+        """Settle a slot.
+
+        Args:
+            priority: whose it was.
+            counted_until: the last moment at which the server may have counted the request; None means
+                never.
+        """
+        self._under_way[priority] -= 1
+        if counted_until is not None:
+            insort(self._expiries[priority], counted_until + self.length)
+
+    def reserve(self, owner: object, stale_after: float) -> None:
+        """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""
+        self._reserves[owner] = min(self.length / stale_after, self.limit // 2)
+
+    def release(self, owner: object) -> None:
+        """Take back what ``owner`` had reserved."""
+        self._reserves.pop(owner, None)
+
+    def may_submit(self, now: float) -> bool:
+        """Whether a submission leaves the polls what is theirs.
+
+        One slot for each poll that is due within the window, unless an older slot is free by then.
+        """
+        reserved = min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+        free = self.free - 1
+        if free >= reserved:
+            return True
+        submissions = self._under_way[Priority.SUBMISSION] + len(self._expiries[Priority.SUBMISSION])
+        if submissions >= self.limit - reserved:
+            return False
+        pause = self.length / reserved
+        last = max(self._last_poll, now - pause)
+        return all(free + self._freed_by(last + due * pause) >= due for due in range(1, reserved + 1))
+
+    def _freed_by(self, moment: float) -> int:
+        return sum(bisect_right(expiries, moment) for expiries in self._expiries.values())
+
+    def absorb(self, other: Window, shift: float) -> None:
+        """Take over the slots that another window still counts; its clock is ``shift`` seconds behind."""
+        for priority, expiries in other._expiries.items():
+            self._expiries[priority] = sorted([*self._expiries[priority], *(at + shift for at in expiries)])
