@@ -157,27 +157,47 @@ async def one_poll(quick):
 
 
 async def one_waiter(quick):
-    """Measure the memory of a waiting job, with the caller's task."""
+    """Measure the memory of a waiting job, with the caller's task: attached, and registered and listed."""
     number = 1_000 if quick else 10_000
-    polling = PollPolicy(interval=60.0)
-    qamera = QameraSession(KEY, base_url="http://127.0.0.1:9", polling=polling)
+    async with server(quota=None, job_seconds=600.0, credits=10**9) as (url, _):
+        unlimited = RequestBudget(10**6, 0.001)
+        async with QameraSession(
+            KEY, base_url=url, budget=unlimited, polling=PollPolicy(interval=1.0)
+        ) as qamera:
+
+            async def attached(index):
+                return await qamera.job(f"vid_{index:06d}")
+
+            async def registered(index):
+                async with at_once:
+                    job = await qamera.register_video(image_id=f"img_{index}")
+                return await job
+
+            at_once = asyncio.Semaphore(50)
+            await _waiting("attached", attached, number, qamera, listed=False)
+            await _waiting("registered and listed", registered, number, qamera, listed=True)
+
+
+async def _waiting(what, caller, number, qamera, *, listed):
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-
-    async def caller(job):
-        return await job
-
-    tasks = [asyncio.create_task(caller(qamera.job(f"vid_{n:06d}"))) for n in range(number)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    tasks = [asyncio.create_task(caller(n)) for n in range(number)]
+    records = qamera._poller._watched
+    while len(records) < number or (listed and any(r.video is None for rs in records.values() for r in rs)):
+        await asyncio.sleep(0.2)
     gc.collect()
-    each = (tracemalloc.get_traced_memory()[0] - before) / number
+    after = tracemalloc.get_traced_memory()[0]
+    # The list itself is the server's, and is there once, however many wait.
+    answer, listing = qamera._poller._answer, qamera._poller._listing
+    shared = 0 if answer is None else sys.getsizeof(answer.body) + sys.getsizeof(listing.statuses)
     tracemalloc.stop()
-    await qamera.aclose()
+    for task in tasks:
+        task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    each = (after - before - shared) / number
     row(
-        f"{number} waiting jobs, with the callers' tasks",
+        f"{number} waiting jobs, {what}, with the callers' tasks",
         f"{each:.0f} bytes each",
         "2,500 bytes",
         each <= 2500,

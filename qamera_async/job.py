@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import math
 from typing import TYPE_CHECKING
@@ -147,7 +148,7 @@ class Job:
             waiter = loop.create_future()
             alarm = None
             if timeout != math.inf:
-                alarm = loop.call_later(timeout, _ring, waiter)
+                alarm = loop.call_later(timeout, _ring, waiter, context=_NO_CONTEXT)
             try:
                 self._join(waiter, self._waiters)
                 await waiter
@@ -267,6 +268,10 @@ class Job:
             last_error=self._context.poller.last_error,
             list_age=self._context.poller.list_age,
         )
+
+
+# Shared, since a copy of the caller's context for each waiter is a good part of what a waiting job takes.
+_NO_CONTEXT = contextvars.Context()
 
 
 class _TimeIsUp(Exception):  # noqa: N818 - a signal between two lines of this room

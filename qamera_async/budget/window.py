@@ -40,7 +40,8 @@ class Window:
     @property
     def used(self) -> int:
         """How many slots are taken."""
-        return self.under_way + sum(map(len, self._expiries.values()))
+        polls, submissions = self._expiries.values()
+        return len(polls) + len(submissions) + self.under_way
 
     @property
     def free(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ _full_list = msgspec.json.Decoder(_FullList)
 _full = msgspec.json.Decoder(_Full)
 _any_object = msgspec.json.Decoder(dict[str, Any])
 
+_USUAL_WORD = 20  # characters; a longer status is none that all records share
 _LIST = 'a list of videos: {"videos": [{"id": ..., "status": ...}, ...]}'
 
 
@@ -92,7 +94,8 @@ def read_listing(answer: Answer) -> Listing:
 
 def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: StatusRules) -> dict[str, Video]:
     """Give those videos of a list whose ids are asked for; the others are not made into objects."""
-    wanted = set(ids) & listing.statuses.keys()
+    # To itself, so that a video's id is the one that was asked for, not a copy for each of thousands.
+    wanted = {record_id: record_id for record_id in ids if record_id in listing.statuses}
     if not wanted:
         return {}
     found: dict[str, Video] = {}
@@ -106,6 +109,7 @@ def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: Statu
         )
     for item in candidates:
         if item is not None and item.id in wanted:
+            item.id = wanted[item.id]
             found[item.id] = _video(item, rules)
     return found
 
@@ -159,7 +163,7 @@ def _video(item: _Full, rules: StatusRules) -> Video:
     status = item.status or ""
     return Video(
         item.id,
-        status,
+        sys.intern(status) if len(status) <= _USUAL_WORD else status,
         rules.state(status),
         item.name,
         item.thumbnail,
