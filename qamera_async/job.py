@@ -63,7 +63,7 @@ class Job:
         *,
         request: Request | None = None,
         receipt: Receipt | None = None,
-        born: float,
+        born: float | None = None,
         due: float = -math.inf,
     ) -> None:
         self._context = context

@@ -264,9 +264,8 @@ class QameraSession:
             SessionClosedError: the session is closed.
         """
         ids = checked_ids(record_ids)
-        self._check()
-        now = asyncio.get_running_loop().time()
-        return Job(self._job_context, ids, born=now)
+        self._check_open()
+        return Job(self._job_context, ids)
 
     async def list_videos(self) -> tuple[Video, ...]:
         """Give all videos and reels of the account, in the server's order; one request.
@@ -288,14 +287,19 @@ class QameraSession:
 
     # --- misuse ---------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise SessionClosedError("The session is closed.")
+        if self._pid != os.getpid():
+            raise SessionClosedError("The session was made before a fork. Make one in each process.")
+
     def _check(self) -> None:
         """Bind to the running loop; refuse another one, a fork, and use after closing.
 
         Raises:
             SessionClosedError: it can't be used here or any more.
         """
-        if self._state != "open":
-            raise SessionClosedError("The session is closed.")
+        self._check_open()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -308,8 +312,6 @@ class QameraSession:
                     "The session belongs to another event loop. Make one session for each loop."
                 )
             self._loop = loop
-        if self._pid != os.getpid():
-            raise SessionClosedError("The session was made before a fork. Make one in each process.")
 
 
 def _may_pass(error: QameraError) -> bool:

@@ -91,3 +91,11 @@ def test_the_plugin_costs_nothing_where_it_is_not_used():
 async def test_the_fixtures_give_a_session_on_a_sandbox(qamera, qamera_sandbox):
     """They can be used without any set-up."""
     assert (await (await qamera.register_video(image_id="i"))).id in qamera_sandbox.records
+
+
+def test_the_typed_usage_names_everything_public():
+    """What the type checkers look at is all of the public names."""
+    usage = (Path(__file__).parent / "typing" / "api.py").read_text("utf-8")
+    used = {node.id for node in ast.walk(ast.parse(usage)) if isinstance(node, ast.Name)}
+
+    assert {name for name in qamera_async.__all__ if not name.startswith("_")} <= used

@@ -415,6 +415,28 @@ async def test_a_second_loop_is_refused(sandbox, quick):
             await asyncio.to_thread(elsewhere)
 
 
+def test_a_session_and_an_attached_job_can_be_made_without_a_loop():
+    """They bind to the first loop they are used on; a loop is missed only by what needs one."""
+    session = q.QameraSession("mk_live_a.bcdefgh", base_url="https://example.com")
+    job = session.job("vid_1", "vid_1", "vid_2")
+
+    assert job.record_ids == ("vid_1", "vid_2")
+    assert (job.state, job.status, job.video) == (q.JobState.PENDING, None, None)
+    with pytest.raises(q.InvalidRequestError):
+        session.job()
+    with pytest.raises(q.InvalidRequestError):
+        session.job("")
+
+
+async def test_use_after_a_fork_is_refused(sandbox, quick, monkeypatch):
+    """A clear error, in place of two processes on one connection."""
+    async with sandbox.session(**quick) as session:
+        with monkeypatch.context() as forked:
+            forked.setattr("os.getpid", lambda: 0)
+            with pytest.raises(q.SessionClosedError, match="fork"):
+                await session.list_videos()
+
+
 @pytest.mark.parametrize(
     "options",
     [

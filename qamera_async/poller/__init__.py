@@ -95,6 +95,8 @@ class Poller:
         if self._closed:
             raise SessionClosedError("The session is closed.")
         now = asyncio.get_running_loop().time()
+        if record.born is None:
+            record.born = now
         record.joined, record.absences, record.absent_since = now, 0, None
         self._watched[record.record_id] = (*self._watched.get(record.record_id, ()), record)
         if self._outage is None and now - self._good_at <= self._policy.interval:
@@ -306,7 +308,8 @@ class Poller:
             record.absent_since = sent_at
         record.absences += 1
         if record.video is None:
-            absent_for, limit = now - record.born, self._timeouts.appear
+            absent_for = now - (record.joined if record.born is None else record.born)
+            limit = self._timeouts.appear
             lost = limit is not None and absent_for >= limit
         else:
             absent_for = now - record.absent_since

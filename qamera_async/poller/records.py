@@ -31,11 +31,11 @@ class Record:
 
     __slots__ = ("absences", "absent_since", "born", "done_since", "joined", "listener", "record_id", "video")
 
-    def __init__(self, record_id: str, listener: Listener, born: float) -> None:
+    def __init__(self, record_id: str, listener: Listener, born: float | None) -> None:
         self.record_id = record_id
         self.listener = listener
         self.video: Video | None = None
-        self.born = born  # when the wait for its first appearance began
+        self.born = born  # when the wait for its first appearance began; None before the first wait
         self.joined = 0.0  # when the present wait began
         self.absent_since: float | None = None
         self.absences = 0

@@ -3,22 +3,48 @@
 import math
 
 from qamera_async import (
+    Ambiguous,
     AmbiguousSubmissionError,
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConnectionFailedError,
     Event,
+    Failed,
+    Finished,
+    InsufficientCreditsError,
     Intent,
+    InvalidRequestError,
+    InvalidResponseError,
     Job,
+    JobError,
     JobFailedError,
+    JobLostError,
     JobState,
+    JobTimeoutError,
+    NotFoundError,
+    PermissionDeniedError,
+    Polled,
     PollPolicy,
+    QameraError,
     QameraSession,
+    QuotaExceededError,
+    QuotaWait,
     Receipt,
     ReelRequest,
     Request,
     RequestBudget,
+    RequestTimeoutError,
+    Retrying,
     RetryPolicy,
+    ServerError,
+    SessionClosedError,
     StatusRules,
     Submitted,
     Timeouts,
+    TransportError,
+    Updated,
     Video,
     VideoRequest,
 )
@@ -60,3 +86,53 @@ async def use() -> None:
         except AmbiguousSubmissionError as error:
             intent: Intent = error.intent
             print(intent.id)
+
+
+def tell(event: Event) -> str:  # noqa: PLR0911 - one for each event
+    """Tell the events apart: each field has its type."""
+    match event:
+        case Submitted(ref, request, receipt):
+            return f"{ref or ''} {request.extra} {receipt.record_ids[0].upper()}"
+        case Updated(video) | Finished(video):
+            return video.id.upper()
+        case Failed(record_ids, error):
+            return f"{record_ids[0].upper()} {error}"
+        case Ambiguous(intent):
+            return intent.id.upper()
+        case QuotaWait(seconds):
+            return f"{seconds:.1f}"
+        case Retrying(what, attempt, delay, error):
+            return f"{what.upper()} {attempt + 1} {delay:.1f} {error}"
+        case Polled(videos, changed, waiting):
+            return f"{videos + changed + waiting}"
+
+
+def explain(error: QameraError) -> str:  # noqa: PLR0911 - one for each error
+    """Tell the errors apart: each attribute has its type."""
+    match error:
+        case InsufficientCreditsError():
+            return f"{error.required} {error.available} {error.status + 1}"
+        case (
+            BadRequestError()
+            | AuthenticationError()
+            | PermissionDeniedError()
+            | NotFoundError()
+            | QuotaExceededError()
+            | ServerError()
+            | ApiError()
+        ):
+            return f"{error.message.upper()} {error.correlation_id} {error.retry_after}"
+        case InvalidResponseError():
+            return error.expected.upper() + error.excerpt.upper()
+        case ConnectionFailedError() | RequestTimeoutError() | TransportError():
+            return f"{error.sent}"
+        case JobTimeoutError():
+            return f"{error.timeout:.1f} {error.status} {error.last_error} {error.list_age}"
+        case JobLostError():
+            return f"{error.absent_for:.1f} {error.video}"
+        case JobError():
+            return error.record_ids[0].upper()
+        case ConfigurationError() | InvalidRequestError() | SessionClosedError():
+            return str(error)
+        case _:
+            return ""

@@ -1,0 +1,187 @@
+"""P4 at every turn of the loop: a receipt is kept, or the POST is provably unsent."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+
+import pytest
+
+import qamera_async as q
+from qamera_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_cancelled_at_every_turn_nothing_is_lost(quick, caplog, times):
+    """Whatever the turn, each order is on the caller's job, or in an event and in the log."""
+    events = []
+    kept = 0
+    async with (
+        Sandbox(job_seconds=60.0, quota=None, credits=10**6) as sandbox,
+        sandbox.session(**quick, on_event=events.append) as session,
+    ):
+        turn = 0
+        while True:
+            before = len(sandbox.orders)
+            events.clear()
+            caplog.clear()
+            task = asyncio.ensure_future(session.register_video(image_id="i"))
+            for _ in range(turn):
+                await asyncio.sleep(0)
+                if task.done():
+                    break
+            if task.done():
+                break
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0)
+            await asyncio.wait([task])
+            for order in list(session._submitter._orders):
+                await asyncio.wait([order.task])
+            await asyncio.sleep(0)
+
+            ids = [i for order in sandbox.orders[before:] for i in order.record_ids]
+            told = [i for event in events if isinstance(event, q.Submitted) for i in event.receipt.record_ids]
+            assert told == ids
+            assert task.cancelled()
+            if ids:
+                kept += 1
+                assert ids[0] in caplog.text
+            turn += 1
+        assert session.budget.waiting == 0
+
+    assert turn > 5
+    assert kept > 0
+
+
+async def test_a_siblings_failure_in_a_task_group_keeps_the_receipt(quick, caplog):
+    """The group cancels the registration; its receipt is in the log."""
+    async with Sandbox(quota=None) as sandbox, sandbox.session(**quick) as session:
+        sandbox.trouble("slow", seconds=0.1)
+
+        async def fail():
+            while not sandbox.requests:
+                await asyncio.sleep(0.001)
+            raise LookupError
+
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(session.register_video(image_id="i"))
+                group.create_task(fail())
+
+    assert len(sandbox.orders) == 1
+    assert sandbox.orders[0].record_ids[0] in caplog.text
+
+
+async def test_a_cancelled_close_closes_all_the_same(quick):
+    """The caller of aclose may give up; what is under way gets its answer, and all is closed."""
+    async with Sandbox(quota=None) as sandbox:
+        session = sandbox.session(**quick)
+        sandbox.trouble("slow", seconds=0.1)
+        sending = asyncio.ensure_future(session.register_video(image_id="i"))
+        while not sandbox.requests:
+            await asyncio.sleep(0.001)
+        closing = asyncio.ensure_future(session.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+
+        assert (await sending).record_ids
+        await session.aclose()
+        assert "closed" in repr(session)
+
+
+SCRIPT = """
+import asyncio, logging, sys
+import qamera_async as q
+from qamera_async.sandbox import Sandbox
+
+logging.basicConfig(stream=sys.stdout)
+
+async def main():
+    async with Sandbox(quota=None) as sandbox:
+        sandbox.trouble("hang")
+        session = sandbox.session()
+        task = asyncio.ensure_future(session.register_video(image_id="i", ref="sku-1"))
+        while not sandbox.requests:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        {end}
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("end", ["return", "import signal; signal.raise_signal(signal.SIGINT); await task"])
+def test_the_end_of_the_loop_leaves_a_trace(end):
+    """asyncio.run's teardown and Ctrl-C cut what nobody drained: it is ambiguous, in the log."""
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(end=end)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert "whether it was accepted is not known" in result.stdout
+    assert "sku-1" in result.stdout
+
+
+async def test_a_session_that_is_not_closed_warns(quick):
+    """Only forgetting to close warns; one that was never used doesn't."""
+    async with Sandbox(quota=None) as sandbox:
+        unused = sandbox.session(**quick)
+        del unused
+        session = sandbox.session(**quick)
+        await session.list_videos()
+        await session._transport.aclose()
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            session.__del__()
+        await session.aclose()
+
+
+async def test_waiting_for_no_time_and_without_limit(quick):
+    """wait(0) tells at once; wait(math.inf) sets no limit; a bad limit is refused."""
+    async with Sandbox(job_seconds=0.05, quota=None) as sandbox, sandbox.session(**quick) as session:
+        job = await session.register_video(image_id="i")
+        with pytest.raises(q.JobTimeoutError):
+            await job.wait(0)
+        for bad in (-1, float("nan"), "3", True):
+            with pytest.raises(q.ConfigurationError):
+                await job.wait(bad)
+
+        assert (await job.wait(float("inf"))).status == "DONE"
+        assert (await job.wait(0)).status == "DONE"
+
+
+async def test_break_out_of_updates_leaves_nobody_waiting(quick):
+    """updates() counts as waiting only while it is asked."""
+    async with Sandbox(job_seconds=60.0, quota=None) as sandbox, sandbox.session(**quick) as session:
+        job = await session.register_video(image_id="i")
+        async for _ in job.updates():
+            break
+        await asyncio.sleep(0.05)
+        before = len(sandbox.requests)
+        await asyncio.sleep(0.1)
+
+        assert len(sandbox.requests) == before
+
+
+async def test_an_unknown_status_is_pending_with_one_warning(quick, caplog):
+    """A word that nobody knows is waited out, and said once."""
+    caplog.set_level(logging.WARNING)
+    async with Sandbox(job_seconds=float("inf"), quota=None) as sandbox, sandbox.session(**quick) as session:
+        job = await session.register_video(image_id="i")
+        sandbox.finish(job.record_ids[0], "PONDERING")
+        with pytest.raises(q.JobTimeoutError) as waited:
+            await job.wait(0.15)
+        sandbox.finish(job.record_ids[0], "done")
+
+        assert waited.value.status == "PONDERING"
+        assert (await job).state is q.JobState.DONE
+    assert caplog.text.count("PONDERING") == 1
