@@ -282,7 +282,7 @@ class QameraSession:
             _may_pass,
         )
         videos = protocol.read_videos(answer, self._rules)
-        self._poller.notice(answer, videos)
+        self._poller.notice(videos)
         return videos
 
     # --- misuse ---------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from .models import Intent
 from .transport.tracing import Flight
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection
 
     from .events import Emit
     from .models import Receipt, Request, Video
@@ -51,7 +51,7 @@ class _Order:
         self.intent = Intent(str(uuid.uuid4()), request, datetime.now(UTC))
         self.flight = Flight()
         self.caller_gone = False
-        self.known: Mapping[str, str] | None = None  # what was listed before it was sent
+        self.known: Collection[str] | None = None  # what was listed before it was sent
         self.began = 0.0
         self.ended = 0.0
         self.task: asyncio.Task[Receipt] | None = None
@@ -154,8 +154,7 @@ class Submitter:
 
         async def sending() -> None:
             order.began = loop.time()
-            listing = self._poller.seen
-            order.known = None if listing is None else listing.statuses
+            order.known = self._poller.seen
             order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
 
         async def attempt() -> protocol.Answer:
@@ -190,10 +189,10 @@ class Submitter:
         return receipt
 
     def _claim(self, receipt: Receipt) -> None:
-        listing = self._poller.seen
-        if listing is not None and len(self._orders) <= 1 and not self._looking:
+        seen = self._poller.seen
+        if seen is not None and len(self._orders) <= 1 and not self._looking:
             # With no other order under way, what has been listed is known to the next one anyway.
-            self._claimed.difference_update(listing.statuses)
+            self._claimed.difference_update(seen)
         self._claimed.update(receipt.record_ids)
 
     # --- an ambiguous order ---------------------------------------------------------------------
@@ -208,7 +207,7 @@ class Submitter:
                     listed = await self._next_list()
                     if listed is None:
                         break
-                    found |= self._unclaimed(order, listed)
+                    found |= self._unclaimed(order, *listed)
                     if self._without_claims(found) and self._alone(order):
                         break
         except TimeoutError:
@@ -222,7 +221,7 @@ class Submitter:
         self._looking.discard(order)
         return self._ambiguous(order, cause, tuple(self._without_claims(found).values()), shared=shared)
 
-    async def _next_list(self) -> protocol.Answer | None:
+    async def _next_list(self) -> tuple[protocol.Answer, protocol.Listing] | None:
         """The next list from the poller; None where the session closes meanwhile."""
         asking = asyncio.ensure_future(self._poller.ask())
         closing = asyncio.ensure_future(self._closing.wait())
@@ -238,10 +237,11 @@ class Submitter:
         """Whether no other POST is under way that may still bring a receipt for what was found."""
         return not any(other is not order and other.flight.on_the_wire for other in self._orders)
 
-    def _unclaimed(self, order: _Order, answer: protocol.Answer) -> dict[str, Video]:
-        listing = self._poller.seen or protocol.read_listing(answer)
+    def _unclaimed(
+        self, order: _Order, answer: protocol.Answer, listing: protocol.Listing
+    ) -> dict[str, Video]:
         if order.known is not None:
-            fresh = listing.statuses.keys() - order.known.keys() - self._claimed
+            fresh = listing.statuses.keys() - set(order.known) - self._claimed
             return protocol.read_some(answer, fresh, listing, self._rules)
         # No list was seen before it: the server's own clock tells what was made meanwhile.
         if answer.date is None:

@@ -4,10 +4,12 @@ import asyncio
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qamera_async import ConfigurationError, RequestBudget, RetryPolicy
 from qamera_async.budget.accounts import join
-from qamera_async.budget.window import Priority
+from qamera_async.budget.window import Priority, Window
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 POLICY = RetryPolicy(base=1.0, max_delay=60.0)
@@ -266,3 +268,40 @@ async def test_a_slot_freed_in_another_thread_wakes_this_loop():
 
     assert await asyncio.wait_for(waiting, 5)
     thread.join()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([SUBMISSION, POLL]),
+            st.sampled_from([0.0, 0.5, 2.4, 4.8]),  # the pause before it
+            st.sampled_from([0.0, 1.0, 8.0]),  # from its grant to the answer
+            st.sampled_from([0.0, 0.5, 1.0]),  # when, of that time, the server counted it
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 3),
+    st.sampled_from([0, 1.0, 2.5]),
+)
+def test_no_window_of_the_server_ever_holds_one_more(requests, limit, stale_after):
+    """P2: whenever between its grant and its answer the server counts a request."""
+    length = 5.0
+    window = Window(limit, length)
+    if stale_after:
+        window.reserve("session", stale_after)
+    now, answers, counted = 0.0, [], []
+    for priority, pause, takes, at in requests:
+        now += pause
+        for answer in sorted(answers, key=lambda a: a[0]):
+            if answer[0] <= now:
+                answers.remove(answer)
+                window.settle(answer[1], answer[0])
+        window.expire(now)
+        if window.free > 0 and (priority is POLL or window.may_submit(now)):
+            window.take(priority, now)
+            answers.append((now + takes, priority))
+            counted.append(now + takes * at)
+    counted.sort()
+
+    assert all(later - earlier >= length for earlier, later in zip(counted, counted[limit:], strict=False))
+    assert window.used <= limit

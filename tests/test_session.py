@@ -80,6 +80,37 @@ async def test_nobody_waiting_means_no_request(session, sandbox):
     assert len(sandbox.requests) == before
 
 
+async def test_a_list_fetched_beside_the_polls_hides_nothing_from_them(quick):
+    """A change that list_videos saw first still reaches the waiter, though the next poll is the same."""
+    async with Sandbox(job_seconds=math.inf, quota=None) as sandbox, sandbox.session(**quick) as session:
+        job = await session.register_video(image_id="i")
+        waiting = asyncio.ensure_future(job.wait())
+        while job.status is None:
+            await asyncio.sleep(0.001)
+        sandbox.finish(job.record_ids[0])
+        await session.list_videos()
+
+        assert (await asyncio.wait_for(waiting, 2)).status == "DONE"
+
+
+async def test_a_newcomer_outlives_an_unreadable_poll(quick):
+    """Who began to wait before an unreadable poll is told by the next, though the list is the same."""
+    async with Sandbox(job_seconds=math.inf, quota=None) as sandbox, sandbox.session(**quick) as session:
+        sandbox.add_records(2)
+        old, other = sandbox.records
+        unfinished = asyncio.ensure_future(session.job("vid_nowhere").wait())
+        while not polls(sandbox):
+            await asyncio.sleep(0.001)
+        await session.job(old)
+        await asyncio.sleep(0.05)
+        sandbox.trouble("garbage", on="GET")
+        job = session.job(other)
+        session._poller._good_at = -math.inf
+
+        assert (await asyncio.wait_for(job.wait(), 2)).status == "DONE"
+        unfinished.cancel()
+
+
 async def test_the_last_waiter_takes_the_poll_along(session, sandbox):
     """P1: who gives up before the poll is sent leaves none behind."""
     job = await session.register_video(image_id="i")

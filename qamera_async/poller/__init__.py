@@ -25,7 +25,7 @@ from ..models import JobState
 from .records import GONE_POLLS, URL_GRACE, Record, is_final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from ..budget import RequestBudget
     from ..events import Emit
@@ -58,12 +58,13 @@ class Poller:
         # Those whom time alone may settle, though the list stay as it is.
         self._restless: set[Record] = set()
         self._newcomers: list[Record] = []
-        self._questions: list[asyncio.Future[protocol.Answer]] = []
-        self._asked: list[asyncio.Future[protocol.Answer]] = []
+        self._questions: list[asyncio.Future[tuple[protocol.Answer, protocol.Listing]]] = []
+        self._asked: list[asyncio.Future[tuple[protocol.Answer, protocol.Listing]]] = []
         self._due = math.inf
         self._ended = -math.inf  # when the last poll ended, for better or worse
         self._answer: protocol.Answer | None = None
         self._listing: protocol.Listing | None = None
+        self._seen: Collection[str] | None = None
         self._good_at = -math.inf  # when the last good poll was sent
         self._outage: Iterator[float] | None = None
         self.last_error: QameraError | None = None
@@ -74,9 +75,9 @@ class Poller:
         self._warned: set[str] = set()
 
     @property
-    def seen(self) -> protocol.Listing | None:
-        """The last list that was read; None before the first."""
-        return self._listing
+    def seen(self) -> Collection[str] | None:
+        """The ids in the last list that was read; None before the first."""
+        return self._seen
 
     @property
     def list_age(self) -> float | None:
@@ -115,11 +116,13 @@ class Poller:
         self._restless.discard(record)
         self._rest()
 
-    async def ask(self) -> protocol.Answer:
-        """Give the first list that is fetched from now on."""
+    async def ask(self) -> tuple[protocol.Answer, protocol.Listing]:
+        """Give the first list that is fetched from now on, as it came and as it was read."""
         if self._closed:
             raise SessionClosedError("The session is closed.")
-        question: asyncio.Future[protocol.Answer] = asyncio.get_running_loop().create_future()
+        question: asyncio.Future[tuple[protocol.Answer, protocol.Listing]] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._questions.append(question)
         self._needed(asyncio.get_running_loop().time())
         try:
@@ -130,14 +133,9 @@ class Poller:
                     questions.remove(question)
             self._rest()
 
-    def notice(self, answer: protocol.Answer, videos: tuple[Video, ...]) -> None:
+    def notice(self, videos: tuple[Video, ...]) -> None:
         """Remember a list that was fetched outside of the polls: what is in it is not new any more."""
-        if self._listing is None:
-            self._listing = protocol.Listing({video.id: video.status for video in videos}, True, 0)  # noqa: FBT003
-            self._answer = answer
-        elif self._answer is None or answer.body != self._answer.body:
-            self._listing = protocol.read_listing(answer)
-            self._answer = answer
+        self._seen = {video.id for video in videos}
 
     async def aclose(self) -> None:
         """Stop polling; who waits gets ``SessionClosedError``. Idempotent."""
@@ -183,8 +181,8 @@ class Poller:
         backoff = next(self._outage) if self._outage is not None else 0.0
         while True:
             self._wake.clear()
-            pause = self._budget.pace(self._policy.interval, self._policy.stale_after)
-            until = max(self._ended + max(pause, backoff) * jitter, self._due)
+            pause = self._budget.pace(self._policy.interval * jitter, self._policy.stale_after)
+            until = max(self._ended + max(pause, backoff * jitter), self._due)
             if until <= loop.time():
                 return
             with contextlib.suppress(TimeoutError):
@@ -228,7 +226,6 @@ class Poller:
 
     def _take(self, answer: protocol.Answer, sent_at: float) -> None:
         unchanged = self._answer is not None and answer.body == self._answer.body
-        newcomers, self._newcomers = self._newcomers, []
         if not unchanged or self._listing is None:
             self._listing = protocol.read_listing(answer)
             if self._listing.broken:
@@ -236,10 +233,12 @@ class Poller:
                     "broken", "%d items of the list of videos can't be read", self._listing.broken
                 )
         self._answer = answer
+        self._seen = self._listing.statuses.keys()
+        newcomers, self._newcomers = self._newcomers, []
         self._good_at, self._outage, self.last_error = sent_at, None, None
         statuses = self._listing.statuses
         if unchanged:
-            looked_at = [*self._restless, *(r for r in newcomers if r not in self._restless)]
+            looked_at = [record for record in self._restless.union(newcomers) if self._is_watched(record)]
         else:
             looked_at = [record for records in self._watched.values() for record in records]
         changed = [record for record in looked_at if self._has_news(record, statuses)]
@@ -250,11 +249,11 @@ class Poller:
             if record.record_id in videos
         )
         for record in looked_at:
-            if record.record_id not in statuses and record in self._watched.get(record.record_id, ()):
+            if record.record_id not in statuses and self._is_watched(record):
                 self._absent(record, sent_at, complete=self._listing.complete)
         for question in self._asked:
             if not question.done():
-                question.set_result(answer)
+                question.set_result((answer, self._listing))
         self._emit(Polled(len(statuses), told, len(self._watched)))
 
     def _has_news(self, record: Record, statuses: Mapping[str, str]) -> bool:
@@ -288,7 +287,7 @@ class Poller:
                 record.done_since = since
         if record.done_since is None:
             self._restless.discard(record)
-        else:
+        elif self._is_watched(record):
             self._restless.add(record)
         if video == known and (waited is None) == (record.done_since is None):
             return False
@@ -323,6 +322,9 @@ class Poller:
                     absent_for=absent_for,
                 )
             )
+
+    def _is_watched(self, record: Record) -> bool:
+        return record in self._watched.get(record.record_id, ())
 
     def _fail_all(self, error: QameraError) -> None:
         for records in list(self._watched.values()):

@@ -193,14 +193,15 @@ class Transport:
                     await _read(response),
                     self._conceal,
                 )
-        except asyncio.CancelledError:
-            self._end(slot, reached=method == "GET" or flight.connected)
-            raise
         except Exception as error:
             translated = self._translate(error, sent=method == "GET" or flight.body_left)
             unreached = isinstance(translated, ConnectionFailedError | SessionClosedError)
             self._end(slot, reached=flight.connected or not unreached)
             raise translated from None
+        except BaseException:
+            # Cancelled, or the process is going down.
+            self._end(slot, reached=method == "GET" or flight.connected)
+            raise
 
     def _end(self, slot: Slot, *, reached: bool) -> None:
         if reached:
