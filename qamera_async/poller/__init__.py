@@ -195,7 +195,7 @@ class Poller:
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
 
-        def sending() -> None:
+        async def sending() -> None:
             nonlocal sent_at
             self._on_the_wire = True
             sent_at = loop.time()

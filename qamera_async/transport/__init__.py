@@ -59,19 +59,14 @@ class Transport:
     # --- what the other rooms call ------------------------------------------------------------
 
     async def get(
-        self, path: str, priority: Priority, before_send: Callable[[], None] | None = None
+        self, path: str, priority: Priority, before_send: Callable[[], Awaitable[None]] | None = None
     ) -> protocol.Answer:
         """One GET; a second attempt only where the server said 429.
 
         Raises:
             QameraError: no answer, or one with a status other than 200.
         """
-
-        async def hook() -> None:
-            if before_send is not None:
-                before_send()
-
-        answer = await self._through_quota("GET", path, None, {}, priority, Flight(), hook)
+        answer = await self._through_quota("GET", path, None, None, priority, Flight(), before_send)
         if answer.status != 200:  # noqa: PLR2004
             raise protocol.error_of(answer)
         return answer
@@ -133,18 +128,19 @@ class Transport:
         method: str,
         path: str,
         body: bytes | None,
-        headers: dict[str, str],
+        headers: dict[str, str] | None,
         priority: Priority,
         flight: Flight,
-        before_send: Callable[[], Awaitable[None]],
+        before_send: Callable[[], Awaitable[None]] | None,
     ) -> protocol.Answer:
         while True:
             slot = await self._budget.acquire(priority, self._waits)
-            try:
-                await before_send()
-            except BaseException:
-                slot.unsent()
-                raise
+            if before_send is not None:
+                try:
+                    await before_send()
+                except BaseException:
+                    slot.unsent()
+                    raise
             flight.on_the_wire = True
             try:
                 answer = await self._exchange(method, path, body, headers, flight, slot)
@@ -172,7 +168,7 @@ class Transport:
         method: str,
         path: str,
         body: bytes | None,
-        headers: dict[str, str],
+        headers: dict[str, str] | None,
         flight: Flight,
         slot: Slot,
     ) -> protocol.Answer:
