@@ -45,13 +45,14 @@ _CLOCK_TOLERANCE = timedelta(seconds=60)
 class _Order:
     """One registration under way."""
 
-    __slots__ = ("began", "caller_gone", "ended", "flight", "intent", "known", "task")
+    __slots__ = ("began", "caller_gone", "ended", "flight", "intent", "known", "shared", "task")
 
     def __init__(self, request: Request) -> None:
         self.intent = Intent(str(uuid.uuid4()), request, datetime.now(UTC))
         self.flight = Flight()
         self.caller_gone = False
         self.known: Collection[str] | None = None  # what was listed before it was sent
+        self.shared = False  # another was ambiguous at the same time
         self.began = 0.0
         self.ended = 0.0
         self.task: asyncio.Task[Receipt] | None = None
@@ -158,6 +159,7 @@ class Submitter:
             order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
 
         async def attempt() -> protocol.Answer:
+            order.flight.connected = False
             return await self._transport.post(path, body, headers, order.flight, sending)
 
         try:
@@ -201,6 +203,9 @@ class Submitter:
         """Look for records that nobody claims, for ``Timeouts.lookup`` seconds at most."""
         found: dict[str, Video] = {}
         self._looking.add(order)
+        if len(self._looking) > 1:
+            for other in self._looking:
+                other.shared = True
         try:
             async with asyncio.timeout(self._timeouts.lookup):
                 while not self._closing.is_set():
@@ -217,9 +222,8 @@ class Submitter:
         except asyncio.CancelledError:
             # The loop is being torn down. What is known must not go down with it.
             order.caller_gone = True
-        shared = len(self._looking) > 1
         self._looking.discard(order)
-        return self._ambiguous(order, cause, tuple(self._without_claims(found).values()), shared=shared)
+        return self._ambiguous(order, cause, tuple(self._without_claims(found).values()))
 
     async def _next_list(self) -> tuple[protocol.Answer, protocol.Listing] | None:
         """The next list from the poller; None where the session closes meanwhile."""
@@ -261,7 +265,7 @@ class Submitter:
         return {record_id: video for record_id, video in found.items() if record_id not in self._claimed}
 
     def _ambiguous(
-        self, order: _Order, cause: QameraError, candidates: tuple[Video, ...], *, shared: bool = False
+        self, order: _Order, cause: QameraError, candidates: tuple[Video, ...]
     ) -> AmbiguousSubmissionError:
         intent = attrs.evolve(order.intent, candidates=candidates)
         error = AmbiguousSubmissionError(
@@ -269,7 +273,7 @@ class Submitter:
             intent=intent,
             candidates=candidates,
             cause=copy.copy(cause),
-            shared=shared,
+            shared=order.shared,
         )
         self._emit(Ambiguous(intent))
         return error

@@ -257,6 +257,19 @@ async def test_a_post_whose_answer_is_lost_is_ambiguous_and_never_sent_twice(san
     assert not [r for r in sandbox.requests if r.origin == "cdn"]
 
 
+async def test_concurrent_ambiguous_posts_say_that_they_share(sandbox, quick):
+    """Each may be the other's record: both errors say so, and neither hides one."""
+    async with sandbox.session(**quick) as session:
+        await session.list_videos()
+        sandbox.trouble("reset_after", times=2)
+        errors = await asyncio.gather(
+            *(session.register_video(image_id=f"i{n}") for n in range(2)), return_exceptions=True
+        )
+
+    assert [error.shared for error in errors] == [True, True]
+    assert {v.id for error in errors for v in error.candidates} == set(sandbox.records)
+
+
 async def test_a_siblings_receipt_is_no_candidate(sandbox, quick):
     """What another POST's receipt claims is taken off the candidates."""
     async with sandbox.session(**quick) as session:
