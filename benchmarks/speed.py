@@ -81,10 +81,10 @@ async def one_request(quick):
 class _Nobody:
     """A listener whom nothing interests."""
 
-    def changed(self, _):
+    def _changed(self, _):
         """Take it."""
 
-    def failed(self, _):
+    def _failed(self, _):
         """Take it."""
 
 

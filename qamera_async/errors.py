@@ -261,6 +261,7 @@ class InvalidResponseError(QameraError):
         expected: What should have come.
         excerpt: The beginning of what came.
         correlation_id: The server's name for this exchange; None if it gave none.
+        record_ids: The ids that could be read of a receipt that as a whole couldn't.
 
     """
 
@@ -274,12 +275,14 @@ class InvalidResponseError(QameraError):
         expected: str = "",
         excerpt: str = "",
         correlation_id: str | None = None,
+        record_ids: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
         self.expected = expected
         self.excerpt = excerpt
         self.correlation_id = correlation_id
+        self.record_ids = record_ids
 
     def _what_happened(self) -> str:
         details = [
@@ -299,6 +302,7 @@ class AmbiguousSubmissionError(QameraError):
         candidates: Videos that may have come of it. None seen is not "not made".
         cause: The error that the same answer would be on a request that is free; None if unknown.
         shared: True where other ambiguous submissions may have the same candidates.
+        record_ids: The ids that could be read of a receipt that as a whole couldn't.
 
     """
 
@@ -315,9 +319,11 @@ class AmbiguousSubmissionError(QameraError):
         candidates: tuple[Video, ...] = (),
         cause: QameraError | None = None,
         shared: bool = False,
+        record_ids: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.intent = intent
+        self.record_ids = record_ids
         self.candidates = candidates
         self.cause = cause
         self.shared = shared
@@ -331,6 +337,7 @@ class AmbiguousSubmissionError(QameraError):
         ids = ", ".join(video.id for video in self.candidates) or "none seen"
         details = [
             "" if self.request.ref is None else f"ref {self.request.ref!r}",
+            f"its receipt names {', '.join(self.record_ids)}" if self.record_ids else "",
             f"candidates: {ids}",
             "other ambiguous submissions may share them" if self.shared and self.candidates else "",
             "" if self.cause is None else f"cause: {self._brief(self.cause)}",

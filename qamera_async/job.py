@@ -142,6 +142,8 @@ class Job:
             timeout = self._context.timeout
         elif isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"timeout: got {timeout!r}, allowed are seconds from 0 up, or None")
+        elif timeout > _LONGEST:
+            timeout = math.inf
         if not self.done():
             self._context.check()
             loop = asyncio.get_running_loop()
@@ -226,7 +228,7 @@ class Job:
 
     # --- what the poller tells ------------------------------------------------------------------
 
-    def changed(self, record: Record) -> None:
+    def _changed(self, record: Record) -> None:
         """A record changed; the poller calls this."""
         if record.settled:
             self._context.poller.unwatch(record)
@@ -237,7 +239,7 @@ class Job:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def failed(self, error: QameraError) -> None:
+    def _failed(self, error: QameraError) -> None:
         """Nobody can wait for this now; the poller calls this."""
         for waiter in (*self._waiters, *(self._watchers or ())):
             if not waiter.done():
@@ -269,6 +271,8 @@ class Job:
             list_age=self._context.poller.list_age,
         )
 
+
+_LONGEST = 1e9  # seconds; more than a timer can take is no limit at all
 
 # Shared, since a copy of the caller's context for each waiter is a good part of what a waiting job takes.
 _NO_CONTEXT = contextvars.Context()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
@@ -158,9 +159,9 @@ def _optional_text(_: object, attribute: attrs.Attribute[Any], value: object) ->
 def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
     # To a type checker a str is an iterable of str like any other; to a reel it is one id by mistake.
     came = cast("object", values)
-    if isinstance(came, str | bytes | bytearray) or not isinstance(came, Iterable):
+    if isinstance(came, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(came, Iterable):
         raise InvalidRequestError(
-            f"image_ids must be a list of 1 to {MAX_REEL_IMAGES} image ids, not {shown(came)}."
+            f"image_ids must be a list of 1 to {MAX_REEL_IMAGES} image ids, not {shown(values)}."
         )
     ids: list[str] = []
     for index, value in enumerate(values):

@@ -277,9 +277,3 @@ class StatusRules:
         """Say whether a word is in the rules or a usual one for a pending job: others deserve a warning."""
         word = _plain(status)
         return word in self.done or word in self.failed or word in _USUAL_PENDING
-
-
-DEFAULT_POLLING: Final = PollPolicy()
-DEFAULT_RETRY: Final = RetryPolicy()
-DEFAULT_TIMEOUTS: Final = Timeouts()
-DEFAULT_STATUSES: Final = StatusRules()

@@ -30,7 +30,7 @@ from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from .poller import Poller
 from .submission import Submitter
 from .transport import Transport
-from .transport.wire import Wire, checked_key, checked_url
+from .transport.wire import Key, Wire, checked_url, key_problem
 
 if TYPE_CHECKING:
     import ssl
@@ -86,17 +86,23 @@ class QameraSession:
         ssl_context: ssl.SSLContext | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
-        self._state = "new"
+        self._state, self._origin = "new", "not set up"
+        key = os.environ.get("QAMERA_API_KEY") if api_key is None else api_key
+        problem = key_problem(key)
+        # From here on a traceback with locals, whichever setting it is about, must not show it.
+        hidden, key, api_key = Key(key or ""), None, None
+        if problem is not None:
+            raise ConfigurationError(problem)
         self._origin = checked_url(
             base_url or os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL, allow_http
         )
         self._wire = Wire(
             self._origin,
-            checked_key(os.environ.get("QAMERA_API_KEY") if api_key is None else api_key),
+            hidden,
             proxy,
             trust_env,
             ssl_context,
-            tuple(trace_configs),
+            trace_configs,
         )
         self._polling = _setting("polling", polling, PollPolicy)
         self._retry = _setting("retry", retry, RetryPolicy)
@@ -107,7 +113,9 @@ class QameraSession:
                 f"budget: got {type(budget).__name__}, allowed is a RequestBudget or None"
             )
         self._emit = guarded(on_event)
-        self._budget, self._leave_budget = join(str(URL(self._origin).origin()), self._wire.api_key, budget)
+        self._budget, self._leave_budget = join(
+            str(URL(self._origin).origin()), self._wire.api_key.text, budget
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._transport = Transport(self._wire, self._budget, self._timeouts, self._retry, self._emit)
@@ -163,6 +171,7 @@ class QameraSession:
 
     async def _close(self) -> None:
         try:
+            self._transport.stop_queueing()
             for close in (self._submitter.aclose, self._poller.aclose, self._transport.aclose):
                 try:
                     await close()
@@ -212,7 +221,7 @@ class QameraSession:
             QameraError: it was not accepted.
         """
         return await self.register(
-            VideoRequest(image_id, generated_image_id, suggestion, provider, ref, extra or {})
+            VideoRequest(image_id, generated_image_id, suggestion, provider, ref, extra)
         )
 
     async def register_reel(
@@ -225,7 +234,7 @@ class QameraSession:
         Raises:
             QameraError: as ``register_video``.
         """
-        return await self.register(ReelRequest(image_ids, ref, extra or {}))  # pyright: ignore[reportArgumentType]
+        return await self.register(ReelRequest(image_ids, ref, extra))  # pyright: ignore[reportArgumentType]
 
     async def register(self, request: Request, *, retry_failed: bool = False) -> Job:  # noqa: ARG002 - a ledger's setting
         """Order what a request value says; this spends credits.

@@ -20,6 +20,7 @@ from .errors import (
     AmbiguousSubmissionError,
     ApiError,
     ConnectionFailedError,
+    InvalidResponseError,
     QameraError,
     SessionClosedError,
     TransportError,
@@ -29,8 +30,6 @@ from .models import Intent
 from .transport.tracing import Flight
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from .events import Emit
     from .models import Receipt, Request, Video
     from .policies import StatusRules, Timeouts
@@ -45,13 +44,13 @@ _CLOCK_TOLERANCE = timedelta(seconds=60)
 class _Order:
     """One registration under way."""
 
-    __slots__ = ("began", "caller_gone", "ended", "flight", "intent", "known", "shared", "task")
+    __slots__ = ("began", "caller_gone", "ended", "flight", "intent", "lists", "shared", "task")
 
     def __init__(self, request: Request) -> None:
         self.intent = Intent(str(uuid.uuid4()), request, datetime.now(UTC))
         self.flight = Flight()
         self.caller_gone = False
-        self.known: Collection[str] | None = None  # what was listed before it was sent
+        self.lists = 0  # how many lists were seen before it was sent
         self.shared = False  # another was ambiguous at the same time
         self.began = 0.0
         self.ended = 0.0
@@ -139,13 +138,13 @@ class Submitter:
         if error is None:
             receipt = task.result()
             _log.warning(
-                "a cancelled registration was accepted all the same: records %s, order %s, ref %r",
+                "a registration whose caller is gone was accepted all the same: records %s, order %s, ref %r",
                 ", ".join(receipt.record_ids),
                 receipt.order_id,
                 order.intent.request.ref,
             )
         else:
-            _log.warning("a cancelled registration ended with: %s", error)
+            _log.warning("a registration that was cancelled or cut off ended with: %s", error)
 
     # --- the order's own task -------------------------------------------------------------------
 
@@ -155,7 +154,7 @@ class Submitter:
 
         async def sending() -> None:
             order.began = loop.time()
-            order.known = self._poller.seen
+            order.lists = self._poller.seen.lists
             order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
 
         async def attempt() -> protocol.Answer:
@@ -191,10 +190,9 @@ class Submitter:
         return receipt
 
     def _claim(self, receipt: Receipt) -> None:
-        seen = self._poller.seen
-        if seen is not None and len(self._orders) <= 1 and not self._looking:
+        if len(self._orders) <= 1 and not self._looking:
             # With no other order under way, what has been listed is known to the next one anyway.
-            self._claimed.difference_update(seen)
+            self._claimed = {record_id for record_id in self._claimed if record_id not in self._poller.seen}
         self._claimed.update(receipt.record_ids)
 
     # --- an ambiguous order ---------------------------------------------------------------------
@@ -219,6 +217,9 @@ class Submitter:
             pass
         except QameraError as error:
             _log.info("an ambiguous submission can't be looked into: %s", error)
+        except Exception:
+            # Nothing may take the place of the error that says what may have been paid for.
+            _log.exception("looking into an ambiguous submission failed")
         except asyncio.CancelledError:
             # The loop is being torn down. What is known must not go down with it.
             order.caller_gone = True
@@ -244,15 +245,18 @@ class Submitter:
     def _unclaimed(
         self, order: _Order, answer: protocol.Answer, listing: protocol.Listing
     ) -> dict[str, Video]:
-        if order.known is not None:
-            fresh = listing.statuses.keys() - set(order.known) - self._claimed
+        if order.lists:
+            fresh = self._poller.seen.new_since(listing.statuses, order.lists) - self._claimed
             return protocol.read_some(answer, fresh, listing, self._rules)
         # No list was seen before it: the server's own clock tells what was made meanwhile.
         if answer.date is None:
             return {}
-        age = asyncio.get_running_loop().time()
-        earliest = answer.date - timedelta(seconds=age - order.began) - _CLOCK_TOLERANCE
-        latest = answer.date - timedelta(seconds=age - order.ended) + _CLOCK_TOLERANCE
+        now = asyncio.get_running_loop().time()
+        try:
+            earliest = answer.date - timedelta(seconds=now - order.began) - _CLOCK_TOLERANCE
+            latest = answer.date - timedelta(seconds=now - order.ended) + _CLOCK_TOLERANCE
+        except OverflowError:  # a server's clock at one end of time
+            return {}
         return {
             video.id: video
             for video in protocol.read_videos(answer, self._rules)
@@ -272,6 +276,7 @@ class Submitter:
             "The request was sent, and whether it was accepted is not known.",
             intent=intent,
             candidates=candidates,
+            record_ids=cause.record_ids if isinstance(cause, InvalidResponseError) else (),
             cause=copy.copy(cause),
             shared=order.shared,
         )

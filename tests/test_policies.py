@@ -13,10 +13,6 @@ from hypothesis import strategies as st
 from qamera_async.errors import ConfigurationError
 from qamera_async.models import JobState
 from qamera_async.policies import (
-    DEFAULT_POLLING,
-    DEFAULT_RETRY,
-    DEFAULT_STATUSES,
-    DEFAULT_TIMEOUTS,
     PollPolicy,
     RetryPolicy,
     StatusRules,
@@ -188,7 +184,7 @@ def test_rules_show_only_what_is_not_the_default():
 
 @pytest.mark.parametrize(
     "value",
-    [DEFAULT_POLLING, DEFAULT_RETRY, DEFAULT_TIMEOUTS, DEFAULT_STATUSES, StatusRules(["ok"], ["ko"])],
+    [PollPolicy(), RetryPolicy(), Timeouts(), StatusRules(), StatusRules(["ok"], ["ko"])],
     ids=repr,
 )
 def test_a_setting_survives_pickling_and_copying_and_can_be_hashed(value):

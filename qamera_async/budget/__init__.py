@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..policies import RetryPolicy
 
 
+_LONGEST_WINDOW = 1e9  # seconds
+
+
 class Slot:
     """The right to send one request, until it is settled by one of its methods."""
 
@@ -63,10 +66,11 @@ class Slot:
 
 
 class _Waiter:
-    __slots__ = ("future", "loop", "priority", "slot")
+    __slots__ = ("future", "loop", "owner", "priority", "slot")
 
-    def __init__(self, priority: Priority) -> None:
+    def __init__(self, priority: Priority, owner: object) -> None:
         self.priority = priority
+        self.owner = owner
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
         self.slot: Slot | None = None
@@ -92,8 +96,11 @@ class RequestBudget:
     ) -> None:
         if type(limit) is not int or limit < 1:
             raise ConfigurationError(f"limit: got {limit!r}, allowed is a whole number of at least 1")
-        if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"window: got {window!r}, allowed are seconds above 0")
+        number = isinstance(window, int | float) and not isinstance(window, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not number or not 0 < window <= _LONGEST_WINDOW:
+            raise ConfigurationError(
+                f"window: got {window!r}, allowed are seconds above 0, at most {_LONGEST_WINDOW:g}"
+            )
         self._clock = clock
         self._lock = threading.RLock()
         self._taken = Window(limit, float(window))
@@ -134,19 +141,22 @@ class RequestBudget:
 
     # --- taking a slot ------------------------------------------------------------------------
 
-    async def acquire(self, priority: Priority, on_wait: Callable[[float], None] | None = None) -> Slot:
+    async def acquire(
+        self, priority: Priority, on_wait: Callable[[float], None] | None = None, owner: object = None
+    ) -> Slot:
         """Wait for a slot; submissions go first. Cancelling leaks none.
 
         Args:
             priority: whose slot it is.
             on_wait: called with a lower bound of the seconds to wait where there is no slot at once.
+            owner: who may ``evict`` it.
         """
         with self._lock:
             if not any(self._queues.values()):
                 slot = self._take(priority)
                 if slot is not None:
                     return slot
-            waiter = _Waiter(priority)
+            waiter = _Waiter(priority, owner)
             self._queues[priority].append(waiter)
             self._pump()
             if waiter.slot is not None:
@@ -160,12 +170,22 @@ class RequestBudget:
             with self._lock:
                 if waiter.slot is not None:
                     waiter.slot.unsent()
-                else:
+                elif waiter in self._queues[priority]:
                     self._queues[priority].remove(waiter)
                     self._pump()
             raise
         assert waiter.slot is not None  # noqa: S101 - the future is resolved with the slot only
         return waiter.slot
+
+    def evict(self, owner: object, error: Exception) -> None:
+        """Let those of ``owner`` who wait in this loop for a slot raise ``error``."""
+        with self._lock:
+            for priority, queue in self._queues.items():
+                self._queues[priority] = deque(waiter for waiter in queue if waiter.owner is not owner)
+                for waiter in queue:
+                    if waiter.owner is owner and not waiter.future.done():
+                        waiter.future.set_exception(error)
+            self._pump()
 
     def pace(self, interval: float, stale_after: float) -> float:
         """Give the seconds to pause before the next poll, so that polls spread what is left.
@@ -245,7 +265,11 @@ class RequestBudget:
 
     def _next_chance(self, now: float) -> float:
         """The next moment at which time alone may free a slot; infinity where it can't."""
-        return self._hold.until if now < self._hold.until else self._taken.next_free
+        if now < self._hold.until:
+            return self._hold.until
+        if self._queues[Priority.SUBMISSION] and self._taken.free > 0:
+            return min(self._taken.next_free, self._taken.next_allowed(now))
+        return self._taken.next_free
 
     def _set_timers(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
         chance = self._next_chance(now)
@@ -301,7 +325,9 @@ class RequestBudget:
         """Take over the slots that another budget of the same key and origin still counts."""
         with other._lock, self._lock:
             other._taken.expire(other._clock())
-            self._taken.absorb(other._taken, self._clock() - other._clock())
+            ahead = self._clock() - other._clock()
+            self._taken.absorb(other._taken, ahead)
+            self._hold.absorb(other._hold, ahead)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

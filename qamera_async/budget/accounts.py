@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class _Account:
-    __slots__ = ("budget", "holders")
+    __slots__ = ("budget", "holders", "usual")
 
-    def __init__(self, budget: RequestBudget) -> None:
+    def __init__(self, budget: RequestBudget, *, usual: bool) -> None:
         self.budget = budget
+        self.usual = usual  # not one that a session brought along
         self.holders = 0
 
 
@@ -38,17 +39,19 @@ def join(origin: str, api_key: str, budget: RequestBudget | None) -> tuple[Reque
             del _accounts[other]
         account = _accounts.get(name)
         if account is None:
-            account = _accounts[name] = _Account(budget or RequestBudget())
+            account = _accounts[name] = _Account(budget or RequestBudget(), usual=budget is None)
         elif account.holders and budget is not None and budget is not account.budget:
             raise ConfigurationError(
                 "budget: another session with this key and origin is open with a different one; pass the "
                 "same RequestBudget to both, or none"
             )
         elif not account.holders:
-            chosen = budget or (RequestBudget() if _idle(account) else account.budget)
+            # Nobody holds it, so what the last session asked for binds nobody; what it sent still counts.
+            chosen = budget or (account.budget if account.usual else RequestBudget())
             if chosen is not account.budget:
                 chosen.absorb(account.budget)
                 account.budget = chosen
+                account.usual = budget is None
         account.holders += 1
 
     def leave() -> None:
@@ -59,4 +62,4 @@ def join(origin: str, api_key: str, budget: RequestBudget | None) -> tuple[Reque
 
 
 def _idle(account: _Account) -> bool:
-    return not account.holders and not account.budget.used
+    return not account.holders and not account.budget.used and not account.budget.held_for

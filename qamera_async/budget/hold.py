@@ -21,6 +21,12 @@ class Hold:
         self._since: float | None = None  # since when there has been nothing but rejections
         self._rejections = 0
 
+    def absorb(self, other: Hold, shift: float) -> None:
+        """Take over another hold where it lasts longer; its clock is ``shift`` seconds behind."""
+        if other._since is not None and other.until + shift > self.until:
+            self.until, self._began = other.until + shift, other._began + shift
+            self._since, self._rejections = other._since + shift, other._rejections
+
     @property
     def probing(self) -> bool:
         """Whether no request has been let through since the last rejection."""

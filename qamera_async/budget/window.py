@@ -95,6 +95,21 @@ class Window:
         last = max(self._last_poll, now - pause)
         return all(free + self._freed_by(last + due * pause) >= due for due in range(1, reserved + 1))
 
+    def next_allowed(self, now: float) -> float:
+        """When time alone may next let a submission pass that polls to come are holding up.
+
+        Without polls, those to come move on, until an older slot is free in time for them.
+        """
+        reserved = min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+        pause = self.length / max(reserved, 1)
+        moments = [self._last_poll + pause]
+        for due in range(reserved):
+            for expiries in self._expiries.values():
+                place = bisect_right(expiries, now + due * pause)
+                if place < len(expiries):
+                    moments.append(expiries[place] - due * pause)
+        return min((moment for moment in moments if moment > now), default=math.inf)
+
     def _freed_by(self, moment: float) -> int:
         return sum(bisect_right(expiries, moment) for expiries in self._expiries.values())
 
@@ -102,3 +117,4 @@ class Window:
         """Take over the slots that another window still counts; its clock is ``shift`` seconds behind."""
         for priority, expiries in other._expiries.items():
             self._expiries[priority] = sorted([*self._expiries[priority], *(at + shift for at in expiries)])
+            expiries.clear()  # they are counted here now, and once only

@@ -22,10 +22,12 @@ from ..errors import (
 )
 from ..events import Polled, Updated
 from ..models import JobState
+from ..transport.tracing import Flight
 from .records import GONE_POLLS, URL_GRACE, Record, is_final
+from .seen import Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from ..budget import RequestBudget
     from ..events import Emit
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ..transport import Transport
 
 _log = logging.getLogger("qamera_async")
+_WARNINGS = 100
 
 
 class Poller:
@@ -64,20 +67,20 @@ class Poller:
         self._ended = -math.inf  # when the last poll ended, for better or worse
         self._answer: protocol.Answer | None = None
         self._listing: protocol.Listing | None = None
-        self._seen: Collection[str] | None = None
+        self.seen = Seen()
         self._good_at = -math.inf  # when the last good poll was sent
         self._outage: Iterator[float] | None = None
-        self.last_error: QameraError | None = None
+        self._last_error: QameraError | None = None
         self._task: asyncio.Task[None] | None = None
-        self._on_the_wire = False
+        self._flight = Flight()
         self._wake = asyncio.Event()
         self._closed = False
         self._warned: set[str] = set()
 
     @property
-    def seen(self) -> Collection[str] | None:
-        """The ids in the last list that was read; None before the first."""
-        return self._seen
+    def last_error(self) -> QameraError | None:
+        """Why the last poll brought nothing; None where it did."""
+        return self._flight.refusal or self._last_error
 
     @property
     def list_age(self) -> float | None:
@@ -96,8 +99,6 @@ class Poller:
         if self._closed:
             raise SessionClosedError("The session is closed.")
         now = asyncio.get_running_loop().time()
-        if record.born is None:
-            record.born = now
         record.joined, record.absences, record.absent_since = now, 0, None
         self._watched[record.record_id] = (*self._watched.get(record.record_id, ()), record)
         if self._outage is None and now - self._good_at <= self._policy.interval:
@@ -135,7 +136,7 @@ class Poller:
 
     def notice(self, videos: tuple[Video, ...]) -> None:
         """Remember a list that was fetched outside of the polls: what is in it is not new any more."""
-        self._seen = {video.id for video in videos}
+        self.seen.add([video.id for video in videos], asyncio.get_running_loop().time())
 
     async def aclose(self) -> None:
         """Stop polling; who waits gets ``SessionClosedError``. Idempotent."""
@@ -162,7 +163,7 @@ class Poller:
         if not self._waited_for():
             self._due = math.inf
             self._newcomers.clear()
-            if self._task is not None and not self._on_the_wire:
+            if self._task is not None and not self._flight.on_the_wire:
                 self._task.cancel()
                 self._task = None
 
@@ -174,6 +175,7 @@ class Poller:
             except Exception as error:
                 _log.exception("the poller failed; everybody who waits is told")
                 self._fail_all(QameraError(f"The poller failed unexpectedly ({type(error).__name__})."))
+                await asyncio.sleep(self._policy.interval)
 
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()
@@ -193,23 +195,27 @@ class Poller:
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        sent_at = loop.time()
+        sent_at: float | None = None
+        flight = self._flight = Flight()
 
         async def sending() -> None:
             nonlocal sent_at
-            self._on_the_wire = True
             sent_at = loop.time()
-            self._asked, self._questions = self._questions, []
+            self._asked += self._questions
+            self._questions = []
 
         try:
-            answer = await self._transport.get(protocol.VIDEOS_PATH, Priority.POLL, sending)
+            answer = await self._transport.get(protocol.VIDEOS_PATH, Priority.POLL, flight, sending)
+            flight.refusal = None
+            assert sent_at is not None  # noqa: S101 - there is no answer to what wasn't sent
             self._take(answer, sent_at)
         except QameraError as error:
+            # Also of one that was never sent, or the next would follow at once.
+            self._ended = loop.time()
             self._trouble(error)
         finally:
             # A poll withdrawn before it was sent has changed nothing, and may have a successor by now.
-            if self._on_the_wire:
-                self._on_the_wire = False
+            if sent_at is not None and self._flight is flight:
                 self._ended = loop.time()
                 self._due = -math.inf
                 self._questions += [question for question in self._asked if not question.done()]
@@ -219,7 +225,7 @@ class Poller:
         if is_final(error):
             self._fail_all(error)
             return
-        self.last_error = error
+        self._last_error = error
         if self._outage is None:
             self._outage = self._policy.outage_delays()
         _log.info("a poll failed and will be repeated: %s", error)
@@ -233,9 +239,10 @@ class Poller:
                     "broken", "%d items of the list of videos can't be read", self._listing.broken
                 )
         self._answer = answer
-        self._seen = self._listing.statuses.keys()
+        if not unchanged:
+            self.seen.add(self._listing.statuses.keys(), asyncio.get_running_loop().time())
         newcomers, self._newcomers = self._newcomers, []
-        self._good_at, self._outage, self.last_error = sent_at, None, None
+        self._good_at, self._outage, self._last_error = sent_at, None, None
         statuses = self._listing.statuses
         if unchanged:
             looked_at = [record for record in self._restless.union(newcomers) if self._is_watched(record)]
@@ -294,7 +301,7 @@ class Poller:
         record.video = video
         if video != known:
             self._emit(Updated(video))
-        record.listener.changed(record)
+        record.listener._changed(record)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         return True
 
     def _absent(self, record: Record, sent_at: float, *, complete: bool) -> None:
@@ -314,7 +321,7 @@ class Poller:
             absent_for = now - record.absent_since
             lost = absent_for >= self._timeouts.gone and record.absences >= GONE_POLLS
         if lost:
-            record.listener.failed(
+            record.listener._failed(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 JobLostError(
                     f"Record {record.record_id} has been missing from the list for {absent_for:.1f} s.",
                     record_ids=(record.record_id,),
@@ -329,12 +336,13 @@ class Poller:
     def _fail_all(self, error: QameraError) -> None:
         for records in list(self._watched.values()):
             for record in records:
-                record.listener.failed(error)
+                record.listener._failed(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         for question in (*self._questions, *self._asked):
             if not question.done():
                 question.set_exception(error)
 
     def _warn_once(self, key: str, message: str, *args: object) -> None:
-        if key not in self._warned:
+        # Bounded, since the server may think of a new word each time.
+        if key not in self._warned and len(self._warned) < _WARNINGS:
             self._warned.add(key)
             _log.warning(message, *args)

@@ -15,13 +15,13 @@ GONE_POLLS = 3
 
 
 class Listener(Protocol):
-    """Who wants to know what becomes of a record: a job."""
+    """Who wants to know what becomes of a record: a job, whose users have no business with these."""
 
-    def changed(self, record: Record) -> None:
+    def _changed(self, record: Record) -> None:
         """The record has another status, or its video."""
         ...
 
-    def failed(self, error: QameraError) -> None:
+    def _failed(self, error: QameraError) -> None:
         """Nobody can wait for this now."""
         ...
 
@@ -35,7 +35,7 @@ class Record:
         self.record_id = record_id
         self.listener = listener
         self.video: Video | None = None
-        self.born = born  # when the wait for its first appearance began; None before the first wait
+        self.born = born  # when it was made; None where that isn't known, then each wait begins anew
         self.joined = 0.0  # when the present wait began
         self.absent_since: float | None = None
         self.absences = 0

@@ -40,17 +40,17 @@ class Answer:
     @property
     def correlation_id(self) -> str | None:
         """The server's name for this exchange in its logs, where it sent one."""
-        value = self.headers.get("x-correlation-id", "").strip()
-        return self.conceal(value)[:_EXCERPT_CHARS] or None
+        value = self.headers.get("x-correlation-id", "").encode("ascii", "replace").decode()
+        return self.conceal(value.strip())[:_EXCERPT_CHARS] or None
 
     @property
     def date(self) -> datetime | None:
         """The server's clock when it answered, an aware UTC datetime; None where it didn't say."""
         try:
             moment = parsedate_to_datetime(self.headers["date"])
-        except (KeyError, ValueError, TypeError):
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (KeyError, ValueError, TypeError, OverflowError):
             return None
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
     def excerpt(self) -> str:
         """The start of the body as text, without secrets."""

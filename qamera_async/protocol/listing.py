@@ -54,6 +54,7 @@ _full_list = msgspec.json.Decoder(_FullList)
 _full = msgspec.json.Decoder(_Full)
 _any_object = msgspec.json.Decoder(dict[str, Any])
 
+_LONGEST_STATUS = 100  # characters
 _USUAL_WORD = 20  # characters; a longer status is none that all records share
 _LIST = 'a list of videos: {"videos": [{"id": ..., "status": ...}, ...]}'
 
@@ -110,7 +111,7 @@ def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: Statu
     for item in candidates:
         if item is not None and item.id in wanted:
             item.id = wanted[item.id]
-            found[item.id] = _video(item, rules)
+            found[item.id] = _video(item, rules, answer)
     return found
 
 
@@ -124,7 +125,7 @@ def read_videos(answer: Answer, rules: StatusRules) -> tuple[Video, ...]:
         items = _full_list.decode(answer.body).videos
     except UNREADABLE:
         items, _, _ = _each_for_itself(answer)
-    return tuple([_video(item, rules) for item in items if item.id])
+    return tuple([_video(item, rules, answer) for item in items if identifier_of(item.id)])
 
 
 def _each_for_itself(answer: Answer) -> tuple[list[_Full], int | None, int]:
@@ -159,8 +160,11 @@ def _tolerant(raw: msgspec.Raw) -> _Full | None:
     return item if identifier_of(item.id) else None
 
 
-def _video(item: _Full, rules: StatusRules) -> Video:
+def _video(item: _Full, rules: StatusRules, answer: Answer) -> Video:
     status = item.status or ""
+    if not rules.knows(status):
+        # It goes into messages and the log, and may echo anything.
+        status = answer.conceal(status)[:_LONGEST_STATUS]
     return Video(
         item.id,
         sys.intern(status) if len(status) <= _USUAL_WORD else status,

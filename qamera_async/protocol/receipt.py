@@ -26,8 +26,12 @@ def read_receipt(answer: Answer) -> Receipt:
         raise unreadable(answer, expected) from None
     ids = stated.get("createdRecordIds") if isinstance(stated, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     if not isinstance(ids, list) or not ids or not all(map(identifier_of, ids)):  # pyright: ignore[reportUnknownArgumentType]
-        raise unreadable(answer, expected)
-    return _receipts()({**stated, "correlationId": answer.correlation_id}, Receipt)
+        error = unreadable(answer, expected)
+        if isinstance(ids, list):
+            error.record_ids = tuple(dict.fromkeys(filter(identifier_of, ids)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        raise error
+    known = {"createdRecordIds": dict.fromkeys(ids), "correlationId": answer.correlation_id}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return _receipts()({**stated, **known}, Receipt)
 
 
 _structure_receipt: Callable[[Any, type[Receipt]], Receipt] | None = None

@@ -52,21 +52,32 @@ class Transport:
         self._emit = emit
         self._clients: dict[str, aiohttp.ClientSession] = {}
         self._urls: dict[str, URL] = {}
+        self._closing = False
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
-        self._conceal = concealing(wire.api_key)
+        self._conceal = concealing(wire.api_key.text)
 
     # --- what the other rooms call ------------------------------------------------------------
 
     async def get(
-        self, path: str, priority: Priority, before_send: Callable[[], Awaitable[None]] | None = None
+        self,
+        path: str,
+        priority: Priority,
+        flight: Flight | None = None,
+        before_send: Callable[[], Awaitable[None]] | None = None,
     ) -> protocol.Answer:
         """One GET; a second attempt only where the server said 429.
+
+        Args:
+            path: below the base URL.
+            priority: whose slot it takes.
+            flight: tells how far it has come; None where nobody asks.
+            before_send: awaited before each attempt, with the slot in hand.
 
         Raises:
             QameraError: no answer, or one with a status other than 200.
         """
-        answer = await self._through_quota("GET", path, None, None, priority, Flight(), before_send)
+        answer = await self._through_quota("GET", path, None, None, priority, flight or Flight(), before_send)
         if answer.status != 200:  # noqa: PLR2004
             raise protocol.error_of(answer)
         return answer
@@ -113,8 +124,14 @@ class Transport:
             await asyncio.sleep(delay)
             number += 1
 
+    def stop_queueing(self) -> None:
+        """Let nothing more take a slot; what queues for one gets ``SessionClosedError``."""
+        self._closing = True
+        self._budget.evict(self, SessionClosedError("The session was closed before the request was sent."))
+
     async def aclose(self) -> None:
         """Close all connections; idempotent."""
+        self.stop_queueing()
         self._closed = True
         clients = list(self._clients.values())
         self._clients.clear()
@@ -134,7 +151,9 @@ class Transport:
         before_send: Callable[[], Awaitable[None]] | None,
     ) -> protocol.Answer:
         while True:
-            slot = await self._budget.acquire(priority, self._waits)
+            if self._closing:
+                raise SessionClosedError("The session is closed.")
+            slot = await self._budget.acquire(priority, self._waits, self)
             if before_send is not None:
                 try:
                     await before_send()
@@ -151,6 +170,7 @@ class Transport:
                 return answer
             error = protocol.error_of(answer)
             stated = error.retry_after if isinstance(error, ApiError) else None
+            flight.refusal = error
             held = slot.rejected(stated, self._retry)
             if held is None:
                 raise error
@@ -172,6 +192,7 @@ class Transport:
         flight: Flight,
         slot: Slot,
     ) -> protocol.Answer:
+        failure: BaseException
         try:
             async with self._client(method).request(
                 method,
@@ -190,14 +211,18 @@ class Transport:
                     self._conceal,
                 )
         except Exception as error:
-            translated = self._translate(error, sent=method == "GET" or flight.body_left)
-            unreached = isinstance(translated, ConnectionFailedError | SessionClosedError)
+            failure = self._translate(error, sent=method == "GET" or flight.body_left)
+            unreached = isinstance(failure, ConnectionFailedError | SessionClosedError)
             self._end(slot, reached=flight.connected or not unreached)
-            raise translated from None
-        except BaseException:
+        except BaseException as error:
             # Cancelled, or the process is going down.
+            failure = (
+                asyncio.CancelledError(*error.args) if isinstance(error, asyncio.CancelledError) else error
+            )
             self._end(slot, reached=method == "GET" or flight.connected)
-            raise
+        # Raised out here, so that neither its context nor its traceback leads into the HTTP client, whose
+        # frames hold the request's headers and with them the key.
+        raise failure
 
     def _end(self, slot: Slot, *, reached: bool) -> None:
         if reached:
@@ -227,7 +252,7 @@ class Transport:
                     limit=0, force_close=method == "POST", ssl=wire.ssl_context or True
                 ),
                 headers={
-                    protocol.KEY_HEADER: wire.api_key,
+                    protocol.KEY_HEADER: wire.api_key.text,
                     "User-Agent": _USER_AGENT,
                     "Accept": "application/json",
                 }

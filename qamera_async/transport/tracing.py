@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import SimpleNamespace
 
+    from ..errors import QameraError
+
 _log = logging.getLogger("qamera_async")
 
 _SIGNALS = (
@@ -34,16 +36,17 @@ _SIGNALS = (
 
 
 class Flight:
-    """How far one POST has come.
+    """How far one request has come; what is said of connections and bodies is known of POSTs only.
 
     ``on_the_wire``: it has its slot and is not answered yet. ``connected``: it has a connection, so that
-    the server may see it. ``body_left``: a byte of its body may have left.
+    the server may see it. ``body_left``: a byte of its body may have left. ``refusal``: the last 429.
     """
 
-    __slots__ = ("body_left", "connected", "on_the_wire")
+    __slots__ = ("body_left", "connected", "on_the_wire", "refusal")
 
     def __init__(self) -> None:
         self.on_the_wire = False
+        self.refusal: QameraError | None = None
         self.connected = False
         self.body_left = False
 

@@ -1,0 +1,40 @@
+"""Which records have been in a list, and since which one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+# A list may lack a record for a while. For how long, in seconds, one that is gone is remembered, so that
+# what is remembered stays as long as the list and not as long as all there ever was.
+_REMEMBERED = 900.0
+
+
+class Seen:
+    """The ids of all lists, each with the number of the list that showed it first."""
+
+    def __init__(self) -> None:
+        self.lists = 0
+        self._first: dict[str, int] = {}
+        self._gone: dict[str, float] = {}
+
+    def add(self, ids: Collection[str], now: float) -> None:
+        """Note what a list held; ``now`` in seconds."""
+        self.lists += 1
+        listed = set(ids)
+        for record_id in listed - self._first.keys():
+            self._first[record_id] = self.lists
+        missing = self._first.keys() - listed
+        if missing or self._gone:
+            self._gone = {record_id: self._gone.get(record_id, now) for record_id in missing}
+            for record_id in [r for r, since in self._gone.items() if now - since > _REMEMBERED]:
+                del self._gone[record_id], self._first[record_id]
+
+    def new_since(self, ids: Collection[str], lists: int) -> set[str]:
+        """Give those of ``ids`` that none of the first ``lists`` lists held."""
+        return {record_id for record_id in ids if self._first.get(record_id, lists + 1) > lists}
+
+    def __contains__(self, record_id: str) -> bool:
+        return record_id in self._first

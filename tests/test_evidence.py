@@ -1,0 +1,368 @@
+"""What a server can do to the evidence: dates, lists that come and go, refused polls, echoed secrets."""
+
+import asyncio
+import math
+import pickle
+import ssl
+import traceback
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import qamera_async as q
+from qamera_async.budget.accounts import join
+from qamera_async.budget.window import Priority, Window
+from qamera_async.poller.seen import Seen
+from qamera_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+KEY = "mk_live_canary.SECRETCANARY"
+
+
+def video(record_id, **fields):
+    return {"id": record_id, "status": "DONE", "videoUrl": "https://cdn.example.com/a.mp4"} | fields
+
+
+class Scripted:
+    """A server whose lists are scripted; each POST ends with status 500."""
+
+    def __init__(self):
+        self.lists = []
+        self.seen = []
+        self.headers = {}
+        self.post = (500, {"error": "boom"})
+
+    async def answer(self, request):
+        self.seen.append(request.method)
+        if request.method == "POST":
+            status, body = self.post
+            return web.json_response(body, status=status, headers=self.headers)
+        listed = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
+        if isinstance(listed, int):
+            return web.json_response({"error": "x"}, status=listed, headers={"Retry-After": "0"})
+        return web.json_response({"videos": listed, "count": len(listed)}, headers=self.headers)
+
+
+@pytest.fixture
+async def server():
+    scripted = Scripted()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", scripted.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    scripted.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield scripted
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def session(server, quick):
+    async with q.QameraSession(KEY, base_url=server.url, **quick) as session:
+        yield session
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 01 Jan 0001 00:00:00 GMT",
+        "Wed, 21 Oct 2020 07:28:00 +9999999999999",
+        "Wed, 99999999999999999999 Jan 2020 07:28:00 GMT",
+    ],
+)
+async def test_no_date_can_take_the_place_of_the_ambiguous_error(server, session, date):
+    """A server's clock at one end of time gives no candidates, and nothing else."""
+    server.lists = [[video("vid_1", createdAt="2026-03-20T17:00:00Z")]]
+    server.headers = {"Date": date}
+    with pytest.raises(q.AmbiguousSubmissionError):
+        await session.register_video(image_id="i")
+
+
+async def test_a_fault_while_looking_keeps_the_ambiguous_error(server, session, monkeypatch, caplog):
+    """Whatever fails in the lookup: the intent reaches the caller."""
+    server.lists = [[video("vid_1")]]
+    monkeypatch.setattr(session._submitter, "_unclaimed", lambda *_: 1 / 0)
+    with pytest.raises(q.AmbiguousSubmissionError):
+        await session.register_video(image_id="i")
+
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_429_on_the_lookups_poll_loses_no_candidate(server, session):
+    """The question is still asked when the poll is sent again."""
+    server.lists = [[video("old")], 429, [video("old"), video("new")]]
+    await session.list_videos()
+    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+        await session.register_video(image_id="i")
+
+    assert [v.id for v in ambiguous.value.candidates] == ["new"]
+
+
+async def test_a_record_that_any_list_showed_before_is_no_candidate(server, session):
+    """Also where the last list before the POST lacked it."""
+    server.lists = [[video("a"), video("b")], [video("b")], [video("a"), video("b"), video("new")]]
+    await session.list_videos()
+    await session.list_videos()
+    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+        await session.register_video(image_id="i")
+
+    assert [v.id for v in ambiguous.value.candidates] == ["new"]
+
+
+def test_what_has_been_seen_is_forgotten_when_long_gone():
+    """It stays as long as the list, not as long as all there ever was."""
+    seen = Seen()
+    for number in range(100):
+        seen.add([f"v{number}", "always"], now=number * 100.0)
+
+    assert "always" in seen
+    assert "v0" not in seen
+    assert len(seen._first) < 20
+    assert seen.new_since(["always", "v99", "other"], 50) == {"v99", "other"}
+
+
+async def test_the_ids_of_a_half_readable_receipt_are_kept(server, session):
+    """An id that is no string makes it ambiguous; the others are on the error."""
+    server.lists = [[]]
+    server.post = (200, {"createdRecordIds": ["vid_good", 5]})
+    with pytest.raises(q.AmbiguousSubmissionError, match="vid_good") as ambiguous:
+        await session.register_video(image_id="i")
+
+    assert ambiguous.value.record_ids == ("vid_good",)
+    assert pickle.loads(pickle.dumps(ambiguous.value)).record_ids == ("vid_good",)  # noqa: S301 - our own
+
+
+async def test_a_receipt_with_an_id_twice_names_it_once(server, session):
+    """As an attached job does."""
+    server.post = (200, {"createdRecordIds": ["a", "b", "a"]})
+
+    assert (await session.register_video(image_id="i")).record_ids == ("a", "b")
+
+
+async def test_a_cancelled_list_shows_no_key():
+    """Neither a traceback with locals, nor a context, leads into the HTTP client's frames."""
+    async with Sandbox(quota=None, api_key=KEY) as sandbox, sandbox.session() as other:
+        sandbox.trouble("hang", on="GET")
+        with pytest.raises(TimeoutError) as timed_out:
+            async with asyncio.timeout(0.1):
+                await other.list_videos()
+        lines = traceback.TracebackException.from_exception(timed_out.value, capture_locals=True).format()
+
+    assert "SECRETCANARY" not in "".join(line for line in lines if "test_evidence" not in line)
+    assert "aiohttp" not in "".join(line for line in lines if line.lstrip().startswith("File"))
+
+
+async def test_no_error_leads_into_the_http_client(quick):
+    """Walking causes and contexts meets none of its exceptions, which hold the request's headers."""
+    async with Sandbox(quota=None) as sandbox, sandbox.session(**quick) as session:
+        for name in ("reset_after", "truncate", "garbage"):
+            sandbox.trouble(name)
+            with pytest.raises(q.QameraError) as caught:
+                await session.register_video(image_id="i")
+            error = caught.value
+            while error is not None:
+                assert not type(error).__module__.startswith("aiohttp")
+                error = error.__cause__ or error.__context__
+
+
+async def test_nobody_waiting_in_a_hold_means_no_request(server, session):
+    """P1: who gives up while a 429 holds everybody leaves no poll behind; and is told of the 429."""
+    server.lists = [429]
+    with pytest.raises(q.JobTimeoutError) as waited:
+        await session.job("vid_1").wait(0.1)
+    await asyncio.sleep(0.02)
+    before = len(server.seen)
+    await asyncio.sleep(0.1)
+
+    assert before > 0
+    assert len(server.seen) == before
+    assert isinstance(waited.value.last_error, q.QuotaExceededError)
+
+
+async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
+    """list_videos too gets SessionClosedError without waiting for a slot."""
+    async with Sandbox(quota=(1, 60.0)) as sandbox:
+        session = sandbox.session(**quick)
+        await session.list_videos()
+        queued = asyncio.ensure_future(session.list_videos())
+        ordering = asyncio.ensure_future(session.register_video(image_id="i"))
+        await asyncio.sleep(0.01)
+        await asyncio.wait_for(session.aclose(), 2)
+        results = await asyncio.wait_for(asyncio.gather(queued, ordering, return_exceptions=True), 2)
+
+    assert [type(result) for result in results] == [q.SessionClosedError] * 2
+    assert session.budget.waiting == 0
+
+
+async def test_budgets_that_alternate_count_each_slot_once():
+    """What one takes over from the other, the other no longer counts."""
+    one, other = q.RequestBudget(), q.RequestBudget()
+    used = []
+    for budget in (one, other, one, other):
+        _, leave = join("https://alternate", "key", budget)
+        if budget is one and not used:
+            for _ in range(3):
+                (await budget.acquire(Priority.POLL)).answered()
+        used.append(budget.used)
+        leave()
+
+    assert used == [3, 3, 3, 3]
+
+
+async def test_a_hold_outlives_its_session():
+    """A Retry-After binds the next session of that key and origin as well."""
+    first = q.RequestBudget()
+    _, leave = join("https://held", "key", first)
+    (await first.acquire(Priority.POLL)).rejected(20.0, q.RetryPolicy())
+    leave()
+    second, leave = join("https://held", "key", q.RequestBudget())
+    leave()
+
+    assert 19 < second.held_for <= 20
+
+
+def test_a_session_without_a_budget_has_the_documented_quota():
+    """What a closed session asked for binds nobody; what it sent still counts."""
+    _, leave = join("https://inherit", "key", q.RequestBudget(5, 60.0))
+    leave()
+    budget, leave = join("https://inherit", "key", None)
+    leave()
+
+    assert budget.limit == 60
+
+
+def test_a_submission_is_let_through_when_time_alone_allows_it():
+    """With nobody polling, the reserve moves on; the moment at which it lets go is known."""
+    window = Window(60, 6.0)
+    window.reserve("session", 1.5)
+    for _ in range(10):
+        window.take(Priority.POLL, 0.0)
+        window.settle(Priority.POLL, 0.0)
+    granted = 0
+    while window.free and window.may_submit(3.0):
+        window.take(Priority.SUBMISSION, 3.0)
+        window.settle(Priority.SUBMISSION, 3.0)
+        granted += 1
+    now = 3.0
+    while not window.may_submit(now):
+        assert window.next_allowed(now) > now
+        now = window.next_allowed(now)
+
+    assert granted >= 44
+    assert now < window.next_free
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"proxy": 3},
+        {"proxy": "garbage"},
+        {"proxy": "socks5://x:1"},
+        {"ssl_context": "x"},
+        {"trace_configs": 5},
+        {"trace_configs": [object()]},
+        {"trust_env": "no"},
+        {"allow_http": "no"},
+        {"base_url": "https://h:0"},
+        {"base_url": "https://h\r\nx"},
+        {"base_url": KEY},
+        {"budget": 3},
+        {"on_event": 3},
+    ],
+)
+def test_a_bad_setting_is_refused_and_shows_no_key(options):
+    """Where it is made, and with the key neither in the text nor in a traceback with locals."""
+    with pytest.raises(q.ConfigurationError) as refused:
+        q.QameraSession(KEY, **{"base_url": "https://example.com"} | options)
+    lines = traceback.TracebackException.from_exception(refused.value, capture_locals=True).format()
+    ours = [line for line in lines if "qamera_async/" in line]
+
+    assert "SECRETCANARY" not in str(refused.value)
+    assert options.get("base_url") == KEY or "SECRETCANARY" not in "".join(ours)
+
+
+def test_good_settings_are_taken():
+    """What the last test refuses has a good counterpart."""
+    session = q.QameraSession(
+        KEY,
+        base_url="http://cluster.internal:8080/qamera/",
+        allow_http=True,
+        proxy="http://user:password@proxy.internal:3128",
+        trust_env=True,
+        ssl_context=ssl.create_default_context(),
+        trace_configs=[aiohttp.TraceConfig()],
+    )
+
+    assert "password" not in repr(session._wire)
+    assert "SECRETCANARY" not in repr(session._wire)
+    with pytest.raises(TypeError):
+        pickle.dumps(session._wire)
+
+
+@pytest.mark.parametrize("value", [10**400, math.inf, 1e300])
+def test_a_limit_beyond_every_clock(value):
+    """A window is refused, a wait has no limit then."""
+    with pytest.raises(q.ConfigurationError):
+        q.RequestBudget(window=value)
+
+
+@pytest.mark.parametrize("limit", [10**400, 1e300, math.inf])
+async def test_a_wait_beyond_every_clock_has_no_limit(limit):
+    """It isn't an OverflowError."""
+    async with Sandbox(job_seconds=0.01, quota=None) as sandbox:
+        async with sandbox.session(polling=q.PollPolicy(interval=0.02)) as session:
+            assert (await (await session.register_video(image_id="i")).wait(limit)).status == "DONE"
+
+
+async def test_odd_bytes_in_a_correlation_id_can_be_printed(server, session):
+    """The error can be encoded."""
+    server.post = (401, {"error": "no"})
+    server.headers = {"X-Correlation-Id": "\udcff\udcfeab"}
+    with pytest.raises(q.AuthenticationError) as refused:
+        await session.register_video(image_id="i")
+
+    assert str(refused.value).encode()
+
+
+@pytest.mark.parametrize("ids", [{"a": 1}, {"a", "b"}, frozenset("ab")])
+async def test_image_ids_without_an_order_are_refused(session, server, ids):
+    """A reel is made of images in an order."""
+    with pytest.raises(q.InvalidRequestError):
+        await session.register_reel(ids)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("extra", [[], 0, ""])
+async def test_extra_that_is_no_mapping_is_refused(session, server, extra):
+    """Also where it is empty."""
+    with pytest.raises(q.InvalidRequestError):
+        await session.register_video(image_id="i", extra=extra)
+    assert server.seen == []
+
+
+async def test_each_wait_for_an_attached_record_begins_anew(server, quick):
+    """Timeouts.appear counts while somebody looks."""
+    server.lists = [[]]
+    options = quick | {"timeouts": q.Timeouts(appear=0.15)}
+    async with q.QameraSession(KEY, base_url=server.url, **options) as session:
+        job = session.job("vid_1")
+        with pytest.raises(q.JobTimeoutError):
+            await job.wait(0.05)
+        await asyncio.sleep(0.15)
+        with pytest.raises(q.JobTimeoutError):
+            await job.wait(0.05)
+        with pytest.raises(q.JobLostError):
+            await job.wait(1)
+
+
+async def test_a_status_that_echoes_the_key_is_concealed(server, session, caplog):
+    """Neither the error nor the warning shows it."""
+    server.lists = [[video("vid_1", status=KEY)]]
+    with pytest.raises(q.JobTimeoutError) as waited:
+        await session.job("vid_1").wait(0.1)
+
+    assert "SECRETCANARY" not in str(waited.value) + caplog.text
+    assert "not known" in caplog.text
