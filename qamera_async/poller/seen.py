@@ -23,14 +23,15 @@ class Seen:
     def add(self, ids: Collection[str], now: float) -> None:
         """Note what a list held; ``now`` in seconds."""
         self.lists += 1
-        listed = set(ids)
-        for record_id in listed - self._first.keys():
-            self._first[record_id] = self.lists
-        missing = self._first.keys() - listed
-        if missing or self._gone:
+        first = self._first
+        for record_id in [record_id for record_id in ids if record_id not in first]:
+            first[record_id] = self.lists
+        # All that is listed is remembered by now, so with equal numbers nothing is missing.
+        if len(first) > len(ids) or self._gone:
+            missing = first.keys() - set(ids)
             self._gone = {record_id: self._gone.get(record_id, now) for record_id in missing}
             for record_id in [r for r, since in self._gone.items() if now - since > _REMEMBERED]:
-                del self._gone[record_id], self._first[record_id]
+                del self._gone[record_id], first[record_id]
 
     def new_since(self, ids: Collection[str], lists: int) -> set[str]:
         """Give those of ``ids`` that none of the first ``lists`` lists held."""
