@@ -110,6 +110,8 @@ class TransportError(QameraError):
     """
 
     advice = "Check the network and the address of the server, then try again."
+    permanent: bool = False
+    """Whether trying again can't help."""
 
     def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message)

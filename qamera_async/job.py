@@ -12,7 +12,7 @@ import attrs
 
 from .errors import ConfigurationError, InvalidRequestError, JobFailedError, JobTimeoutError
 from .events import Failed, Finished
-from .models import JobState
+from .models import JobState, checked_text
 from .poller.records import Record
 
 if TYPE_CHECKING:
@@ -295,7 +295,5 @@ def checked_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
     """
     if not record_ids:
         raise InvalidRequestError("record_ids: got none, allowed is one or more")
-    for record_id in record_ids:
-        if not isinstance(record_id, str) or not record_id.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequestError(f"record_ids: got {record_id!r}, allowed are non-empty strings")
-    return tuple(dict.fromkeys(record_ids))
+    checked = (checked_text(record_id, f"record_ids[{place}]") for place, record_id in enumerate(record_ids))
+    return tuple(dict.fromkeys(checked))

@@ -145,7 +145,13 @@ def _encodable(text: str, name: str) -> str:
     return text if type(text) is str else str.__str__(text)
 
 
-def _checked_text(value: object, name: str, allowed: str = "a non-empty str") -> str:
+def checked_text(value: object, name: str, allowed: str = "a non-empty str") -> str:
+    """Give a text that can be sent.
+
+    Raises:
+        InvalidRequestError: It is none, empty or blank, or has no UTF-8 form.
+
+    """
     if not isinstance(value, str) or not value.strip():
         raise InvalidRequestError(f"{name} must be {allowed}, not {shown(value)}.")
     return _encodable(value, name)
@@ -153,7 +159,7 @@ def _checked_text(value: object, name: str, allowed: str = "a non-empty str") ->
 
 def _optional_text(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None:
-        _checked_text(value, attribute.name, "a non-empty str or None")
+        checked_text(value, attribute.name, "a non-empty str or None")
 
 
 def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
             raise InvalidRequestError(
                 f"image_ids must hold 1 to {MAX_REEL_IMAGES} image ids, not more: {shown(ids)}."
             )
-        ids.append(_checked_text(value, f"image_ids[{index}]"))
+        ids.append(checked_text(value, f"image_ids[{index}]"))
     if not ids:
         raise InvalidRequestError(f"image_ids must hold 1 to {MAX_REEL_IMAGES} image ids, not none.")
     return tuple(ids)

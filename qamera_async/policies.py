@@ -45,7 +45,8 @@ _USUAL_PENDING: Final = frozenset(
 )
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Say whether a value is a number that can be compared with others: no bool, no NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -62,7 +63,7 @@ def _seconds(*, zero: bool = False, infinite: bool = False, none: bool = False) 
     def check(policy: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and none:
             return
-        good = _is_number(value) and (value > 0 or (zero and value == 0)) and (infinite or value < math.inf)
+        good = is_number(value) and (value > 0 or (zero and value == 0)) and (infinite or value < math.inf)
         if not good:
             raise ConfigurationError(
                 f"{type(policy).__name__}.{attribute.name} must be {allowed}, not {shown(value)}."
@@ -90,7 +91,7 @@ def _doubling(first: float, limit: float) -> Iterator[float]:
 def _default_from(seconds: float) -> Any:  # noqa: ANN401 - attrs types a factory as what it makes
     # Whoever sets only a long interval means it: the defaults beside it give way.
     def make(policy: PollPolicy) -> float:
-        return max(seconds, policy.interval) if _is_number(policy.interval) else seconds
+        return max(seconds, policy.interval) if is_number(policy.interval) else seconds
 
     return attrs.Factory(make, takes_self=True)
 

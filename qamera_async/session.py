@@ -325,7 +325,7 @@ class QameraSession:
 
 def _may_pass(error: QameraError) -> bool:
     if isinstance(error, TransportError):
-        return not getattr(error, "permanent", False)
+        return not error.permanent
     return isinstance(error, ServerError) or (
         isinstance(error, InvalidResponseError) and error.status is None
     )

@@ -72,6 +72,7 @@ class Submitter:
         self._looking: set[_Order] = set()
         # Ids on receipts that no list has shown yet: none of them can be an ambiguous order's record.
         self._claimed: set[str] = set()
+        self._lists = 0  # how many lists had been seen when that was last looked through
         self._closing = asyncio.Event()
 
     async def submit(self, request: Request) -> Receipt:
@@ -125,11 +126,10 @@ class Submitter:
 
     def _over(self, order: _Order) -> None:
         self._orders.discard(order)
-        if order.caller_gone:
-            self._report(order)
+        self._report(order)
 
     def _report(self, order: _Order) -> None:
-        """Leave a trace of an order whose caller is gone."""
+        """Leave a trace, once, of an order whose caller is gone."""
         task = order.task
         if task is None or task.cancelled() or not order.caller_gone:
             return
@@ -190,9 +190,11 @@ class Submitter:
         return receipt
 
     def _claim(self, receipt: Receipt) -> None:
-        if len(self._orders) <= 1 and not self._looking:
+        seen = self._poller.seen
+        if seen.lists > self._lists and len(self._orders) <= 1 and not self._looking:
             # With no other order under way, what has been listed is known to the next one anyway.
-            self._claimed = {record_id for record_id in self._claimed if record_id not in self._poller.seen}
+            self._claimed = {record_id for record_id in self._claimed if record_id not in seen}
+            self._lists = seen.lists
         self._claimed.update(receipt.record_ids)
 
     # --- an ambiguous order ---------------------------------------------------------------------
@@ -286,9 +288,7 @@ class Submitter:
 
 def _unsent(error: QameraError) -> bool:
     """Whether it is safe and sensible to send the same again."""
-    if isinstance(error, ConnectionFailedError):
-        return not error.permanent
-    return isinstance(error, TransportError) and not error.sent
+    return isinstance(error, TransportError) and not error.sent and not error.permanent
 
 
 def _known_not_to_be_processed(error: QameraError, flight: Flight) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import math
 import threading
 import time
@@ -15,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
+from ..policies import is_number
 from .hold import Hold
 from .window import Priority, Window
 
@@ -96,8 +98,7 @@ class RequestBudget:
     ) -> None:
         if type(limit) is not int or limit < 1:
             raise ConfigurationError(f"limit: got {limit!r}, allowed is a whole number of at least 1")
-        number = isinstance(window, int | float) and not isinstance(window, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not number or not 0 < window <= _LONGEST_WINDOW:
+        if not is_number(window) or not 0 < window <= _LONGEST_WINDOW:
             raise ConfigurationError(
                 f"window: got {window!r}, allowed are seconds above 0, at most {_LONGEST_WINDOW:g}"
             )
@@ -184,7 +185,7 @@ class RequestBudget:
                 self._queues[priority] = deque(waiter for waiter in queue if waiter.owner is not owner)
                 for waiter in queue:
                     if waiter.owner is owner and not waiter.future.done():
-                        waiter.future.set_exception(error)
+                        waiter.future.set_exception(copy.copy(error))
             self._pump()
 
     def pace(self, interval: float, stale_after: float) -> float:

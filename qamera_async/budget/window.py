@@ -79,12 +79,17 @@ class Window:
         """Take back what ``owner`` had reserved."""
         self._reserves.pop(owner, None)
 
+    @property
+    def _reserved(self) -> int:
+        """How many slots of each window are left to the polls."""
+        return min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+
     def may_submit(self, now: float) -> bool:
         """Whether a submission leaves the polls what is theirs.
 
         One slot for each poll that is due within the window, unless an older slot is free by then.
         """
-        reserved = min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+        reserved = self._reserved
         free = self.free - 1
         if free >= reserved:
             return True
@@ -100,7 +105,7 @@ class Window:
 
         Without polls, those to come move on, until an older slot is free in time for them.
         """
-        reserved = min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+        reserved = self._reserved
         pause = self.length / max(reserved, 1)
         moments = [self._last_poll + pause]
         for due in range(reserved):

@@ -206,7 +206,6 @@ class Poller:
 
         try:
             answer = await self._transport.get(protocol.VIDEOS_PATH, Priority.POLL, flight, sending)
-            flight.refusal = None
             assert sent_at is not None  # noqa: S101 - there is no answer to what wasn't sent
             self._take(answer, sent_at)
         except QameraError as error:

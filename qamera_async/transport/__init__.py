@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _SMALL = 64 * 1024  # bytes
 BODY_LIMIT = 64 * 1024 * 1024  # bytes, after decompression
 _USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
-_HEADERS_KEPT = ("content-type", "date", "retry-after", "x-correlation-id")
+_HEADERS_KEPT = ("date", "retry-after", "x-correlation-id")
 
 
 class Transport:
@@ -167,6 +167,7 @@ class Transport:
                 flight.on_the_wire = False
             if answer.status != 429:  # noqa: PLR2004
                 slot.answered()
+                flight.refusal = None
                 return answer
             error = protocol.error_of(answer)
             stated = error.retry_after if isinstance(error, ApiError) else None
@@ -211,7 +212,8 @@ class Transport:
                     self._conceal,
                 )
         except Exception as error:
-            failure = self._translate(error, sent=method == "GET" or flight.body_left)
+            sent = method == "GET" or flight.body_left
+            failure = translated(error, self._wire.base_url, self._conceal, sent=sent)
             unreached = isinstance(failure, ConnectionFailedError | SessionClosedError)
             self._end(slot, reached=flight.connected or not unreached)
         except BaseException as error:
@@ -222,7 +224,10 @@ class Transport:
             self._end(slot, reached=method == "GET" or flight.connected)
         # Raised out here, so that neither its context nor its traceback leads into the HTTP client, whose
         # frames hold the request's headers and with them the key.
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # else it and this frame would keep each other until the next garbage collection
 
     def _end(self, slot: Slot, *, reached: bool) -> None:
         if reached:
@@ -263,9 +268,6 @@ class Transport:
                 trace_configs=traces,
             )
         return client
-
-    def _translate(self, error: Exception, *, sent: bool) -> QameraError:
-        return translated(error, f"{self._wire.base_url}", self._conceal, sent=sent)
 
 
 def _only_once() -> aiohttp.ClientMiddlewareType:

@@ -39,7 +39,8 @@ class Flight:
     """How far one request has come; what is said of connections and bodies is known of POSTs only.
 
     ``on_the_wire``: it has its slot and is not answered yet. ``connected``: it has a connection, so that
-    the server may see it. ``body_left``: a byte of its body may have left. ``refusal``: the last 429.
+    the server may see it. ``body_left``: a byte of its body may have left.
+    ``refusal``: the last 429, until another answer.
     """
 
     __slots__ = ("body_left", "connected", "on_the_wire", "refusal")
