@@ -20,10 +20,12 @@ class Window:
     def __init__(self, limit: int, length: float) -> None:
         self.limit = limit
         self.length = length
-        # When each settled slot is free again, sorted; and how many requests are under way.
+        # When each settled slot is free again, sorted; and how many requests are not settled.
         self._expiries: dict[Priority, list[float]] = {priority: [] for priority in Priority}
-        self._under_way = dict.fromkeys(Priority, 0)
+        self.under_way = 0
+        self._submitting = 0
         self._reserves: dict[object, float] = {}
+        self._reserved = 0  # what they come to, since each request asks for it
         self._last_poll = -math.inf
 
     def expire(self, now: float) -> None:
@@ -31,11 +33,6 @@ class Window:
         for expiries in self._expiries.values():
             if expiries and expiries[0] <= now:
                 del expiries[: bisect_right(expiries, now)]
-
-    @property
-    def under_way(self) -> int:
-        """How many requests are not settled."""
-        return sum(self._under_way.values())
 
     @property
     def used(self) -> int:
@@ -55,9 +52,11 @@ class Window:
 
     def take(self, priority: Priority, now: float) -> None:
         """Take a slot for a request that is now under way."""
-        self._under_way[priority] += 1
+        self.under_way += 1
         if priority is Priority.POLL:
             self._last_poll = now
+        else:
+            self._submitting += 1
 
     def settle(self, priority: Priority, counted_until: float | None) -> None:
         """Settle a slot.
@@ -67,22 +66,24 @@ class Window:
             counted_until: the last moment at which the server may have counted the request; None means
                 never.
         """
-        self._under_way[priority] -= 1
+        self.under_way -= 1
+        if priority is Priority.SUBMISSION:
+            self._submitting -= 1
         if counted_until is not None:
             insort(self._expiries[priority], counted_until + self.length)
 
     def reserve(self, owner: object, stale_after: float) -> None:
         """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""
         self._reserves[owner] = min(self.length / stale_after, self.limit // 2)
+        self._add_up()
 
     def release(self, owner: object) -> None:
         """Take back what ``owner`` had reserved."""
         self._reserves.pop(owner, None)
+        self._add_up()
 
-    @property
-    def _reserved(self) -> int:
-        """How many slots of each window are left to the polls."""
-        return min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+    def _add_up(self) -> None:
+        self._reserved = min(math.ceil(sum(self._reserves.values())), self.limit // 2)
 
     def may_submit(self, now: float) -> bool:
         """Whether a submission leaves the polls what is theirs.
@@ -93,7 +94,7 @@ class Window:
         free = self.free - 1
         if free >= reserved:
             return True
-        submissions = self._under_way[Priority.SUBMISSION] + len(self._expiries[Priority.SUBMISSION])
+        submissions = self._submitting + len(self._expiries[Priority.SUBMISSION])
         if submissions >= self.limit - reserved:
             return False
         pause = self.length / reserved

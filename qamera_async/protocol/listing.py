@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
-from ..models import Video
+from ..models import JobState, Video
 from .answer import UNREADABLE, Answer, identifier_of, text_of, unreadable
 
 if TYPE_CHECKING:
@@ -162,13 +162,14 @@ def _tolerant(raw: msgspec.Raw) -> _Full | None:
 
 def _video(item: _Full, rules: StatusRules, answer: Answer) -> Video:
     status = item.status or ""
-    if not rules.knows(status):
+    state = rules.state(status)
+    if state is JobState.PENDING and not rules.knows(status):
         # It goes into messages and the log, and may echo anything.
         status = answer.conceal(status)[:_LONGEST_STATUS]
     return Video(
         item.id,
         sys.intern(status) if len(status) <= _USUAL_WORD else status,
-        rules.state(status),
+        state,
         item.name,
         item.thumbnail,
         item.video_url or None,
