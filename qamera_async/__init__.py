@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from ._version import __version__
     from .budget import RequestBudget
     from .errors import (
+        AmbiguityLimitError,
         AmbiguousSubmissionError,
         ApiError,
         AuthenticationError,
         BadRequestError,
+        BatchStoppedError,
         ConfigurationError,
         ConnectionFailedError,
+        CreditLimitError,
+        DownloadError,
         InsufficientCreditsError,
         InvalidRequestError,
         InvalidResponseError,
@@ -24,16 +28,32 @@ if TYPE_CHECKING:
         JobFailedError,
         JobLostError,
         JobTimeoutError,
+        LedgerCorruptError,
+        LedgerError,
+        LedgerUnavailableError,
+        LedgerVersionError,
         NotFoundError,
         PermissionDeniedError,
         QameraError,
         QuotaExceededError,
+        RefConflictError,
         RequestTimeoutError,
         ServerError,
         SessionClosedError,
         TransportError,
     )
-    from .events import Ambiguous, Event, Failed, Finished, Polled, QuotaWait, Retrying, Submitted, Updated
+    from .events import (
+        Ambiguous,
+        Downloading,
+        Event,
+        Failed,
+        Finished,
+        Polled,
+        QuotaWait,
+        Retrying,
+        Submitted,
+        Updated,
+    )
     from .job import Job
     from .models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
     from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
@@ -43,13 +63,14 @@ _ROOMS = {
     "_version": "__version__",
     "budget": "RequestBudget",
     "errors": (
-        "AmbiguousSubmissionError ApiError AuthenticationError BadRequestError ConfigurationError "
-        "ConnectionFailedError InsufficientCreditsError InvalidRequestError InvalidResponseError "
-        "JobError JobFailedError JobLostError JobTimeoutError NotFoundError PermissionDeniedError "
-        "QameraError QuotaExceededError RequestTimeoutError ServerError SessionClosedError "
-        "TransportError"
+        "AmbiguityLimitError AmbiguousSubmissionError ApiError AuthenticationError BadRequestError "
+        "BatchStoppedError ConfigurationError ConnectionFailedError CreditLimitError DownloadError "
+        "InsufficientCreditsError InvalidRequestError InvalidResponseError JobError JobFailedError "
+        "JobLostError JobTimeoutError LedgerCorruptError LedgerError LedgerUnavailableError "
+        "LedgerVersionError NotFoundError PermissionDeniedError QameraError QuotaExceededError "
+        "RefConflictError RequestTimeoutError ServerError SessionClosedError TransportError"
     ),
-    "events": "Ambiguous Event Failed Finished Polled QuotaWait Retrying Submitted Updated",
+    "events": "Ambiguous Downloading Event Failed Finished Polled QuotaWait Retrying Submitted Updated",
     "job": "Job",
     "models": "Intent JobState Receipt ReelRequest Request Video VideoRequest",
     "policies": "PollPolicy RetryPolicy StatusRules Timeouts",
@@ -58,13 +79,18 @@ _ROOMS = {
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "AmbiguityLimitError",
     "Ambiguous",
     "AmbiguousSubmissionError",
     "ApiError",
     "AuthenticationError",
     "BadRequestError",
+    "BatchStoppedError",
     "ConfigurationError",
     "ConnectionFailedError",
+    "CreditLimitError",
+    "DownloadError",
+    "Downloading",
     "Event",
     "Failed",
     "Finished",
@@ -78,6 +104,10 @@ __all__ = [
     "JobLostError",
     "JobState",
     "JobTimeoutError",
+    "LedgerCorruptError",
+    "LedgerError",
+    "LedgerUnavailableError",
+    "LedgerVersionError",
     "NotFoundError",
     "PermissionDeniedError",
     "PollPolicy",
@@ -88,6 +118,7 @@ __all__ = [
     "QuotaWait",
     "Receipt",
     "ReelRequest",
+    "RefConflictError",
     "Request",
     "RequestBudget",
     "RequestTimeoutError",

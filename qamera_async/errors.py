@@ -13,7 +13,10 @@
     │   └── ServerError 5xx
     ├── InvalidResponseError        an answer nobody can read: what was expected, a short excerpt
     ├── AmbiguousSubmissionError    may or may not have been paid for: intent, request, candidates, cause
-    └── JobError: JobFailedError · JobTimeoutError (also TimeoutError) · JobLostError
+    ├── JobError: JobFailedError · JobTimeoutError (also TimeoutError) · JobLostError
+    ├── BatchStoppedError: CreditLimitError (`max_credits`) · AmbiguityLimitError (five in a row)
+    ├── DownloadError               (an existing target: FileExistsError as well)
+    └── LedgerError: LedgerCorruptError · LedgerVersionError · LedgerUnavailableError · RefConflictError
 
 Each carries its evidence as attributes, survives pickling and copying with it, says in its text what
 happened and what to do, and holds no secret: only plain values and other errors of this tree.
@@ -24,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from .models import Intent, Request, Video
+    from .models import Intent, Receipt, Request, Video
 
 _SHOWN_CHARACTERS = 60
 
@@ -310,7 +313,8 @@ class AmbiguousSubmissionError(QameraError):
 
     advice = (
         "The request was sent once and not again. Look at the candidates in the Qamera app: attach to the "
-        "right one with session.job(id), or register again if there is none."
+        "right one with session.job(id), or register again if there is none. With a ledger, settle it: "
+        "session.adopt(error, id) or session.abandon(error)."
     )
 
     def __init__(
@@ -440,6 +444,196 @@ class JobLostError(JobError):
         super().__init__(message, record_ids=record_ids)
         self.video = video
         self.absent_for = absent_for
+
+
+class BatchStoppedError(QameraError):
+    """A batch has stopped, since going on makes no sense; what was paid for was handed out before."""
+
+
+class CreditLimitError(BatchStoppedError):
+    """The next request would spend more than `max_credits`.
+
+    Args:
+        message: What happened.
+        max_credits: The limit, in credits.
+        spent: What the batch has spent so far, in credits, jobs that failed later included.
+        price: What the next request takes, in credits; None where that isn't known.
+
+    """
+
+    advice = "Nothing of the rest was submitted: run the batch again with a higher max_credits."
+
+    def __init__(self, message: str, *, max_credits: int, spent: int, price: int | None = None) -> None:
+        super().__init__(message)
+        self.max_credits = max_credits
+        self.spent = spent
+        self.price = price
+
+
+class AmbiguityLimitError(BatchStoppedError):
+    """Too many registrations in a row may or may not have been paid for: the server is in trouble.
+
+    Args:
+        message: What happened.
+        errors: Those registrations, as they were raised.
+
+    """
+
+    advice = "Nothing of the rest was submitted: look into these first, and run the batch again later."
+
+    def __init__(self, message: str, *, errors: tuple[AmbiguousSubmissionError, ...]) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+    def _what_happened(self) -> str:
+        last = f"the last: {self._brief(self.errors[-1])}" if self.errors else ""
+        return _with_details(self.message, [last])
+
+
+class DownloadError(QameraError):
+    """A result couldn't be fetched; there is no file at its final name.
+
+    Args:
+        message: What happened.
+        record_id: The record whose result it is.
+        path: Where the file was to be; None where it was to be no file.
+        status: The HTTP status of the host that has the file; None where there was none, or a good one.
+        host: The name of that host; None where there is none yet.
+
+    """
+
+    advice = "Nothing was ordered again: download it once more; what has come so far is kept where it can be."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        record_id: str,
+        path: str | None = None,
+        status: int | None = None,
+        host: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.record_id = record_id
+        self.path = path
+        self.status = status
+        self.host = host
+
+    def _what_happened(self) -> str:
+        details = [
+            f"record {self.record_id}",
+            "" if self.path is None else f"to {self.path}",
+            "" if self.host is None else f"from {self.host}",
+            "" if self.status is None else f"HTTP {self.status}",
+        ]
+        return _with_details(self.message, details)
+
+
+class TargetExistsError(DownloadError, FileExistsError):
+    """There is a file at the target already, and it is left as it is. Args are those of `DownloadError`."""
+
+    advice = "Choose another name, or allow it with overwrite=True."
+
+
+class LedgerError(QameraError):
+    """Something about the ledger. Without it nothing is submitted.
+
+    Args:
+        message: What happened.
+        path: Where the ledger is.
+
+    """
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+    def _what_happened(self) -> str:
+        return _with_details(self.message, ["" if self.path is None else f"ledger {self.path}"])
+
+
+class LedgerCorruptError(LedgerError):
+    """The ledger is damaged, cut short, or no ledger. It was left as it is."""
+
+    advice = (
+        "Restore it from a copy, with its -wal file, or look into the Qamera app before anything is ordered "
+        "again; then begin a new ledger under another name."
+    )
+
+
+class LedgerVersionError(LedgerError):
+    """The ledger was written by a newer version of this package. It was left as it is.
+
+    Args:
+        message: What happened.
+        path: Where the ledger is.
+        found: The version of its schema.
+        supported: The newest version that this package can read.
+
+    """
+
+    advice = "Update this package."
+
+    def __init__(self, message: str, *, path: str | None = None, found: int, supported: int) -> None:
+        super().__init__(message, path=path)
+        self.found = found
+        self.supported = supported
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger can't be read or written now: a full disk, a read-only file, another process in its way.
+
+    Args:
+        message: What happened.
+        path: Where the ledger is.
+        intent: The request that it is about; None where it is about none.
+        receipt: A receipt that has come and could not be written down; None where there is none.
+
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        intent: Intent | None = None,
+        receipt: Receipt | None = None,
+    ) -> None:
+        super().__init__(message, path=path)
+        self.intent = intent
+        self.receipt = receipt
+
+    def _what_happened(self) -> str:
+        paid = "" if self.receipt is None else f"paid for: records {', '.join(self.receipt.record_ids)}"
+        details = ["" if self.path is None else f"ledger {self.path}", paid]
+        return _with_details(self.message, details)
+
+    def _what_to_do(self) -> str:
+        if self.receipt is None:
+            return "Nothing was ordered. Make room for it, or make it writable, then try again."
+        return (
+            "Keep the record ids: the ledger will report this request as ambiguous. "
+            "Make room for it, then settle it with session.adopt(error, *error.receipt.record_ids)."
+        )
+
+
+class RefConflictError(LedgerError):
+    """The ledger has another request under the same ref.
+
+    Args:
+        message: What happened.
+        path: Where the ledger is.
+        request: What was asked for now.
+        earlier: What the ledger has.
+
+    """
+
+    advice = "Give it a ref of its own, or ask for the same as before."
+
+    def __init__(self, message: str, *, path: str | None = None, request: Request, earlier: Request) -> None:
+        super().__init__(message, path=path)
+        self.request = request
+        self.earlier = earlier
 
 
 def _sentences(*parts: str) -> str:

@@ -133,7 +133,25 @@ class Polled:
     waiting: int
 
 
-Event: TypeAlias = Submitted | Updated | Finished | Failed | Ambiguous | QuotaWait | Retrying | Polled
+@attrs.frozen
+class Downloading:
+    """Bytes of a result were written, or handed on.
+
+    Args:
+        record_id: The record whose result it is.
+        done: How many bytes there are so far, those of an earlier attempt included.
+        total: How many there will be; None where the server doesn't say.
+
+    """
+
+    record_id: str
+    done: int
+    total: int | None
+
+
+Event: TypeAlias = (
+    Submitted | Updated | Finished | Failed | Ambiguous | QuotaWait | Retrying | Polled | Downloading
+)
 """Everything that can be reported."""
 
 Emit: TypeAlias = Callable[[Event], None]

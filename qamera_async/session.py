@@ -34,7 +34,7 @@ from .transport.wire import Key, Wire, checked_url, key_problem
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     import aiohttp
@@ -236,7 +236,7 @@ class QameraSession:
         """
         return await self.register(ReelRequest(image_ids, ref, extra))  # pyright: ignore[reportArgumentType]
 
-    async def register(self, request: Request, *, retry_failed: bool = False) -> Job:  # noqa: ARG002 - a ledger's setting
+    async def register(self, request: Request, *, retry_failed: bool = False) -> Job:
         """Order what a request value says; this spends credits.
 
         Args:
@@ -246,6 +246,12 @@ class QameraSession:
         Raises:
             QameraError: as ``register_video``.
         """
+        return await self._order(request, retry_failed=retry_failed)
+
+    async def _order(
+        self, request: Request, *, retry_failed: bool, approve: Callable[[], Awaitable[None]] | None = None
+    ) -> Job:
+        """Register; ``approve`` is awaited before what would be a new order, and may raise to prevent it."""
         if not isinstance(request, VideoRequest | ReelRequest):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequestError(
                 f"request: got {type(request).__name__}, allowed are VideoRequest and ReelRequest"
@@ -254,7 +260,7 @@ class QameraSession:
         if not self._reserved:
             self._reserved = True
             self._budget.reserve(id(self), self._polling.stale_after)
-        receipt = await self._submitter.submit(request)
+        receipt = await self._submitter.submit(request, approve)
         now = asyncio.get_running_loop().time()
         return Job(
             self._job_context,

@@ -30,6 +30,8 @@ from .models import Intent
 from .transport.tracing import Flight
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from .events import Emit
     from .models import Receipt, Request, Video
     from .policies import StatusRules, Timeouts
@@ -75,7 +77,7 @@ class Submitter:
         self._lists = 0  # how many lists had been seen when that was last looked through
         self._closing = asyncio.Event()
 
-    async def submit(self, request: Request) -> Receipt:
+    async def submit(self, request: Request, approve: Callable[[], Awaitable[None]] | None = None) -> Receipt:
         """Send a registration once and give its receipt.
 
         Cancelled before sending began, it withdraws the request; afterwards the request runs to its
@@ -89,7 +91,7 @@ class Submitter:
         path, body = protocol.encode(request)
         order = _Order(request)
         order.task = asyncio.get_running_loop().create_task(
-            self._run(order, path, body), name=f"qamera-order-{order.intent.id}"
+            self._run(order, path, body, approve), name=f"qamera-order-{order.intent.id}"
         )
         self._orders.add(order)
         order.task.add_done_callback(lambda _: self._over(order))
@@ -148,7 +150,9 @@ class Submitter:
 
     # --- the order's own task -------------------------------------------------------------------
 
-    async def _run(self, order: _Order, path: str, body: bytes) -> Receipt:
+    async def _run(
+        self, order: _Order, path: str, body: bytes, approve: Callable[[], Awaitable[None]] | None
+    ) -> Receipt:
         headers = {"Content-Type": "application/json", protocol.IDEMPOTENCY_HEADER: order.intent.id}
         loop = asyncio.get_running_loop()
 
@@ -161,6 +165,8 @@ class Submitter:
             order.flight.connected = False
             return await self._transport.post(path, body, headers, order.flight, sending)
 
+        if approve is not None:
+            await approve()
         try:
             answer = await self._transport.retried("register", attempt, _unsent)
         except asyncio.CancelledError:

@@ -9,12 +9,16 @@ import pytest
 
 from qamera_async import errors
 from qamera_async.errors import (
+    AmbiguityLimitError,
     AmbiguousSubmissionError,
     ApiError,
     AuthenticationError,
     BadRequestError,
+    BatchStoppedError,
     ConfigurationError,
     ConnectionFailedError,
+    CreditLimitError,
+    DownloadError,
     InsufficientCreditsError,
     InvalidRequestError,
     InvalidResponseError,
@@ -22,17 +26,23 @@ from qamera_async.errors import (
     JobFailedError,
     JobLostError,
     JobTimeoutError,
+    LedgerCorruptError,
+    LedgerError,
+    LedgerUnavailableError,
+    LedgerVersionError,
     NotFoundError,
     PermissionDeniedError,
     QameraError,
     QuotaExceededError,
+    RefConflictError,
     RequestTimeoutError,
     ServerError,
     SessionClosedError,
+    TargetExistsError,
     TransportError,
     shown,
 )
-from qamera_async.models import Intent, JobState, Video, VideoRequest
+from qamera_async.models import Intent, JobState, Receipt, Video, VideoRequest
 
 VIDEO = Video("vid_1", "FAILED", JobState.FAILED)
 INTENT = Intent("int_1", VideoRequest("img_1", ref="SKU-1"), datetime(2026, 3, 20, tzinfo=UTC))
@@ -74,6 +84,20 @@ ERRORS = [
         list_age=12.0,
     ),
     JobLostError("vid_1 is missing", record_ids=("vid_1",), video=VIDEO, absent_for=130.0),
+    BatchStoppedError("the batch stopped"),
+    CreditLimitError("10 more would be too much", max_credits=100, spent=95, price=10),
+    AmbiguityLimitError(
+        "five in a row", errors=(AmbiguousSubmissionError("it was lost", intent=INTENT, shared=True),)
+    ),
+    DownloadError("the connection was lost", record_id="vid_1", path="a.mp4", status=206, host="cdn.example"),
+    TargetExistsError("there is a file already", record_id="vid_1", path="a.mp4"),
+    LedgerError("something is wrong", path="jobs.db"),
+    LedgerCorruptError("it is cut short", path="jobs.db"),
+    LedgerVersionError("it is too new", path="jobs.db", found=9, supported=1),
+    LedgerUnavailableError(
+        "the disk is full", path="jobs.db", intent=INTENT, receipt=Receipt(("vid_1", "vid_2"))
+    ),
+    RefConflictError("SKU-1 is taken", path="jobs.db", request=INTENT.request, earlier=VideoRequest("img_2")),
 ]
 
 
@@ -138,6 +162,10 @@ def test_notes_travel_with_a_pickled_error():
         (JobTimeoutError, TimeoutError),
         (JobTimeoutError, JobError),
         (InsufficientCreditsError, ApiError),
+        (TargetExistsError, FileExistsError),
+        (TargetExistsError, DownloadError),
+        (LedgerUnavailableError, LedgerError),
+        (CreditLimitError, BatchStoppedError),
     ],
 )
 def test_an_error_can_be_caught_as_what_it_also_is(cls, builtin):
@@ -225,6 +253,15 @@ def test_an_unreadable_answer_shows_what_was_expected_and_what_came():
 
     assert "no JSON (HTTP 200; expected a list of videos; got '<h\\x1b')" in str(error)
     assert str(InvalidResponseError("no JSON")).startswith("no JSON. Check")
+
+
+def test_a_receipt_that_could_not_be_kept_is_in_the_text():
+    """The ids are all that is left of what was paid for, so a log line has them."""
+    kept = LedgerUnavailableError("the disk is full", intent=INTENT, receipt=Receipt(("vid_1", "vid_2")))
+
+    assert "paid for: records vid_1, vid_2" in str(kept)
+    assert "session.adopt(error, *error.receipt.record_ids)" in str(kept)
+    assert "Nothing was ordered" in str(LedgerUnavailableError("the disk is full", path="jobs.db"))
 
 
 class Broken:

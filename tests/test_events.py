@@ -12,6 +12,7 @@ import pytest
 from qamera_async.errors import ConfigurationError, RequestTimeoutError
 from qamera_async.events import (
     Ambiguous,
+    Downloading,
     Event,
     Failed,
     Finished,
@@ -36,6 +37,7 @@ EVENTS = [
     QuotaWait(1.5),
     Retrying("GET /videos", 1, 2.0, ERROR),
     Polled(10, 2, 3),
+    Downloading("vid_1", 1024, None),
 ]
 
 

@@ -3,13 +3,18 @@
 import math
 
 from qamera_async import (
+    AmbiguityLimitError,
     Ambiguous,
     AmbiguousSubmissionError,
     ApiError,
     AuthenticationError,
     BadRequestError,
+    BatchStoppedError,
     ConfigurationError,
     ConnectionFailedError,
+    CreditLimitError,
+    DownloadError,
+    Downloading,
     Event,
     Failed,
     Finished,
@@ -23,6 +28,10 @@ from qamera_async import (
     JobLostError,
     JobState,
     JobTimeoutError,
+    LedgerCorruptError,
+    LedgerError,
+    LedgerUnavailableError,
+    LedgerVersionError,
     NotFoundError,
     PermissionDeniedError,
     Polled,
@@ -33,6 +42,7 @@ from qamera_async import (
     QuotaWait,
     Receipt,
     ReelRequest,
+    RefConflictError,
     Request,
     RequestBudget,
     RequestTimeoutError,
@@ -105,6 +115,8 @@ def tell(event: Event) -> str:  # noqa: PLR0911 - one for each event
             return f"{what.upper()} {attempt + 1} {delay:.1f} {error}"
         case Polled(videos, changed, waiting):
             return f"{videos + changed + waiting}"
+        case Downloading(record_id, done, total):
+            return f"{record_id.upper()} {done + (total or 0)}"
 
 
 def explain(error: QameraError) -> str:  # noqa: PLR0911 - one for each error
@@ -134,5 +146,28 @@ def explain(error: QameraError) -> str:  # noqa: PLR0911 - one for each error
             return error.record_ids[0].upper()
         case ConfigurationError() | InvalidRequestError() | SessionClosedError():
             return str(error)
+        case _:
+            return explain_more(error)
+
+
+def explain_more(error: QameraError) -> str:  # noqa: PLR0911 - one for each error
+    """Tell apart the errors of batches, downloads and ledgers."""
+    match error:
+        case CreditLimitError():
+            return f"{error.max_credits - error.spent} {error.price}"
+        case AmbiguityLimitError():
+            return error.errors[0].intent.id.upper()
+        case DownloadError():
+            return f"{error.record_id.upper()} {error.path} {error.status} {error.host}"
+        case LedgerVersionError():
+            return f"{error.found - error.supported}"
+        case LedgerUnavailableError():
+            return f"{error.intent} {error.receipt and error.receipt.record_ids}"
+        case RefConflictError():
+            return f"{error.request.ref} {error.earlier.ref}"
+        case LedgerCorruptError() | LedgerError():
+            return f"{error.path}"
+        case BatchStoppedError():
+            return error.message.upper()
         case _:
             return ""
