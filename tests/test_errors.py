@@ -110,6 +110,8 @@ def evidence(value):
             str(value),
             {name: evidence(held) for name, held in vars(value).items()},
         )
+    if isinstance(value, tuple):
+        return tuple(map(evidence, value))
     return value
 
 
