@@ -15,7 +15,7 @@
     ├── AmbiguousSubmissionError    may or may not have been paid for: intent, request, candidates, cause
     ├── JobError: JobFailedError · JobTimeoutError (also TimeoutError) · JobLostError
     ├── BatchStoppedError: CreditLimitError (`max_credits`) · AmbiguityLimitError (five in a row)
-    ├── DownloadError               (an existing target: FileExistsError as well)
+    ├── DownloadError: TargetExistsError (also FileExistsError)
     └── LedgerError: LedgerCorruptError · LedgerVersionError · LedgerUnavailableError · RefConflictError
 
 Each carries its evidence as attributes, survives pickling and copying with it, says in its text what
