@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .errors import QameraError
     from .events import Emit
+    from .ledger import NoLedger
     from .models import Receipt, Request, Video
     from .poller import Poller
 
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 class JobContext:
     """What all jobs of a session share: one object, so that a job is small.
 
-    ``check`` refuses a session that can't be used; ``timeout`` is ``Timeouts.job`` in seconds.
+    ``check`` refuses a session that can't be used; ``timeout`` is ``Timeouts.job`` in seconds; ``ledger``
+    keeps how it ended.
     """
 
     poller: Poller
     emit: Emit
     check: Callable[[], None]
     timeout: float
+    ledger: NoLedger
 
 
 class Job:
@@ -65,6 +68,7 @@ class Job:
         receipt: Receipt | None = None,
         born: float | None = None,
         due: float = -math.inf,
+        videos: tuple[Video, ...] = (),
     ) -> None:
         self._context = context
         self._request = request
@@ -76,6 +80,12 @@ class Job:
         # are thousands of jobs with one waiter each.
         self._waiters: list[asyncio.Future[None]] = []
         self._watchers: list[asyncio.Future[None]] | None = None
+        if videos:
+            # How it ended is known already, from a ledger.
+            by_id = {video.id: video for video in videos}
+            for record in self._records:
+                record.video = by_id.get(record.record_id)
+            self._failure = self._judged()
 
     def __repr__(self) -> str:
         return f"<Job {', '.join(self.record_ids)} {self.state.name} {self.status or 'not seen yet'!r}>"
@@ -246,17 +256,23 @@ class Job:
                 waiter.set_exception(copy.copy(error))
 
     def _settle(self) -> None:
+        self._failure = self._judged()
+        self._context.ledger.settled(self.record_ids, self._videos())
+        if self._failure is None:
+            self._context.emit(Finished(self._videos()[0]))
+        else:
+            self._context.emit(Failed(self.record_ids, self._failure))
+
+    def _judged(self) -> JobFailedError | None:
         videos = self._videos()
         bad = [video for video in videos if video.state is JobState.FAILED]
         if not bad:
-            self._context.emit(Finished(videos[0]))
-            return
-        self._failure = JobFailedError(
+            return None
+        return JobFailedError(
             f"The job failed: {', '.join(f'{video.id} is {video.status}' for video in bad)}.",
             record_ids=self.record_ids,
             videos=videos,
         )
-        self._context.emit(Failed(self.record_ids, self._failure))
 
     def _videos(self) -> tuple[Video, ...]:
         return tuple([record.video for record in self._records if record.video is not None])

@@ -10,14 +10,12 @@ import enum
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from datetime import datetime  # noqa: TC003 - cattrs reads the annotations
+from typing import Any, TypeAlias, cast
 
 import attrs
 
 from .errors import InvalidRequestError, shown
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 MAX_REEL_IMAGES = 10
 """How many images one reel may have (POST /api/external/reel/register-reel)."""

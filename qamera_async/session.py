@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import warnings
-from typing import TYPE_CHECKING, Self, TypeVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
+import attrs
 from yarl import URL
 
 from . import protocol
 from .budget import RequestBudget
 from .budget.accounts import join
 from .budget.window import Priority
+from .download import Downloader
+from .download.names import safe_name
 from .errors import (
+    AmbiguousSubmissionError,
     ConfigurationError,
     InvalidRequestError,
     InvalidResponseError,
+    LedgerUnavailableError,
     QameraError,
     ServerError,
     SessionClosedError,
     TransportError,
+    shown,
 )
 from .events import guarded
 from .job import Job, JobContext, checked_ids
-from .models import ReelRequest, Request, Video, VideoRequest
+from .ledger import Ledger, NoLedger, checked_path, ledger_at
+from .models import Intent, ReelRequest, Request, Video, VideoRequest
 from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from .poller import Poller
 from .submission import Submitter
@@ -34,14 +44,21 @@ from .transport.wire import Key, Wire, checked_url, key_problem
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     import aiohttp
 
+    from .batch import Batch
+    from .budget.shared import SlotLog
     from .events import Event
+    from .ledger.rows import Row
 
 DEFAULT_BASE_URL = "https://app.qamera.ai"
+
+Settled: TypeAlias = Intent | AmbiguousSubmissionError | LedgerUnavailableError | str
+"""How an ambiguous request may be named: by its intent, the error that carries it, or its id."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
@@ -59,6 +76,7 @@ class QameraSession:
         retry: for what is safe to send again; None means ``RetryPolicy()``.
         timeouts: all limits of time; None means ``Timeouts()``.
         statuses: what status words mean; None means ``StatusRules()``.
+        ledger: the path of a file that keeps what is paid for; None means that nothing is kept.
         on_event: called on the loop with each event; what it raises is logged.
         proxy: the URL of a proxy for all requests; None means none, but see ``trust_env``.
         trust_env: take proxies from the environment.
@@ -80,6 +98,7 @@ class QameraSession:
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
         statuses: StatusRules | None = None,
+        ledger: str | os.PathLike[str] | None = None,
         on_event: Callable[[Event], object] | None = None,
         proxy: str | None = None,
         trust_env: bool = False,
@@ -113,17 +132,37 @@ class QameraSession:
                 f"budget: got {type(budget).__name__}, allowed is a RequestBudget or None"
             )
         self._emit = guarded(on_event)
-        self._budget, self._leave_budget = join(
-            str(URL(self._origin).origin()), self._wire.api_key.text, budget
-        )
+        ledger_path = None if ledger is None else checked_path(ledger)
+        origin = str(URL(self._origin).origin())
+        self._budget, self._leave_budget = join(origin, self._wire.api_key.text, budget)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
+        self._ledger = NoLedger()
+        self._slots: SlotLog | None = None
+        if ledger_path is not None:
+            self._ledger = ledger_at(ledger_path, origin)
+            # The key itself is nobody's business who reads the file.
+            account = hashlib.blake2b(
+                f"{origin} {self._wire.api_key.text}".encode(), key=b"qamera-async slots", digest_size=16
+            ).hexdigest()
+            grace = self._timeouts.request + self._timeouts.connect
+            self._slots = self._ledger.storage.slots(account, grace)
+            self._budget.attach(self._slots)
         self._transport = Transport(self._wire, self._budget, self._timeouts, self._retry, self._emit)
         self._poller = Poller(
             self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit
         )
-        self._submitter = Submitter(self._transport, self._poller, self._timeouts, self._rules, self._emit)
-        self._job_context = JobContext(self._poller, self._emit, self._check, self._timeouts.job)
+        self._submitter = Submitter(
+            self._transport, self._poller, self._timeouts, self._rules, self._emit, self._ledger
+        )
+        self._downloader = Downloader(
+            self._transport, self._retry, self._timeouts, self._emit, self._looked_up
+        )
+        self._job_context = JobContext(
+            self._poller, self._emit, self._check, self._timeouts.job, self._ledger
+        )
+        # The jobs of this session that somebody holds: the same request gives the same job.
+        self._jobs: WeakValueDictionary[str, Job] = WeakValueDictionary()
         self._reserved = False
         self._close_task: asyncio.Task[None] | None = None
         self._state = "open"
@@ -134,8 +173,9 @@ class QameraSession:
     def __del__(self) -> None:
         # A session that was never used holds nothing but its place in the budget.
         if getattr(self, "_state", "new") == "open":
-            self._leave_budget()
-            self._budget.release(id(self))
+            self._part()
+            if isinstance(self._ledger, Ledger):
+                self._ledger.storage.release()
             if self._loop is not None:
                 warnings.warn(
                     f"unclosed {self!r}; use async with, or await aclose()", ResourceWarning, stacklevel=1
@@ -143,6 +183,12 @@ class QameraSession:
 
     async def __aenter__(self) -> Self:
         self._check()
+        if isinstance(self._ledger, Ledger):
+            try:
+                await self._ledger.storage.open()
+            except BaseException:
+                await self.aclose()
+                raise
         return self
 
     async def __aexit__(
@@ -161,6 +207,8 @@ class QameraSession:
         """
         if self._close_task is None:
             if self._loop is None:
+                if self._state != "closed" and isinstance(self._ledger, Ledger):
+                    self._ledger.storage.release()
                 self._closed()
                 return
             self._check()
@@ -170,9 +218,12 @@ class QameraSession:
         await asyncio.shield(self._close_task)
 
     async def _close(self) -> None:
+        parts = [self._submitter.aclose, self._poller.aclose, self._transport.aclose]
+        if isinstance(self._ledger, Ledger):
+            parts.append(self._ledger.storage.aclose)
         try:
             self._transport.stop_queueing()
-            for close in (self._submitter.aclose, self._poller.aclose, self._transport.aclose):
+            for close in parts:
                 try:
                     await close()
                 except Exception:
@@ -183,8 +234,13 @@ class QameraSession:
     def _closed(self) -> None:
         if self._state != "closed":
             self._state = "closed"
-            self._budget.release(id(self))
-            self._leave_budget()
+            self._part()
+
+    def _part(self) -> None:
+        self._budget.release(id(self))
+        if self._slots is not None:
+            self._budget.detach(self._slots)
+        self._leave_budget()
 
     @property
     def budget(self) -> RequestBudget:
@@ -260,9 +316,13 @@ class QameraSession:
         if not self._reserved:
             self._reserved = True
             self._budget.reserve(id(self), self._polling.stale_after)
-        receipt = await self._submitter.submit(request, approve)
+        accepted = await self._submitter.submit(request, retry_failed=retry_failed, approve=approve)
+        if accepted.earlier is not None:
+            return self._job_of(accepted.earlier)
+        receipt = accepted.receipt
+        assert receipt is not None  # noqa: S101 - a new order has one
         now = asyncio.get_running_loop().time()
-        return Job(
+        job = Job(
             self._job_context,
             receipt.record_ids,
             request=request,
@@ -270,6 +330,18 @@ class QameraSession:
             born=now,
             due=now + self._polling.interval,
         )
+        if self._ledger.kept:
+            self._jobs[accepted.intent_id] = job
+        return job
+
+    def _job_of(self, row: Row) -> Job:
+        """The job of a ledger's row, the same one as long as somebody holds it."""
+        job = self._jobs.get(row.id)
+        if job is None or job.record_ids != row.record_ids:
+            job = self._jobs[row.id] = Job(
+                self._job_context, row.record_ids, request=row.request, receipt=row.receipt, videos=row.videos
+            )
+        return job
 
     def job(self, *record_ids: str) -> Job:
         """Attach to records made earlier or elsewhere; costs no request until it is awaited.
@@ -300,6 +372,223 @@ class QameraSession:
         self._poller.notice(videos)
         return videos
 
+    # --- many jobs ------------------------------------------------------------------------------
+
+    def batch(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        max_in_flight: int = 300,
+        max_credits: int | None = None,
+        retry_failed: bool = False,
+        download_to: str | os.PathLike[str] | None = None,
+        max_downloads: int = 4,
+    ) -> Batch:
+        """Order many; this spends credits. ``async for`` gives outcomes as they come, ``await`` all in order.
+
+        Args:
+            requests: read lazily; any iterable or async iterable of requests.
+            max_in_flight: how many may be submitted and not yet handed out.
+            max_credits: how many credits it may spend; None means no limit.
+            retry_failed: order again what a ledger says has failed.
+            download_to: a folder for the clips, named after ``ref`` or record id; None means no downloads.
+            max_downloads: how many clips are fetched at a time.
+
+        Raises:
+            ConfigurationError: an argument that can't be used.
+            SessionClosedError: the session is closed.
+        """
+        from .batch import Batch  # noqa: PLC0415 - it stands on the session
+
+        self._check_open()
+        return Batch(
+            self,
+            requests,
+            retry=self._retry,
+            max_in_flight=max_in_flight,
+            max_credits=max_credits,
+            retry_failed=retry_failed,
+            download_to=download_to,
+            max_downloads=max_downloads,
+        )
+
+    # --- results --------------------------------------------------------------------------------
+
+    async def download(
+        self,
+        video_or_job: Video | Job,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        allow_private: bool = False,
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> Path:
+        """Fetch a clip into a file; it has its name only when it is whole.
+
+        Args:
+            video_or_job: whose clip; a job is waited for.
+            path: the file's name; its folder must be there.
+            overwrite: replace a file that is there.
+            allow_private: allow a host inside the private network, where the API itself is not.
+            on_progress: called on the loop with the bytes so far and in all (None: not known).
+
+        Returns:
+            The path.
+
+        Raises:
+            DownloadError: there is no such file now; nothing is ordered again. A target that is there is a
+                ``FileExistsError`` too.
+            QameraError: as ``Job.wait``.
+        """
+        return await self._downloader.file(
+            await self._result(video_or_job),
+            path,
+            overwrite=overwrite,
+            allow_private=allow_private,
+            on_progress=on_progress,
+        )
+
+    async def download_thumbnail(
+        self,
+        video_or_job: Video | Job,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        allow_private: bool = False,
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> Path:
+        """Fetch a thumbnail into a file, as ``download`` does a clip."""
+        return await self._downloader.file(
+            await self._result(video_or_job),
+            path,
+            thumbnail=True,
+            overwrite=overwrite,
+            allow_private=allow_private,
+            on_progress=on_progress,
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self, video_or_job: Video | Job, *, allow_private: bool = False
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Hand a clip on without a file: ``async with session.stream(video) as pieces``.
+
+        Args:
+            video_or_job: whose clip; a job is waited for.
+            allow_private: as for ``download``.
+
+        Raises:
+            DownloadError: it can't be had; in the iteration where it ends too early.
+            QameraError: as ``Job.wait``.
+        """
+        video = await self._result(video_or_job)
+        async with self._downloader.stream(video, allow_private=allow_private) as pieces:
+            yield pieces
+
+    async def _result(self, video_or_job: Video | Job) -> Video:
+        self._check()
+        if isinstance(video_or_job, Job):
+            return await video_or_job
+        if isinstance(video_or_job, Video):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return video_or_job
+        raise InvalidRequestError(f"video_or_job: got {shown(video_or_job)}, allowed are a Video and a Job")
+
+    async def _looked_up(self, record_id: str) -> Video | None:
+        """A record as the list has it now."""
+        answer, listing = await self._poller.ask()
+        return protocol.read_some(answer, [record_id], listing, self._rules).get(record_id)
+
+    def _target(self, request: Request, job: Job | None, folder: Path) -> Path | None:
+        """Where a batch's clip goes; None while neither ref nor record is known."""
+        name = request.ref if request.ref is not None else None if job is None else job.record_ids[0]
+        return None if name is None else folder / safe_name(name, ".mp4")
+
+    async def _fetch(self, job: Job, video: Video, path: Path) -> Path:
+        """Fetch a batch's clip, unless the ledger says that the file is it."""
+        record_id = job.record_ids[0]
+        if not isinstance(self._ledger, Ledger):
+            return await self._downloader.file(video, path)
+        ledger, name = self._ledger, os.path.abspath(path)  # noqa: PTH100, ASYNC240 - it asks no disk
+        size = await asyncio.to_thread(_size, path)
+        if size is not None and await ledger.has_file(record_id, name, size):
+            return path
+
+        async def keep(size: int) -> None:
+            await ledger.keep_file(record_id, name, size)
+
+        return await self._downloader.file(video, path, before_final=keep)
+
+    # --- what the ledger knows ------------------------------------------------------------------
+
+    async def unfinished(self) -> list[Job]:
+        """Give the jobs that are paid for and that nobody has seen finished.
+
+        Raises:
+            ConfigurationError: the session has no ledger.
+            LedgerError: the ledger can't be used.
+        """
+        return [self._job_of(row) for row in await self._kept().unfinished()]
+
+    async def ambiguous(self) -> list[Intent]:
+        """Give the requests of which nobody knows whether they were accepted, with their candidates.
+
+        What a process left that ended meanwhile is looked for in one list; where that can't be had, it has no
+        candidates yet.
+
+        Raises:
+            ConfigurationError: the session has no ledger.
+            LedgerError: the ledger can't be used.
+        """
+        ledger = self._kept()
+        rows = await ledger.doubtful()
+        sent = {row.id: row.sent_at for row in rows if row.candidates is None and row.sent_at is not None}
+        found: dict[str, tuple[Video, ...]] = {}
+        if sent:
+            try:
+                async with asyncio.timeout(self._timeouts.lookup):
+                    found = await self._submitter.candidates.look_back(sent, self._timeouts.request)
+            except (TimeoutError, QameraError) as error:
+                _log.info("ambiguous requests can't be looked into: %s", error)
+        for intent_id, candidates in found.items():
+            await ledger.looked_into(intent_id, candidates)
+        return [attrs.evolve(row.intent, candidates=found.get(row.id, row.candidates or ())) for row in rows]
+
+    async def adopt(self, intent: Settled, *record_ids: str) -> Job:
+        """Settle an ambiguous request: these records are what was made of it.
+
+        Args:
+            intent: from ``ambiguous()``, or the error that it was raised as, or the intent's id.
+            record_ids: the records, as the Qamera app or the candidates have them.
+
+        Returns:
+            Its job.
+
+        Raises:
+            InvalidRequestError: no id, or one of a record that belongs to another request.
+            ConfigurationError: the session has no ledger.
+            LedgerError: the ledger can't be used, or has nothing to settle there.
+        """
+        ids = checked_ids(record_ids)
+        return self._job_of(await self._kept().adopt(_intent_id(intent), ids))
+
+    async def abandon(self, intent: Settled) -> None:
+        """Settle an ambiguous request: nothing was made of it, so it may be ordered anew.
+
+        Args:
+            intent: as for ``adopt``.
+
+        Raises:
+            ConfigurationError: the session has no ledger.
+            LedgerError: the ledger can't be used, or has nothing to settle there.
+        """
+        await self._kept().abandon(_intent_id(intent))
+
+    def _kept(self) -> Ledger:
+        self._check()
+        if not isinstance(self._ledger, Ledger):
+            raise ConfigurationError("The session has no ledger: make it with QameraSession(ledger=PATH).")
+        return self._ledger
+
     # --- misuse ---------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -327,6 +616,22 @@ class QameraSession:
                     "The session belongs to another event loop. Make one session for each loop."
                 )
             self._loop = loop
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _intent_id(intent: object) -> str:
+    named = getattr(intent, "intent", intent)  # an error that carries one
+    if isinstance(named, Intent):
+        return named.id
+    if isinstance(named, str):
+        return named
+    raise InvalidRequestError(f"intent: got {shown(intent)}, allowed are an Intent and an error that has one")
 
 
 def _may_pass(error: QameraError) -> bool:

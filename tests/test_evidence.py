@@ -84,7 +84,7 @@ async def test_no_date_can_take_the_place_of_the_ambiguous_error(server, session
 async def test_a_fault_while_looking_keeps_the_ambiguous_error(server, session, monkeypatch, caplog):
     """Whatever fails in the lookup: the intent reaches the caller."""
     server.lists = [[video("vid_1")]]
-    monkeypatch.setattr(session._submitter, "_unclaimed", lambda *_: 1 / 0)
+    monkeypatch.setattr(session._submitter.candidates, "among", lambda *_: 1 / 0)
     with pytest.raises(q.AmbiguousSubmissionError):
         await session.register_video(image_id="i")
 

@@ -12,7 +12,6 @@ import aiohttp
 from yarl import URL
 
 from .. import protocol
-from .._version import __version__
 from ..budget.window import Priority
 from ..errors import (
     ApiError,
@@ -23,6 +22,7 @@ from ..errors import (
 )
 from ..events import QuotaWait, Retrying
 from .border import translated
+from .fetch import USER_AGENT, Fetcher
 from .tracing import Flight, flight_trace, guarded_trace
 from .wire import Wire, concealing
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _SMALL = 64 * 1024  # bytes
 BODY_LIMIT = 64 * 1024 * 1024  # bytes, after decompression
-_USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 _HEADERS_KEPT = ("date", "retry-after", "x-correlation-id")
 
 
@@ -56,6 +55,8 @@ class Transport:
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
         self._conceal = concealing(wire.api_key.text)
+        self.elsewhere = Fetcher(wire, timeouts, self._conceal)
+        """Fetches what is not the API's: without its key, and without a slot of its quota."""
 
     # --- what the other rooms call ------------------------------------------------------------
 
@@ -89,6 +90,7 @@ class Transport:
         headers: dict[str, str],
         flight: Flight,
         before_send: Callable[[], Awaitable[None]],
+        refused: Callable[[], None],
     ) -> protocol.Answer:
         """One POST on a fresh connection; sent again only where the server said 429.
 
@@ -98,9 +100,10 @@ class Transport:
             headers: beside those of every request.
             flight: tells how far it has come, also when this raises.
             before_send: awaited with the slot in hand, before anything is sent.
+            refused: called after a 429, before it waits to be sent again.
         """
         return await self._through_quota(
-            "POST", path, body, headers, Priority.SUBMISSION, flight, before_send
+            "POST", path, body, headers, Priority.SUBMISSION, flight, before_send, refused
         )
 
     async def retried(
@@ -135,6 +138,7 @@ class Transport:
         self._closed = True
         clients = list(self._clients.values())
         self._clients.clear()
+        await self.elsewhere.aclose()
         for client in clients:
             await client.close()
 
@@ -149,6 +153,7 @@ class Transport:
         priority: Priority,
         flight: Flight,
         before_send: Callable[[], Awaitable[None]] | None,
+        refused: Callable[[], None] | None = None,
     ) -> protocol.Answer:
         while True:
             if self._closing:
@@ -178,6 +183,8 @@ class Transport:
             self._emit(QuotaWait(held))
             # The server refused the order, so the next attempt starts from nothing.
             flight.body_left = flight.connected = False
+            if refused is not None:
+                refused()
 
     def _waits(self, seconds: float) -> None:
         self._emit(QuotaWait(seconds))
@@ -258,7 +265,7 @@ class Transport:
                 ),
                 headers={
                     protocol.KEY_HEADER: wire.api_key.text,
-                    "User-Agent": _USER_AGENT,
+                    "User-Agent": USER_AGENT,
                     "Accept": "application/json",
                 }
                 | ({"Content-Type": "application/json"} if method == "POST" else {}),

@@ -1,4 +1,4 @@
-"""The one way a paid POST is made: slot, intent, send, classify, receipt.
+"""The one way a paid POST is made: claim, slot, intent, send, classify, receipt.
 
 Once a byte of its body may have left, it is never sent again: the API has no idempotency key that it
 promises to honour.
@@ -9,79 +9,75 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import attrs
 
-from . import protocol
-from .errors import (
+from .. import protocol
+from ..errors import (
     AmbiguousSubmissionError,
-    ApiError,
-    ConnectionFailedError,
     InvalidResponseError,
+    LedgerError,
     QameraError,
     SessionClosedError,
     TransportError,
 )
-from .events import Ambiguous, Submitted
-from .models import Intent
-from .transport.tracing import Flight
+from ..events import Ambiguous, Submitted
+from .candidates import Candidates
+from .order import Accepted, Order, not_processed, unsent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .events import Emit
-    from .models import Receipt, Request, Video
-    from .policies import StatusRules, Timeouts
-    from .poller import Poller
-    from .transport import Transport
+    from ..events import Emit
+    from ..ledger import NoLedger
+    from ..models import Receipt, Request, Video
+    from ..policies import StatusRules, Timeouts
+    from ..poller import Poller
+    from ..transport import Transport
 
 _log = logging.getLogger("qamera_async")
-
-_CLOCK_TOLERANCE = timedelta(seconds=60)
-
-
-class _Order:
-    """One registration under way."""
-
-    __slots__ = ("began", "caller_gone", "ended", "flight", "intent", "lists", "shared", "task")
-
-    def __init__(self, request: Request) -> None:
-        self.intent = Intent(str(uuid.uuid4()), request, datetime.now(UTC))
-        self.flight = Flight()
-        self.caller_gone = False
-        self.lists = 0  # how many lists were seen before it was sent
-        self.shared = False  # another was ambiguous at the same time
-        self.began = 0.0
-        self.ended = 0.0
-        self.task: asyncio.Task[Receipt] | None = None
 
 
 class Submitter:
     """Sends registrations, each in a task of its own that outlives its caller."""
 
     def __init__(
-        self, transport: Transport, poller: Poller, timeouts: Timeouts, rules: StatusRules, emit: Emit
+        self,
+        transport: Transport,
+        poller: Poller,
+        timeouts: Timeouts,
+        rules: StatusRules,
+        emit: Emit,
+        ledger: NoLedger,
     ) -> None:
         self._transport = transport
         self._poller = poller
         self._timeouts = timeouts
-        self._rules = rules
         self._emit = emit
-        self._orders: set[_Order] = set()
-        self._looking: set[_Order] = set()
-        # Ids on receipts that no list has shown yet: none of them can be an ambiguous order's record.
-        self._claimed: set[str] = set()
-        self._lists = 0  # how many lists had been seen when that was last looked through
+        self._ledger = ledger
+        self.candidates = Candidates(poller, rules, ledger)
+        self._orders: set[Order] = set()
+        self._looking: set[Order] = set()
         self._closing = asyncio.Event()
 
-    async def submit(self, request: Request, approve: Callable[[], Awaitable[None]] | None = None) -> Receipt:
-        """Send a registration once and give its receipt.
+    async def submit(
+        self,
+        request: Request,
+        *,
+        retry_failed: bool = False,
+        approve: Callable[[], Awaitable[None]] | None = None,
+    ) -> Accepted:
+        """Send a registration once and give its receipt, or what a ledger has of an earlier one.
 
         Cancelled before sending began, it withdraws the request; afterwards the request runs to its
-        answer, which is in an event and in the log.
+        answer, which is in an event, in the log and in the ledger.
+
+        Args:
+            request: what is meant.
+            retry_failed: send anew what a ledger says has failed.
+            approve: awaited before what would be a new order; raising prevents it.
 
         Raises:
             InvalidRequestError: nothing was sent.
@@ -89,9 +85,9 @@ class Submitter:
             QameraError: it was not processed.
         """
         path, body = protocol.encode(request)
-        order = _Order(request)
+        order = Order(request, retry_failed=retry_failed, approve=approve)
         order.task = asyncio.get_running_loop().create_task(
-            self._run(order, path, body, approve), name=f"qamera-order-{order.intent.id}"
+            self._run(order, path, body), name=f"qamera-order-{order.intent.id}"
         )
         self._orders.add(order)
         order.task.add_done_callback(lambda _: self._over(order))
@@ -126,86 +122,125 @@ class Submitter:
             if late:
                 await asyncio.wait(late)
 
-    def _over(self, order: _Order) -> None:
+    def _over(self, order: Order) -> None:
         self._orders.discard(order)
         self._report(order)
 
-    def _report(self, order: _Order) -> None:
+    def _report(self, order: Order) -> None:
         """Leave a trace, once, of an order whose caller is gone."""
         task = order.task
         if task is None or task.cancelled() or not order.caller_gone:
             return
         order.caller_gone = False
         error = task.exception()
-        if error is None:
-            receipt = task.result()
+        if error is not None:
+            _log.warning("a registration that was cancelled or cut off ended with: %s", error)
+        elif task.result().earlier is None and (receipt := task.result().receipt) is not None:
             _log.warning(
                 "a registration whose caller is gone was accepted all the same: records %s, order %s, ref %r",
                 ", ".join(receipt.record_ids),
                 receipt.order_id,
                 order.intent.request.ref,
             )
-        else:
-            _log.warning("a registration that was cancelled or cut off ended with: %s", error)
 
     # --- the order's own task -------------------------------------------------------------------
 
-    async def _run(
-        self, order: _Order, path: str, body: bytes, approve: Callable[[], Awaitable[None]] | None
-    ) -> Receipt:
+    async def _run(self, order: Order, path: str, body: bytes) -> Accepted:
+        ledger = self._ledger
+        try:
+            earlier = await ledger.claim(order.intent, retry_failed=order.retry_failed)
+            if earlier is not None:
+                return Accepted(earlier.id, earlier.receipt, earlier)
+            if order.approve is not None:
+                await order.approve()
+            answer = await self._sent(order, path, body)
+            return Accepted(order.intent.id, await self._receipt(order, answer))
+        except AmbiguousSubmissionError:
+            raise
+        except BaseException:
+            if not order.flight.body_left:
+                ledger.withdraw(order.intent)
+            raise
+        finally:
+            ledger.let_go(order.intent)
+
+    async def _sent(self, order: Order, path: str, body: bytes) -> protocol.Answer:
+        """Send it; give the answer, whatever it says.
+
+        Raises:
+            AmbiguousSubmissionError: no answer, and the server may have got it.
+            QameraError: the server has not.
+        """
         headers = {"Content-Type": "application/json", protocol.IDEMPOTENCY_HEADER: order.intent.id}
         loop = asyncio.get_running_loop()
 
         async def sending() -> None:
+            order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
+            await self._ledger.sending(order.intent)
             order.began = loop.time()
             order.lists = self._poller.seen.lists
-            order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
 
         async def attempt() -> protocol.Answer:
             order.flight.connected = False
-            return await self._transport.post(path, body, headers, order.flight, sending)
+            try:
+                return await self._transport.post(path, body, headers, order.flight, sending, refused)
+            except QameraError as error:
+                if unsent(error):
+                    refused()
+                raise
 
-        if approve is not None:
-            await approve()
+        def refused() -> None:
+            self._ledger.unsent(order.intent)
+
         try:
-            answer = await self._transport.retried("register", attempt, _unsent)
+            answer = await self._transport.retried("register", attempt, unsent)
         except asyncio.CancelledError:
             if not order.flight.body_left:
                 raise
             # Closing, or the end of the loop, cut it off: nobody may be left to raise to.
             order.caller_gone = True
             cut = TransportError("The session was closed before the answer came.", sent=True)
-            raise self._ambiguous(order, cut, ()) from None
+            raise await self._ambiguous(order, cut, ()) from None
         except QameraError as error:
-            if _known_not_to_be_processed(error, order.flight):
+            if not_processed(error, order.flight):
+                order.flight.body_left = False
                 raise
             order.ended = loop.time()
             raise await self._look_into(order, error) from None
         order.ended = loop.time()
+        return answer
+
+    async def _receipt(self, order: Order, answer: protocol.Answer) -> Receipt:
+        """Give the receipt, kept, of an answer.
+
+        Raises:
+            AmbiguousSubmissionError: it has none, and is no refusal.
+            LedgerUnavailableError: it could not be kept; it is in the error.
+            QameraError: the server refused the order.
+        """
         if not 200 <= answer.status < 300:  # noqa: PLR2004
             stated = protocol.error_of(answer)
-            if protocol.is_refusal(answer):
-                raise stated
-            raise await self._look_into(order, stated)
+            if not protocol.is_refusal(answer):
+                raise await self._look_into(order, stated)
+            await _kept(order, self._ledger.refused(order.intent, stated))
+            raise stated
         try:
             receipt = protocol.read_receipt(answer)
         except QameraError as error:
             raise await self._look_into(order, error) from None
-        self._claim(receipt)
+        oldest = min(other.lists for other in self._orders if other.began or other is order)
+        self.candidates.claim(receipt, oldest)
+        try:
+            await _kept(order, self._ledger.submitted(order.intent, receipt))
+        except LedgerError as error:
+            _log.error("a receipt could not be kept: %s", error)
+            raise
         self._emit(Submitted(order.intent.request.ref, order.intent.request, receipt))
         return receipt
 
-    def _claim(self, receipt: Receipt) -> None:
-        seen = self._poller.seen
-        if seen.lists > self._lists and len(self._orders) <= 1 and not self._looking:
-            # With no other order under way, what has been listed is known to the next one anyway.
-            self._claimed = {record_id for record_id in self._claimed if record_id not in seen}
-            self._lists = seen.lists
-        self._claimed.update(receipt.record_ids)
-
     # --- an ambiguous order ---------------------------------------------------------------------
 
-    async def _look_into(self, order: _Order, cause: QameraError) -> AmbiguousSubmissionError:
+    async def _look_into(self, order: Order, cause: QameraError) -> AmbiguousSubmissionError:
         """Look for records that nobody claims, for ``Timeouts.lookup`` seconds at most."""
         found: dict[str, Video] = {}
         self._looking.add(order)
@@ -218,8 +253,8 @@ class Submitter:
                     listed = await self._next_list()
                     if listed is None:
                         break
-                    found |= self._unclaimed(order, *listed)
-                    if self._without_claims(found) and self._alone(order):
+                    found |= self.candidates.among(order, *listed)
+                    if self.candidates.without_claims(found) and self._alone(order):
                         break
         except TimeoutError:
             pass
@@ -232,7 +267,16 @@ class Submitter:
             # The loop is being torn down. What is known must not go down with it.
             order.caller_gone = True
         self._looking.discard(order)
-        return self._ambiguous(order, cause, tuple(self._without_claims(found).values()))
+        return await self._ambiguous(order, cause, await self._left_of(order, found))
+
+    async def _left_of(self, order: Order, found: dict[str, Video]) -> tuple[Video, ...]:
+        try:
+            return await self.candidates.unclaimed(found)
+        except LedgerError as error:
+            _log.warning("the ledger can't be asked for claims: %s", error)
+        except asyncio.CancelledError:
+            order.caller_gone = True
+        return tuple(self.candidates.without_claims(found).values())
 
     async def _next_list(self) -> tuple[protocol.Answer, protocol.Listing] | None:
         """The next list from the poller; None where the session closes meanwhile."""
@@ -246,40 +290,15 @@ class Submitter:
                 task.cancel()
             await asyncio.gather(asking, closing, return_exceptions=True)
 
-    def _alone(self, order: _Order) -> bool:
+    def _alone(self, order: Order) -> bool:
         """Whether no other POST is under way that may still bring a receipt for what was found."""
         return not any(other is not order and other.flight.on_the_wire for other in self._orders)
 
-    def _unclaimed(
-        self, order: _Order, answer: protocol.Answer, listing: protocol.Listing
-    ) -> dict[str, Video]:
-        if order.lists:
-            fresh = self._poller.seen.new_since(listing.statuses, order.lists) - self._claimed
-            return protocol.read_some(answer, fresh, listing, self._rules)
-        # No list was seen before it: the server's own clock tells what was made meanwhile.
-        if answer.date is None:
-            return {}
-        now = asyncio.get_running_loop().time()
-        try:
-            earliest = answer.date - timedelta(seconds=now - order.began) - _CLOCK_TOLERANCE
-            latest = answer.date - timedelta(seconds=now - order.ended) + _CLOCK_TOLERANCE
-        except OverflowError:  # a server's clock at one end of time
-            return {}
-        return {
-            video.id: video
-            for video in protocol.read_videos(answer, self._rules)
-            if video.id not in self._claimed
-            and video.created_at is not None
-            and earliest <= video.created_at <= latest
-        }
-
-    def _without_claims(self, found: dict[str, Video]) -> dict[str, Video]:
-        return {record_id: video for record_id, video in found.items() if record_id not in self._claimed}
-
-    def _ambiguous(
-        self, order: _Order, cause: QameraError, candidates: tuple[Video, ...]
+    async def _ambiguous(
+        self, order: Order, cause: QameraError, candidates: tuple[Video, ...]
     ) -> AmbiguousSubmissionError:
-        intent = attrs.evolve(order.intent, candidates=candidates)
+        intent = order.intent = attrs.evolve(order.intent, candidates=candidates)
+        await _kept(order, self._ledger.ambiguous(intent, str(cause)))
         error = AmbiguousSubmissionError(
             "The request was sent, and whether it was accepted is not known.",
             intent=intent,
@@ -292,17 +311,12 @@ class Submitter:
         return error
 
 
-def _unsent(error: QameraError) -> bool:
-    """Whether it is safe and sensible to send the same again."""
-    return isinstance(error, TransportError) and not error.sent and not error.permanent
-
-
-def _known_not_to_be_processed(error: QameraError, flight: Flight) -> bool:
-    if isinstance(error, ConnectionFailedError | SessionClosedError):
-        return True
-    if isinstance(error, ApiError) and error.status in (407, 429):
-        return True
-    return not flight.body_left
+async def _kept(order: Order, writing: Awaitable[None]) -> None:
+    """Wait until something is in the ledger. Who cancels the wait can't undo what is known."""
+    try:
+        await writing
+    except asyncio.CancelledError:
+        order.caller_gone = True  # it is being written all the same, and the log has it too
 
 
 def _being_cancelled() -> bool:

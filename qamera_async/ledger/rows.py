@@ -1,0 +1,139 @@
+"""What the ledger keeps of one paid request: a row, its states, and its form as JSON."""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from ..models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+
+class State(enum.Enum):
+    """How far a request has come.
+
+    CLAIMED: its owner lives, nothing is sent. SENDING: a byte may have left. REFUSED: the server said no.
+    SUBMITTED: there is a receipt. AMBIGUOUS: nobody knows. ADOPTED: somebody named its records.
+    ABANDONED: somebody said that there are none. DONE, FAILED: what was seen in the end.
+    """
+
+    CLAIMED = "claimed"
+    SENDING = "sending"
+    REFUSED = "refused"
+    SUBMITTED = "submitted"
+    AMBIGUOUS = "ambiguous"
+    ADOPTED = "adopted"
+    ABANDONED = "abandoned"
+    DONE = "done"
+    FAILED = "failed"
+
+
+UNDER_WAY = frozenset({State.CLAIMED, State.SENDING})
+UNFINISHED = frozenset({State.SUBMITTED, State.ADOPTED})
+OPEN_TO_ANEW = frozenset({State.REFUSED, State.ABANDONED})
+"""The states after which the same ref may be ordered anew, whatever the request."""
+
+
+@attrs.frozen
+class Row:
+    """One paid request and what became of it.
+
+    Args:
+        id: The intent's id.
+        origin: The API's origin that it was meant for.
+        request: What was meant.
+        state: How far it has come.
+        owner: Who works on it, while it is under way.
+        sent_at: When sending began; None before.
+        record_ids: The records that were made of it.
+        receipt: The server's answer; None before, and where somebody adopted records.
+        videos: The final state of its records, in their order.
+        candidates: What may have come of it, where that isn't known; None: nobody has looked.
+        reason: Why it was refused or is ambiguous, in words.
+        files: What was downloaded of it: the sizes in bytes by path.
+
+    """
+
+    id: str
+    origin: str
+    request: Request
+    state: State = State.CLAIMED
+    owner: int = 0
+    sent_at: datetime | None = None
+    record_ids: tuple[str, ...] = ()
+    receipt: Receipt | None = None
+    videos: tuple[Video, ...] = ()
+    candidates: tuple[Video, ...] | None = None
+    reason: str = ""
+    files: dict[str, int] = attrs.field(factory=dict[str, int])
+
+    @property
+    def intent(self) -> Intent:
+        """The same for a caller."""
+        return Intent(self.id, self.request, self.sent_at or datetime.now(UTC), self.candidates or ())
+
+    def encoded(self) -> bytes:
+        """Give all of it as JSON."""
+        return msgspec.json.encode(_converter().unstructure(self))
+
+
+def decoded(body: bytes) -> Row:
+    """Give the row of a JSON body.
+
+    Raises:
+        ValueError: It is none.
+
+    """
+    try:
+        return _converter().structure(msgspec.json.decode(body), Row)
+    except Exception as error:
+        # cattrs raises groups of whatever its hooks and the values' own checks raise.
+        raise ValueError(f"no row ({type(error).__name__})") from None
+
+
+def same_request(one: Request, other: Request) -> bool:
+    """Tell whether two requests ask for the same, whatever they are called."""
+    return attrs.evolve(one, ref=None) == attrs.evolve(other, ref=None)
+
+
+@cache
+def _converter() -> Converter:
+    # Imported with the first row: cattrs takes a while, and many sessions have no ledger.
+    from cattrs import Converter  # noqa: PLC0415
+    from cattrs.strategies import configure_tagged_union  # noqa: PLC0415
+
+    converter = Converter()
+    converter.register_unstructure_hook(datetime, datetime.isoformat)
+    converter.register_structure_hook(datetime, lambda text, _: datetime.fromisoformat(text))
+    converter.register_structure_hook(JobState, lambda text, _: JobState(text))
+    for kind in (VideoRequest, ReelRequest):
+        _keep_extra(converter, kind)
+    configure_tagged_union(VideoRequest | ReelRequest, converter, tag_name="kind")
+    return converter
+
+
+def _keep_extra(converter: Converter, kind: type[VideoRequest | ReelRequest]) -> None:
+    from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override  # noqa: PLC0415
+
+    # `extra` is any JSON, and the model's own converter freezes what comes back.
+    def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        if hasattr(value, "items"):
+            return {name: plain(item) for name, item in value.items()}
+        return value
+
+    converter.register_unstructure_hook(
+        kind, make_dict_unstructure_fn(kind, converter, extra=override(unstruct_hook=plain))
+    )
+    converter.register_structure_hook(
+        kind,
+        make_dict_structure_fn(kind, converter, extra=override(struct_hook=lambda value, _: value)),
+    )

@@ -1,0 +1,169 @@
+"""A path to a connection: made new, or looked at closely before anything is written to it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import LedgerCorruptError, LedgerUnavailableError, LedgerVersionError
+from .schema import APPLICATION_ID, MIGRATIONS, migrate
+
+if TYPE_CHECKING:
+    from .owners import Owners
+
+_PATIENCE = 30.0  # seconds that another process may hold the database
+_WRITABLE_BITS = 0o222
+
+
+def opened(path: Path, owners: Owners) -> tuple[sqlite3.Connection, int]:
+    """Give a connection and the owner that this process now is.
+
+    Raises:
+        LedgerError: what is there is no ledger that can be worked with; it was left as it is.
+        sqlite3.Error, OSError: the disk, or another process.
+    """
+    with owners.door():
+        if not os.path.lexists(path):
+            if os.path.lexists(f"{path}-wal"):
+                raise LedgerCorruptError(
+                    "The ledger is gone, and only its -wal file is left.", path=str(path)
+                )
+            _make(path)
+        _examine(path)
+        connection = _connected(path)
+        try:
+            migrate(connection)
+            owner = _entered(connection)
+        except BaseException:
+            connection.close()
+            raise
+        owners.become(owner)
+    return connection, owner
+
+
+def closed(connection: sqlite3.Connection, owners: Owners, owner: int) -> None:
+    """Close a connection; the last one leaves all in the one file."""
+    with owners.door():
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
+            others = [number for (number,) in connection.execute("SELECT id FROM owners")]
+            if not any(map(owners.alive, others)):
+                connection.execute("UPDATE meta SET value = 1 WHERE name = 'settled'")
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+
+
+def _make(path: Path) -> None:
+    """Make a new ledger under another name first: what has its own is never half of one."""
+    unfinished = Path(f"{path}-new")
+    for leftover in (unfinished, Path(f"{unfinished}-wal"), Path(f"{unfinished}-shm")):
+        with suppress(FileNotFoundError):
+            leftover.unlink()
+    # The database's own files take this mode over: what is asked for may be nobody else's business.
+    os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    connection = _connected(unfinished)
+    with closing(connection):
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        migrate(connection)
+    unfinished.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _examine(path: Path) -> None:
+    """Refuse what can't be worked with, without writing a byte."""
+    facts = path.stat()
+    if not path.is_file():
+        raise LedgerUnavailableError("The ledger's path is no file.", path=str(path))
+    if facts.st_size == 0:
+        raise LedgerCorruptError(
+            "The ledger's file is empty. A new ledger begins without a file.", path=str(path)
+        )
+    if not facts.st_mode & _WRITABLE_BITS or not os.access(path, os.W_OK):
+        raise LedgerUnavailableError("The ledger's file is read-only.", path=str(path))
+    has_wal = os.path.lexists(f"{path}-wal")
+    # Without a -wal nobody has it open, so that the file can be read as one that doesn't change.
+    immutable = "" if has_wal else "&immutable=1"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)) as connection:
+        try:
+            _check(connection, path, has_wal=has_wal)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF not in (
+                sqlite3.SQLITE_CORRUPT,
+                sqlite3.SQLITE_NOTADB,
+                sqlite3.SQLITE_ERROR,
+            ):
+                raise
+            raise LedgerCorruptError(f"The ledger is damaged: {error}.", path=str(path)) from None
+
+
+def _check(connection: sqlite3.Connection, path: Path, *, has_wal: bool) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise LedgerCorruptError("The file is no ledger of this package.", path=str(path))
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise LedgerVersionError(
+            f"The ledger has version {version}, known are those up to {len(MIGRATIONS)}.",
+            path=str(path),
+            found=version,
+            supported=len(MIGRATIONS),
+        )
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise LedgerCorruptError(f"The ledger is damaged: {verdict}.", path=str(path))
+    settled = connection.execute("SELECT value FROM meta WHERE name = 'settled'").fetchone()
+    if not has_wal and (settled is None or settled[0] != 1):
+        raise LedgerCorruptError(
+            "The ledger's -wal file is missing, and with it what was written last.", path=str(path)
+        )
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    # One thread opens it and uses it, another one may run the interpreter's last clean-up.
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=_PATIENCE,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=64,
+    )
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # Two that open a new file at once: the timeout isn't heeded here.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        # Each commit is on the disk before it is said to be done.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _entered(connection: sqlite3.Connection) -> int:
+    """Become an owner, and say in the file itself that it now has a -wal that belongs to it."""
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("UPDATE meta SET value = 0 WHERE name = 'settled'")
+    owner = connection.execute("INSERT INTO owners DEFAULT VALUES").lastrowid
+    connection.execute("COMMIT")
+    # TRUNCATE would wait for the readers of other processes; that the page is in the file is enough.
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    assert owner is not None  # noqa: S101 - an insert has given it
+    return owner

@@ -1,0 +1,102 @@
+"""What the ledger asks of a database: the few operations that the product needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from ..budget.shared import SlotLog
+    from .rows import Row, State
+
+
+@attrs.frozen
+class Found:
+    """A row that was there already.
+
+    Args:
+        row: What it says now.
+        busy: Whether somebody alive is at work on it.
+
+    """
+
+    row: Row
+    busy: bool
+
+
+class Storage(Protocol):
+    """A database of rows and of slots, shared by processes.
+
+    Each call takes its place in a queue at once, in the order of the calls, whether or not what it gives
+    is awaited; what it says is durable when it is there. Cancelling the wait cancels nothing.
+
+    All of them raise `LedgerUnavailableError` and `LedgerCorruptError`, the first call of all
+    `LedgerVersionError` as well.
+    """
+
+    path: str
+    """What to call it in messages."""
+
+    def open(self) -> Awaitable[None]:
+        """See to it that it can be worked with."""
+        ...
+
+    def claim(self, row: Row, *, retry_failed: bool) -> Awaitable[Found | None]:
+        """Store a new claim, unless its ref has a row that stands in its way; then give that one.
+
+        What stands in nobody's way makes place: a claim whose owner is dead, what was refused or abandoned,
+        and with ``retry_failed`` what failed, where it is the same request. What a dead owner was sending
+        becomes ambiguous.
+        """
+        ...
+
+    def change(
+        self, intent_id: str, allowed: Collection[State], change: Callable[[Row], Row]
+    ) -> Awaitable[Row | None]:
+        """Change a row that is in one of the allowed states; None where it isn't."""
+        ...
+
+    def withdraw(self, intent_id: str) -> Awaitable[None]:
+        """Forget a claim of which provably nothing was sent."""
+        ...
+
+    def let_go(self, intent_id: str) -> None:
+        """Say that its owner works on it no more, whatever could be written down of it."""
+        ...
+
+    def find(self, intent_id: str) -> Awaitable[Found | None]:
+        """Give a row by the intent's id; what nobody alive is sending becomes ambiguous."""
+        ...
+
+    def of_record(self, origin: str, record_id: str) -> Awaitable[Row | None]:
+        """Give the row that has this record."""
+        ...
+
+    def change_of_record(
+        self, origin: str, record_id: str, allowed: Collection[State], change: Callable[[Row], Row]
+    ) -> Awaitable[Row | None]:
+        """Change the row that has this record, as ``change`` does."""
+        ...
+
+    def rows(self, origin: str, states: Collection[State]) -> Awaitable[list[Row]]:
+        """Give all rows in these states, the oldest first; what nobody alive is sending becomes ambiguous."""
+        ...
+
+    def claimed(self, origin: str, record_ids: Collection[str]) -> Awaitable[set[str]]:
+        """Give those of the records that a row has."""
+        ...
+
+    def slots(self, account: str, grace: float) -> SlotLog:
+        """Give the log of an account's slots; ``grace``: seconds that a request may be under way."""
+        ...
+
+    def release(self) -> object:
+        """Let go without waiting; each is to be let go of once, by this or ``aclose``."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what is queued and let go."""
+        ...

@@ -1,0 +1,724 @@
+"""P5: what the ledger says of a ref decides whether a POST is sent."""
+
+import asyncio
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qamera_async as q
+from qamera_async.ledger.rows import Row, State, decoded
+from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
+from qamera_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+async def sandbox():
+    async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def session(sandbox, quick, path):
+    """Give a function that makes a session with the ledger; each call is another run of a program."""
+    return lambda **options: sandbox.session(**quick | {"ledger": path} | options)
+
+
+def order(session, ref="sku-1", image="img_1", **options):
+    return session.register(q.VideoRequest(image, ref=ref), **options)
+
+
+def posts(sandbox):
+    return sum(request.method == "POST" for request in sandbox.requests)
+
+
+def states(path):
+    connection = sqlite3.connect(path)
+    found = dict(connection.execute("SELECT ref, state FROM intents WHERE current = 1"))
+    connection.close()
+    return found
+
+
+# --- the table: what an earlier row with the same ref means -------------------------------------
+
+
+async def test_no_earlier_row_means_a_new_post(session, sandbox, path):
+    """A new ref is ordered, and its job finishes; that is in the ledger."""
+    async with session() as first:
+        video = await (await order(first))
+
+    assert posts(sandbox) == 1
+    assert video.state is q.JobState.DONE
+    assert states(path) == {"sku-1": "done"}
+
+
+async def test_a_submitted_ref_gives_its_job_without_a_post(session, sandbox):
+    """The same ref again, in this run or in another: the same records, and the receipt."""
+    async with session() as first:
+        job = await order(first)
+        assert await order(first) is job
+    async with session() as second:
+        again = await order(second)
+
+        assert again.record_ids == job.record_ids
+        assert again.receipt == job.receipt
+        assert again.request == job.request
+        assert (await again).id == job.record_ids[0]
+    assert posts(sandbox) == 1
+
+
+async def test_a_done_ref_gives_the_final_video_without_a_request(session, sandbox):
+    """Awaiting what was seen finished costs nothing."""
+    async with session() as first:
+        video = await (await order(first))
+    before = len(sandbox.requests)
+    async with session() as second:
+        job = await order(second)
+
+        assert job.done()
+        assert await job == video
+    assert len(sandbox.requests) == before
+
+
+async def test_a_failed_ref_gives_its_failed_job(session, sandbox):
+    """It fails as it did, without a request; with retry_failed it is ordered anew."""
+    sandbox.trouble("fail_job")
+    async with session() as first:
+        with pytest.raises(q.JobFailedError) as failed:
+            await (await order(first))
+    before = len(sandbox.requests)
+    async with session() as second:
+        job = await order(second)
+        with pytest.raises(q.JobFailedError) as again:
+            await job
+        assert again.value.videos == failed.value.videos
+        assert len(sandbox.requests) == before
+
+        assert (await (await order(second, retry_failed=True))).state is q.JobState.DONE
+    assert posts(sandbox) == 2
+
+
+async def test_a_refused_ref_is_ordered_anew(session, sandbox, path):
+    """The server said no, so nothing was made, whatever is asked for now."""
+    sandbox.trouble("error", status=400)
+    async with session() as first:
+        with pytest.raises(q.BadRequestError):
+            await order(first)
+        assert states(path) == {"sku-1": "refused"}
+
+        assert (await order(first, image="img_2")).record_ids
+    assert posts(sandbox) == 2
+
+
+async def test_an_ambiguous_ref_is_never_sent_again(session, sandbox, path):
+    """Neither in this run nor in another, until somebody settles it."""
+    sandbox.trouble("reset_after")
+    async with session() as first:
+        for _ in range(2):
+            with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+                await order(first)
+    async with session() as second:
+        with pytest.raises(q.AmbiguousSubmissionError) as again:
+            await order(second)
+        intents = await second.ambiguous()
+
+    assert posts(sandbox) == 1
+    assert states(path) == {"sku-1": "ambiguous"}
+    assert again.value.intent.id == ambiguous.value.intent.id == intents[0].id
+    assert [video.id for video in again.value.candidates] == list(sandbox.orders[0].record_ids)
+
+
+@pytest.mark.parametrize("how", ["intent", "error", "id"])
+async def test_an_adopted_one_is_a_job_like_others(session, sandbox, how):
+    """The intent, its error or its id names it; its job can be awaited, and is what the ref stands for."""
+    sandbox.trouble("reset_after")
+    async with session() as first:
+        with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+            await order(first)
+        error = ambiguous.value
+        named = {"intent": error.intent, "error": error, "id": error.intent.id}[how]
+        job = await first.adopt(named, error.candidates[0].id)
+
+        assert (await job).state is q.JobState.DONE
+        assert (await order(first)) is job
+        assert await first.adopt(named, error.candidates[0].id) is job
+        assert await first.ambiguous() == []
+        with pytest.raises(q.LedgerError, match="nothing to settle"):
+            await first.abandon(named)
+    assert posts(sandbox) == 1
+
+
+async def test_an_abandoned_one_is_ordered_anew(session, sandbox):
+    """Who says that nothing was made gets a new POST."""
+    sandbox.trouble("reset_before")
+    async with session() as first:
+        with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+            await order(first)
+        await first.abandon(ambiguous.value)
+        await first.abandon(ambiguous.value)
+
+        assert (await order(first)).record_ids
+        with pytest.raises(q.LedgerError, match="abandoned"):
+            await first.adopt(ambiguous.value, "vid_9")
+    assert posts(sandbox) == 2
+
+
+async def test_a_record_of_another_request_can_not_be_adopted(session, sandbox):
+    """What a receipt claims is no other request's."""
+    async with session() as first:
+        taken = await order(first, ref="taken")
+        sandbox.trouble("reset_after")
+        with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+            await order(first)
+
+        with pytest.raises(q.InvalidRequestError, match=taken.record_ids[0]):
+            await first.adopt(ambiguous.value, taken.record_ids[0])
+        with pytest.raises(q.InvalidRequestError):
+            await first.adopt(ambiguous.value)
+        with pytest.raises(q.LedgerError, match="not in the ledger"):
+            await first.adopt("no such intent", "vid_9")
+
+
+@pytest.mark.parametrize("before", ["done", "failed", "submitted", "ambiguous"])
+async def test_the_same_ref_for_another_request_is_a_conflict(session, sandbox, before):
+    """Both requests are in the error, and nothing is sent."""
+    if before == "failed":
+        sandbox.trouble("fail_job")
+    if before == "ambiguous":
+        sandbox.trouble("reset_after")
+    async with session() as first:
+        try:
+            job = await order(first)
+            if before != "submitted":
+                await job
+        except (q.JobFailedError, q.AmbiguousSubmissionError):
+            pass
+        with pytest.raises(q.RefConflictError) as conflict:
+            await order(first, image="img_2", retry_failed=True)
+
+    assert posts(sandbox) == 1
+    assert conflict.value.request.image_id == "img_2"
+    assert conflict.value.earlier.image_id == "img_1"
+
+
+async def test_requests_without_a_ref_are_kept_and_never_merged(session, sandbox):
+    """Each is an order of its own, and unfinished until it is seen."""
+    async with session() as first:
+        jobs = [await order(first, ref=None) for _ in range(2)]
+        unfinished = await first.unfinished()
+        assert {job.record_ids for job in unfinished} == {job.record_ids for job in jobs}
+        await asyncio.gather(*unfinished)
+
+        assert await first.unfinished() == []
+    assert posts(sandbox) == 2
+
+
+async def test_what_is_attached_by_its_records_is_seen_finished_too(session):
+    """The outcome is kept whichever handle sees it."""
+    async with session() as first:
+        job = await order(first)
+    async with session() as second:
+        await second.job(*job.record_ids)
+        assert await second.unfinished() == []
+
+
+async def test_rows_belong_to_an_origin(sandbox, quick, path):
+    """Another server's jobs are none of this one's business; the same ref is another piece of work."""
+    async with Sandbox(quota=None) as other:
+        async with sandbox.session(**quick, ledger=path) as first:
+            await order(first)
+        async with other.session(**quick, ledger=path) as second:
+            await order(second)
+
+            assert len(await second.unfinished()) == 1
+    assert posts(sandbox) == posts(other) == 1
+
+
+async def test_all_kinds_of_requests_come_back_as_they_were(session, sandbox):
+    """Nothing is lost on the way through the file."""
+    requests = [
+        q.VideoRequest("i", suggestion="näher", provider="pollo", ref="a", extra={"deep": [1, {"b": None}]}),
+        q.VideoRequest(generated_image_id="g", ref="b"),
+        q.ReelRequest(["x", "y"], ref="c", extra={"z": 1.5}),
+    ]
+    async with session() as first:
+        for request in requests:
+            await first.register(request)
+    async with session() as second:
+        assert [job.request for job in await second.unfinished()] == requests
+
+
+# --- who is alive ---------------------------------------------------------------------------------
+
+
+async def test_a_ref_under_way_is_waited_for(session, sandbox):
+    """Two at once, in one session and in another: one POST, the same records."""
+    sandbox.trouble("slow", seconds=0.15)
+    async with session() as first, session() as second:
+        jobs = await asyncio.gather(order(first), order(first), order(second))
+
+    assert posts(sandbox) == 1
+    assert len({job.record_ids for job in jobs}) == 1
+
+
+async def storage_of_a_dead_process(path, state):
+    """Leave a row in a state, as a process does that is killed."""
+    code = (
+        "import asyncio, os, sys\n"
+        "from datetime import UTC, datetime\n"
+        "import attrs\n"
+        "from qamera_async import VideoRequest\n"
+        "from qamera_async.ledger.rows import Row, State\n"
+        "from qamera_async.ledger.sqlite import SqliteStorage\n"
+        "async def main():\n"
+        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    row = Row('int_1', sys.argv[2], VideoRequest('img_1', ref='sku-1'))\n"
+        "    await storage.claim(row, retry_failed=False)\n"
+        "    change = lambda row: attrs.evolve(row, state=State(sys.argv[3]), sent_at=datetime.now(UTC))\n"
+        "    await storage.change('int_1', frozenset(State), change)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path), state[0], state[1])
+    assert await process.wait() == -9
+
+
+async def test_a_claim_of_a_dead_process_is_taken_over(session, sandbox, path):
+    """Nothing was sent, so it is ordered."""
+    await storage_of_a_dead_process(path, (sandbox.url, "claimed"))
+    async with session() as first:
+        assert (await order(first)).record_ids
+
+    assert posts(sandbox) == 1
+
+
+async def test_what_a_dead_process_was_sending_is_ambiguous(session, sandbox, path):
+    """Nobody knows, so nothing is sent; what was made in that minute is a candidate."""
+    await storage_of_a_dead_process(path, (sandbox.url, "sending"))
+    async with sandbox.session(polling=q.PollPolicy(interval=0.02)) as elsewhere:
+        made = await elsewhere.register_video(image_id="img_1")
+    async with session() as first:
+        claimed = await order(first, ref="other")
+        with pytest.raises(q.AmbiguousSubmissionError):
+            await order(first)
+        sent = posts(sandbox)
+        (intent,) = await first.ambiguous()
+
+        assert [video.id for video in intent.candidates] == list(made.record_ids)
+        assert claimed.record_ids[0] not in {video.id for video in intent.candidates}
+        assert await first.ambiguous() == [intent]
+    assert sent == posts(sandbox) == 2
+
+
+async def test_candidates_that_a_receipt_has_claimed_since_are_no_candidates(session, sandbox):
+    """A later receipt tells whose record it is."""
+    sandbox.trouble("reset_after")
+    async with session() as first:
+        with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+            await order(first)
+        assert ambiguous.value.candidates
+        sandbox.trouble("reset_before")
+        with pytest.raises(q.AmbiguousSubmissionError) as other:
+            await order(first, ref="sku-2")
+        await first.adopt(other.value, ambiguous.value.candidates[0].id)
+        (left,) = await first.ambiguous()
+
+    assert left.candidates == ()
+
+
+async def test_a_cancelled_caller_leaves_no_claim_behind(sandbox, quick, path):
+    """Cancelled while it waits for the quota: nothing is sent, and the ref is free."""
+    async with Sandbox(quota=(1, 60.0)) as strict:
+        async with strict.session(**quick, ledger=path) as first:
+            await order(first, ref="first")
+            waiting = asyncio.ensure_future(order(first))
+            while first.budget.waiting == 0:
+                await asyncio.sleep(0.001)
+            assert states(path)["sku-1"] == "claimed"
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        assert "sku-1" not in states(path)
+        assert posts(strict) == 1
+
+
+async def test_a_429_leaves_nothing_in_doubt_while_it_is_waited_out(session, sandbox, path):
+    """A crash in the hold would find a claim, not a sending."""
+    sandbox.trouble("too_many", retry_after=0.2)
+    async with session(retry=q.RetryPolicy(max_delay=0.2)) as first:
+        ordering = asyncio.ensure_future(order(first))
+        while first.budget.held_for == 0:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        meanwhile = states(path)
+        await ordering
+
+    assert meanwhile == {"sku-1": "claimed"}
+
+
+async def test_an_unreachable_server_leaves_nothing_in_doubt(session, sandbox, path):
+    """What is provably unsent is no claim any more once it is given up."""
+    await sandbox.refuse(30.0)
+    async with session() as first:
+        with pytest.raises(q.ConnectionFailedError):
+            await order(first)
+
+    assert states(path) == {}
+
+
+# --- files that are no good ledger ----------------------------------------------------------------
+
+
+def spoil_text(path):
+    path.write_text("this is no database, but it is long enough to be taken for a header " * 20)
+
+
+def spoil_other_program(path):
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE mine (a)")
+    connection.commit()
+    connection.close()
+
+
+def spoil_empty(path):
+    path.touch()
+
+
+def made(path):
+    """Make a good ledger with rows in it."""
+
+    async def fill():
+        storage = SqliteStorage.of(str(path))
+        for number in range(200):
+            row = Row(f"int_{number}", "http://127.0.0.1:1", q.VideoRequest("i" * 500, ref=f"r{number}"))
+            await storage.claim(row, retry_failed=False)
+        await storage.aclose()
+
+    asyncio.run(fill())
+
+
+def spoil_emptied(path):
+    made(path)
+    os.truncate(path, 0)
+
+
+def spoil_cut(path):
+    made(path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def spoil_bits(path):
+    made(path)
+    data = bytearray(path.read_bytes())
+    data[4096:8192] = bytes(b ^ 0xFF for b in data[4096:8192])
+    path.write_bytes(data)
+
+
+def spoil_newer(path):
+    made(path)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+def spoil_read_only(path):
+    made(path)
+    path.chmod(0o444)
+
+
+def spoil_folder(path):
+    path.mkdir()
+
+
+def spoil_lost_wal(path):
+    """Kill a process that has written, and lose what it had not yet put into the one file."""
+    code = (
+        "import asyncio, os, sys\n"
+        "from qamera_async import VideoRequest\n"
+        "from qamera_async.ledger.rows import Row\n"
+        "from qamera_async.ledger.sqlite import SqliteStorage\n"
+        "async def main():\n"
+        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    row = Row('int_1', 'http://127.0.0.1:1', VideoRequest('i', ref='r'))\n"
+        "    await storage.claim(row, retry_failed=False)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+    Path(f"{path}-wal").unlink()
+
+
+SPOILT = {
+    "text": (spoil_text, q.LedgerCorruptError),
+    "another program's database": (spoil_other_program, q.LedgerCorruptError),
+    "empty": (spoil_empty, q.LedgerCorruptError),
+    "emptied": (spoil_emptied, q.LedgerCorruptError),
+    "cut short": (spoil_cut, q.LedgerCorruptError),
+    "damaged": (spoil_bits, q.LedgerCorruptError),
+    "newer": (spoil_newer, q.LedgerVersionError),
+    "read-only": (spoil_read_only, q.LedgerUnavailableError),
+    "a folder": (spoil_folder, q.LedgerUnavailableError),
+    "without its -wal": (spoil_lost_wal, q.LedgerCorruptError),
+}
+
+
+@pytest.fixture(params=SPOILT)
+def spoilt(request, path):
+    """Give the error of a file that is no good ledger, and make the file, outside of the loop."""
+    spoil, error = SPOILT[request.param]
+    spoil(path)
+    return error
+
+
+@pytest.mark.parametrize("entered", [True, False])
+def test_what_is_no_good_ledger_is_refused_untouched(spoilt, path, quick, entered):
+    """A typed error before any POST, when the session is entered or when it is first used."""
+
+    async def use():
+        async with Sandbox(quota=None) as sandbox:
+            before = path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns)
+            session = sandbox.session(**quick, ledger=path)
+            with pytest.raises(spoilt) as refused:
+                await (session.__aenter__() if entered else order(session))
+            await session.aclose()
+            assert posts(sandbox) == 0
+            assert refused.value.path == str(path)
+            assert before == (path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns))
+
+    asyncio.run(use())
+
+
+def test_a_damaged_row_is_found_where_the_database_finds_nothing(path, quick):
+    """A flipped bit in what a row says is refused, not believed."""
+    made(path)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE intents SET state = 'submitted' WHERE ref = 'r7'")
+    connection.commit()
+    connection.close()
+
+    async def use():
+        storage = SqliteStorage.of(str(path))
+        row = Row("new", "http://127.0.0.1:1", q.VideoRequest("i" * 500, ref="r7"))
+        with pytest.raises(q.LedgerCorruptError, match="damaged"):
+            await storage.claim(row, retry_failed=False)
+        await storage.aclose()
+
+    asyncio.run(use())
+
+
+def test_a_body_that_is_no_row_is_no_row():
+    """Whatever the bytes are, it is one kind of error."""
+    for body in (b"", b"{}", b"[1]", b'{"id": 3}', b"\xff"):
+        with pytest.raises(ValueError, match="no row"):
+            decoded(body)
+
+
+async def test_a_folder_that_is_not_there_is_refused(sandbox, quick, tmp_path):
+    """It is not made, since a mistyped path would begin a new ledger."""
+    with pytest.raises(q.LedgerUnavailableError):
+        async with sandbox.session(**quick, ledger=tmp_path / "nowhere" / "jobs.db"):
+            pass
+
+
+@pytest.mark.parametrize("ledger", ["", " ", ":memory:", "postgresql://u:canary@h/db", b"x", 3, True, "a\0b"])
+def test_what_is_no_path_is_refused_when_the_session_is_built(ledger):
+    """It is a bad setting, and not shown: an address may hold a password."""
+    with pytest.raises(q.ConfigurationError) as refused:
+        q.QameraSession("mk_live_a.b", ledger=ledger)
+
+    assert "canary" not in str(refused.value)
+
+
+async def test_without_a_ledger_there_is_nothing_to_ask(sandbox, quick):
+    """The error says how to get one."""
+    async with sandbox.session(**quick) as plain:
+        for asked in (
+            plain.unfinished(),
+            plain.ambiguous(),
+            plain.adopt("x", "vid_1"),
+            plain.abandon("x"),
+        ):
+            with pytest.raises(q.ConfigurationError, match="ledger=PATH"):
+                await asked
+
+
+async def test_the_file_is_its_owners_alone_and_holds_no_key(session, sandbox, path, tmp_path):
+    """P6: mode 0600 for all of its files, and no byte of the key in any."""
+    async with session() as first:
+        await order(first)
+        modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+        content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+    assert set(modes) >= {"jobs.db", "jobs.db-wal"}
+    assert set(modes.values()) == {0o600}
+    assert sandbox.api_key.encode() not in content
+    assert sandbox.api_key.partition(".")[2].encode() not in content
+
+
+# --- a disk that is full --------------------------------------------------------------------------
+
+
+def full(session, sizes=0):
+    """Let the database be as large as it is and no larger."""
+    worker = session._ledger.storage._worker
+
+    def operation(connection):
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages + sizes}")
+
+    return worker.run("be full", operation)
+
+
+def roomy(session):
+    return session._ledger.storage._worker.run(
+        "have room", lambda connection: connection.execute("PRAGMA max_page_count = 1000000")
+    )
+
+
+BIG = q.VideoRequest("img_1", suggestion="x" * 20_000, ref="sku-1")
+
+
+async def test_a_full_disk_at_the_intent_means_no_post(session, sandbox):
+    """What isn't surely kept isn't sent; with room again the same ref is ordered."""
+    async with session() as first:
+        await first._ledger.storage.open()
+        await full(first)
+        with pytest.raises(q.LedgerUnavailableError, match="full"):
+            await first.register(BIG)
+        assert posts(sandbox) == 0
+        assert first.budget.used == 0
+        await roomy(first)
+
+        assert (await first.register(BIG)).record_ids
+
+
+async def test_a_full_disk_at_sending_means_no_post(session, sandbox, monkeypatch):
+    """The claim was kept, but not that it is sent: nothing is, and the ref is free again."""
+    async with session() as first:
+        storage = first._ledger.storage
+        change = storage.change
+        monkeypatch.setattr(storage, "change", lambda *_: full_disk())
+        with pytest.raises(q.LedgerUnavailableError):
+            await order(first)
+        assert posts(sandbox) == 0
+        monkeypatch.setattr(storage, "change", change)
+
+        assert (await order(first)).record_ids
+
+
+async def full_disk():
+    raise q.LedgerUnavailableError("The ledger can't be used: database or disk is full.", path="jobs.db")
+
+
+async def test_a_full_disk_at_the_receipt_leaves_the_receipt_in_the_error(session, sandbox, caplog, path):
+    """P4: the ids are in the error and the log, the intent stays open; with room it is caught up."""
+    async with session() as first:
+        storage = first._ledger.storage
+        change = storage.change
+
+        def fails_from_the_receipt_on(intent_id, allowed, changing):
+            tried = changing(Row("x", "o", BIG))
+            return full_disk() if tried.state is State.SUBMITTED else change(intent_id, allowed, changing)
+
+        storage.change = fails_from_the_receipt_on
+        with pytest.raises(q.LedgerUnavailableError) as unkept:
+            await order(first)
+        ids = sandbox.orders[0].record_ids
+        assert unkept.value.receipt.record_ids == ids
+        assert ids[0] in caplog.text
+        assert states(path) == {"sku-1": "sending"}
+        with pytest.raises(q.AmbiguousSubmissionError):
+            await order(first)
+        job = await first.adopt(unkept.value, *unkept.value.receipt.record_ids)
+        assert (await job).id == ids[0]
+
+        with pytest.raises(q.LedgerUnavailableError):
+            await order(first, ref="sku-2")
+        storage.change = change
+        assert (await order(first, ref="sku-2")).receipt is not None
+    assert len(sandbox.orders) == 2
+
+
+async def test_a_failed_sync_means_no_post(session, sandbox):
+    """An I/O error of the commit is a refusal, whatever the disk says later."""
+    async with session() as first:
+        await first._ledger.storage.open()
+        worker = first._ledger.storage._worker
+        together = worker._together
+
+        def broken(connection, jobs):
+            for job in jobs:
+                job.error = worker.translated(sqlite3.OperationalError("disk I/O error"))
+
+        worker._together = broken
+        with pytest.raises(q.LedgerUnavailableError, match="I/O"):
+            await order(first)
+        worker._together = together
+    assert posts(sandbox) == 0
+
+
+# --- the schema -----------------------------------------------------------------------------------
+
+
+def test_an_older_ledger_is_brought_up_to_date_or_left_as_it_is(path, monkeypatch):
+    """A step that fails leaves the old version whole; one that passes keeps every row."""
+    made(path)
+
+    def step(connection):
+        connection.execute("ALTER TABLE intents ADD COLUMN note TEXT")
+
+    def fails(connection):
+        step(connection)
+        raise sqlite3.OperationalError("no")
+
+    async def opened():
+        storage = SqliteStorage.of(str(path))
+        try:
+            await storage.open()
+        finally:
+            await storage.aclose()
+
+    for steps, error in (((*schema.MIGRATIONS, fails), q.LedgerError), ((*schema.MIGRATIONS, step), None)):
+        monkeypatch.setattr(schema, "MIGRATIONS", steps)
+        monkeypatch.setattr(opening, "MIGRATIONS", steps)
+        if error is None:
+            asyncio.run(opened())
+        else:
+            with pytest.raises(error):
+                asyncio.run(opened())
+            assert len(sqlite3.connect(path).execute("SELECT * FROM intents").fetchone()) == 9
+
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("SELECT count(*), count(note) FROM intents").fetchone() == (200, 0)
+    connection.close()
+
+
+def test_many_processes_may_open_a_new_ledger_at_once(path):
+    """One makes it; none fails."""
+    code = (
+        "import asyncio, sys\n"
+        "from qamera_async.ledger.sqlite import SqliteStorage\n"
+        "async def main():\n"
+        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    await storage.open()\n"
+        "    await storage.aclose()\n"
+        "asyncio.run(main())\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE) for _ in range(8)
+    ]
+    errors = [process.communicate()[1].decode() for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 8, errors
+    assert not re.search("Error", "".join(errors))
