@@ -41,7 +41,7 @@ async def settle():
 
 async def pass_time(clock, budget, seconds):
     clock.now += seconds
-    budget._tick(asyncio.get_running_loop())
+    budget._timers.ring(asyncio.get_running_loop())
     await settle()
 
 

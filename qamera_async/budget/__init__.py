@@ -7,75 +7,29 @@ server count one more than the limit (the API's section "Every request": 60 requ
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import copy
 import math
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
 from ..policies import is_number
 from .hold import Hold
+from .logs import Logs
+from .slot import Slot
+from .timers import Timers
+from .waiting import Queues, Waiter, resolve
 from .window import Priority, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..policies import RetryPolicy
+    from .shared import SlotLog
 
+__all__ = ["RequestBudget", "Slot"]
 
 _LONGEST_WINDOW = 1e9  # seconds
-
-
-class Slot:
-    """The right to send one request, until it is settled by one of its methods."""
-
-    __slots__ = ("_budget", "_settled", "granted_at", "priority")
-
-    def __init__(self, budget: RequestBudget, priority: Priority, granted_at: float) -> None:
-        self._budget = budget
-        self._settled = False
-        self.priority = priority
-        self.granted_at = granted_at
-
-    def answered(self) -> None:
-        """The server answered: the slot is free one window from now."""
-        self._settle(0.0, ok=True)
-
-    def cut_off(self, extra: float) -> None:
-        """No answer will come: the server may count the request up to ``extra`` seconds from now."""
-        self._settle(extra, ok=False)
-
-    def unsent(self) -> None:
-        """The request never left: the slot is free at once."""
-        self._settle(None, ok=False)
-
-    def _settle(self, extra: float | None, *, ok: bool) -> None:
-        if not self._settled:
-            self._settled = True
-            self._budget.settle(self, extra, ok=ok)
-
-    def rejected(self, retry_after: float | None, policy: RetryPolicy) -> float | None:
-        """The server said 429: hold everybody.
-
-        Returns:
-            The seconds to hold, or None where this has gone on for five windows.
-        """
-        self._settled = True
-        return self._budget.reject(self, retry_after, policy)
-
-
-class _Waiter:
-    __slots__ = ("future", "loop", "owner", "priority", "slot")
-
-    def __init__(self, priority: Priority, owner: object) -> None:
-        self.priority = priority
-        self.owner = owner
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self.loop.create_future()
-        self.slot: Slot | None = None
 
 
 class RequestBudget:
@@ -106,8 +60,10 @@ class RequestBudget:
         self._lock = threading.RLock()
         self._taken = Window(limit, float(window))
         self._hold = Hold()
-        self._queues: dict[Priority, deque[_Waiter]] = {priority: deque() for priority in Priority}
-        self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        self._queues = Queues()
+        self._timers = Timers(self._lock, clock, self._next_tick, self._tick)
+        self._logs = Logs(self._lock, clock, self._taken, self._pump)
+        self._confirming: set[Waiter] = set()  # granted here, and not yet in the logs
 
     def __repr__(self) -> str:
         return f"RequestBudget(limit={self.limit}, window={self.window}, used={self.used})"
@@ -133,7 +89,7 @@ class RequestBudget:
     def waiting(self) -> int:
         """How many requests wait for a slot."""
         with self._lock:
-            return sum(map(len, self._queues.values()))
+            return sum(map(len, self._queues.values())) + len(self._confirming)
 
     @property
     def held_for(self) -> float:
@@ -153,39 +109,47 @@ class RequestBudget:
             owner: who may ``evict`` it.
         """
         with self._lock:
-            if not any(self._queues.values()):
-                slot = self._take(priority)
-                if slot is not None:
-                    return slot
-            waiter = _Waiter(priority, owner)
-            self._queues[priority].append(waiter)
-            self._pump()
-            if waiter.slot is not None:
-                return waiter.slot
-            expected = max(self._next_chance(self._clock()) - self._clock(), 0.0)
+            slot = None if any(self._queues.values()) else self._take(priority)
+            if slot is not None and not self._logs:
+                return slot
+            waiter = Waiter(priority, owner, slot)
+            if slot is None:
+                self._queue(waiter)
+            else:
+                self._confirming.add(waiter)
         try:
-            if on_wait is not None and math.isfinite(expected):
-                on_wait(expected)
-            await waiter.future
+            while True:
+                if waiter.slot is None:
+                    if on_wait is not None and math.isfinite(waiter.expected):
+                        on_wait(waiter.expected)
+                    await waiter.future
+                assert waiter.slot is not None  # noqa: S101 - the future is resolved with the slot only
+                if not self._logs or await self._confirmed(waiter, waiter.slot):
+                    return waiter.slot
         except BaseException:
-            with self._lock:
-                if waiter.slot is not None:
-                    waiter.slot.unsent()
-                elif waiter in self._queues[priority]:
-                    self._queues[priority].remove(waiter)
-                    self._pump()
+            self._give_up(waiter)
             raise
-        assert waiter.slot is not None  # noqa: S101 - the future is resolved with the slot only
-        return waiter.slot
+        finally:
+            if self._confirming:
+                with self._lock:
+                    self._confirming.discard(waiter)
+
+    def _give_up(self, waiter: Waiter) -> None:
+        with self._lock:
+            slot = waiter.slot
+            if slot is None:
+                self._queues.discard(waiter)
+                self._pump()
+        if slot is not None:
+            slot.unsent()
 
     def evict(self, owner: object, error: Exception) -> None:
         """Let those of ``owner`` who wait in this loop for a slot raise ``error``."""
         with self._lock:
-            for priority, queue in self._queues.items():
-                self._queues[priority] = deque(waiter for waiter in queue if waiter.owner is not owner)
-                for waiter in queue:
-                    if waiter.owner is owner and not waiter.future.done():
-                        waiter.future.set_exception(copy.copy(error))
+            self._queues.evict(owner, error)
+            for waiter in self._confirming:
+                if waiter.owner is owner:
+                    waiter.refuse(error)
             self._pump()
 
     def pace(self, interval: float, stale_after: float) -> float:
@@ -203,7 +167,8 @@ class RequestBudget:
             free, next_free = self._taken.free, self._taken.next_free
             if math.isinf(next_free):
                 return interval
-            return max(interval, min((next_free - now) / max(free, 1), stale_after))
+            here = free * self._taken.share(stale_after) if self._logs else free
+            return max(interval, min((next_free - now) / max(here, 1), stale_after))
 
     def reserve(self, owner: object, stale_after: float) -> None:
         """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""
@@ -215,6 +180,43 @@ class RequestBudget:
         with self._lock:
             self._taken.release(owner)
             self._pump()
+
+    # --- one quota with other processes ---------------------------------------------------------
+
+    def attach(self, log: SlotLog) -> None:
+        """From now on take each slot in ``log`` too, and count what others have taken there.
+
+        Attached twice, it is to be detached twice.
+        """
+        self._logs.attach(log)
+
+    def detach(self, log: SlotLog) -> None:
+        """Undo one ``attach``; with the last, forget what others have taken there."""
+        self._logs.detach(log)
+
+    async def _confirmed(self, waiter: Waiter, slot: Slot) -> bool:
+        """Take a slot in the logs too; where they have none, queue again and say so."""
+        taken = await self._logs.take(slot, waiter)
+        with self._lock:
+            now = slot.granted_at = self._clock()
+            self._taken.expire(now)
+            # What others had taken was not known when it was granted.
+            if (
+                taken
+                and now >= self._hold.until
+                and (slot.priority is Priority.POLL or self._taken.left_enough(now))
+            ):
+                return True
+        slot.settle_tickets(None)
+        with self._lock:
+            self._confirming.discard(waiter)
+            self._taken.settle(slot.priority, None)
+            waiter.queue_again()
+            if not taken:
+                # They count what nobody here knows of. Without this it would ask again and again.
+                self._taken.fill(now + self._logs.look_every)
+            self._queue(waiter)
+        return False
 
     # --- granting (all of it under the lock) ----------------------------------------------------
 
@@ -237,13 +239,19 @@ class RequestBudget:
         self._taken.take(priority, now)
         return Slot(self, priority, now)
 
-    def _grantable(self, now: float) -> _Waiter | None:
+    def _grantable(self, now: float) -> Waiter | None:
         if not self._open(now):
             return None
         submissions, polls = self._queues[Priority.SUBMISSION], self._queues[Priority.POLL]
         if submissions and self._taken.may_submit(now):
             return submissions[0]
         return polls[0] if polls else None
+
+    def _queue(self, waiter: Waiter) -> None:
+        self._queues.add(waiter)
+        self._pump()
+        now = self._clock()
+        waiter.expected = max(self._next_chance(now) - now, 0.0)
 
     def _pump(self) -> None:
         """Grant what can be granted; see to it that somebody comes back when more can be."""
@@ -255,14 +263,17 @@ class RequestBudget:
         while (waiter := self._grantable(now)) is not None:
             self._queues[waiter.priority].popleft()
             slot = waiter.slot = self._grant(waiter.priority, now)
+            if self._logs:
+                self._confirming.add(waiter)
             if waiter.loop is here:
-                _resolve(waiter.future)
+                resolve(waiter.future)
                 continue
             try:
-                waiter.loop.call_soon_threadsafe(_resolve, waiter.future)
+                waiter.loop.call_soon_threadsafe(resolve, waiter.future)
             except RuntimeError:  # its loop is closed, so nobody will take the slot
                 self._taken.settle(slot.priority, None)
-        self._set_timers(now, here)
+                self._confirming.discard(waiter)
+        self._timers.set(self._queues.loops(), now, here)
 
     def _next_chance(self, now: float) -> float:
         """The next moment at which time alone may free a slot; infinity where it can't."""
@@ -272,51 +283,35 @@ class RequestBudget:
             return min(self._taken.next_free, self._taken.next_allowed(now))
         return self._taken.next_free
 
-    def _set_timers(self, now: float, here: asyncio.AbstractEventLoop | None) -> None:
+    def _next_tick(self, now: float) -> float:
         chance = self._next_chance(now)
-        if not math.isfinite(chance):
-            return
-        self._timers = {loop: timer for loop, timer in self._timers.items() if not loop.is_closed()}
-        # Every loop that has a waiter keeps a timer of its own, since any of them may end.
-        for loop in {waiter.loop for queue in self._queues.values() for waiter in queue}:
-            if loop is here:
-                self._set_timer(loop)
-            else:
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._set_timer, loop)
+        return min(chance, self._logs.next_look()) if self._logs else chance
 
-    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _tick(self) -> None:
         with self._lock:
-            now = self._clock()
-            chance = self._next_chance(now)
-            old = self._timers.get(loop)
-            if not math.isfinite(chance):
-                return
-            if old is not None:
-                if old.when() <= loop.time() + (chance - now):
-                    return  # it comes early enough, and sets the next one
-                old.cancel()
-            self._timers[loop] = loop.call_later(max(chance - now, 0.0), self._tick, loop)
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            self._timers.pop(loop, None)
+            waiting = self._logs and any(self._queues.values())
+            stale = self._logs.stale(self._clock()) if waiting else []
             self._pump()
+        self._logs.look(stale)
 
     # --- settling a slot ------------------------------------------------------------------------
 
     def settle(self, slot: Slot, extra: float | None, *, ok: bool) -> None:
         """Settle a slot; for its own methods."""
+        now = self._clock()
+        if slot.tickets:
+            slot.settle_tickets(None if extra is None else now + extra + self.window)
         with self._lock:
-            self._taken.settle(slot.priority, None if extra is None else self._clock() + extra)
+            self._taken.settle(slot.priority, None if extra is None else now + extra)
             if ok:
                 self._hold.passed(slot.granted_at)
             self._pump()
 
     def reject(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> float | None:
         """Hold everybody after a 429; for ``Slot.rejected``."""
+        now = self._clock()
+        slot.settle_tickets(now + self.window)
         with self._lock:
-            now = self._clock()
             self._taken.settle(slot.priority, now)
             seconds = self._hold.rejected(slot.granted_at, now, self.window, retry_after, policy)
             self._pump()
@@ -329,11 +324,6 @@ class RequestBudget:
             ahead = self._clock() - other._clock()
             self._taken.absorb(other._taken, ahead)
             self._hold.absorb(other._hold, ahead)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import enum
 import math
 from bisect import bisect_right, insort
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .shared import Elsewhere
 
 
 class Priority(enum.Enum):
@@ -24,8 +30,15 @@ class Window:
         self._expiries: dict[Priority, list[float]] = {priority: [] for priority in Priority}
         self.under_way = 0
         self._submitting = 0
+        # The same of other processes that keep one quota with this one.
+        self._theirs: dict[Priority, list[float]] = {priority: [] for priority in Priority}
+        self._their_used = 0
+        self._their_submitting = 0
+        self._their_polling = 0
+        self._their_reserve = 0.0
+        self._lists = (*self._expiries.values(), *self._theirs.values())
         self._reserves: dict[object, float] = {}
-        self._reserved = 0  # what they come to, since each request asks for it
+        self._reserved = 0  # what all come to, since each request asks for it
         self._last_poll = -math.inf
 
     def expire(self, now: float) -> None:
@@ -33,12 +46,16 @@ class Window:
         for expiries in self._expiries.values():
             if expiries and expiries[0] <= now:
                 del expiries[: bisect_right(expiries, now)]
+        if self._their_used:
+            for expiries in self._theirs.values():
+                del expiries[: bisect_right(expiries, now)]
+            self._count_theirs()
 
     @property
     def used(self) -> int:
         """How many slots are taken."""
         polls, submissions = self._expiries.values()
-        return len(polls) + len(submissions) + self.under_way
+        return len(polls) + len(submissions) + self.under_way + self._their_used
 
     @property
     def free(self) -> int:
@@ -48,7 +65,7 @@ class Window:
     @property
     def next_free(self) -> float:
         """When time alone will next free a slot; infinity where it won't."""
-        return min((expiries[0] for expiries in self._expiries.values() if expiries), default=math.inf)
+        return min((expiries[0] for expiries in self._lists if expiries), default=math.inf)
 
     def take(self, priority: Priority, now: float) -> None:
         """Take a slot for a request that is now under way."""
@@ -82,8 +99,13 @@ class Window:
         self._reserves.pop(owner, None)
         self._add_up()
 
+    @property
+    def reserved_here(self) -> float:
+        """How many slots of a window the owners here have reserved."""
+        return float(sum(self._reserves.values()))
+
     def _add_up(self) -> None:
-        self._reserved = min(math.ceil(sum(self._reserves.values())), self.limit // 2)
+        self._reserved = min(math.ceil(self.reserved_here + self._their_reserve), self.limit // 2)
 
     def may_submit(self, now: float) -> bool:
         """Whether a submission leaves the polls what is theirs.
@@ -95,11 +117,23 @@ class Window:
         if free >= reserved:
             return True
         submissions = self._submitting + len(self._expiries[Priority.SUBMISSION])
+        submissions += self._their_submitting + len(self._theirs[Priority.SUBMISSION])
         if submissions >= self.limit - reserved:
             return False
         pause = self.length / reserved
-        last = max(self._last_poll, now - pause)
+        last = max(self._last_poll_of_all(now), now - pause)
         return all(free + self._freed_by(last + due * pause) >= due for due in range(1, reserved + 1))
+
+    def left_enough(self, now: float) -> bool:
+        """Whether a submission that has its slot already leaves the polls what is theirs."""
+        if not self._reserved:
+            return True
+        self.under_way -= 1
+        self._submitting -= 1
+        may_submit = self.may_submit(now)
+        self.under_way += 1
+        self._submitting += 1
+        return may_submit
 
     def next_allowed(self, now: float) -> float:
         """When time alone may next let a submission pass that polls to come are holding up.
@@ -108,19 +142,54 @@ class Window:
         """
         reserved = self._reserved
         pause = self.length / max(reserved, 1)
-        moments = [self._last_poll + pause]
+        moments = [self._last_poll_of_all(now) + pause]
         for due in range(reserved):
-            for expiries in self._expiries.values():
+            for expiries in self._lists:
                 place = bisect_right(expiries, now + due * pause)
                 if place < len(expiries):
                     moments.append(expiries[place] - due * pause)
         return min((moment for moment in moments if moment > now), default=math.inf)
 
     def _freed_by(self, moment: float) -> int:
-        return sum(bisect_right(expiries, moment) for expiries in self._expiries.values())
+        return sum(bisect_right(expiries, moment) for expiries in self._lists)
+
+    def _last_poll_of_all(self, now: float) -> float:
+        polls = self._theirs[Priority.POLL]
+        return max(self._last_poll, min(polls[-1] - self.length, now)) if polls else self._last_poll
+
+    # --- what other processes take --------------------------------------------------------------
+
+    def count_elsewhere(self, looks: Iterable[Elsewhere]) -> None:
+        """From now on count what others have taken, and nothing else of theirs."""
+        looks = tuple(looks)
+        self._theirs[Priority.SUBMISSION][:] = sorted(at for look in looks for at in look.submissions)
+        self._theirs[Priority.POLL][:] = sorted(at for look in looks for at in look.polls)
+        self._their_submitting = sum(look.submitting for look in looks)
+        self._their_polling = sum(look.polling for look in looks)
+        self._their_reserve = sum(look.reserve for look in looks)
+        self._count_theirs()
+        self._add_up()
+
+    def _count_theirs(self) -> None:
+        self._their_used = self._their_submitting + self._their_polling + sum(map(len, self._theirs.values()))
+
+    def fill(self, until: float) -> None:
+        """Count what is free as taken by others, until a moment or until more is known of them."""
+        polls = self._theirs[Priority.POLL]
+        polls[:] = sorted([*polls, *([until] * self.free)])
+        self._count_theirs()
+
+    def share(self, stale_after: float) -> float:
+        """Give the part of the free slots that is for the polls here; others poll for their jobs too."""
+        theirs = self._their_reserve
+        here = max(self.reserved_here, self.length / stale_after)
+        if not theirs and (self._their_polling or self._theirs[Priority.POLL]):
+            theirs = here  # they have said nothing of what they need
+        return here / (here + theirs)
 
     def absorb(self, other: Window, shift: float) -> None:
         """Take over the slots that another window still counts; its clock is ``shift`` seconds behind."""
         for priority, expiries in other._expiries.items():
-            self._expiries[priority] = sorted([*self._expiries[priority], *(at + shift for at in expiries)])
+            own = self._expiries[priority]
+            own[:] = sorted([*own, *(at + shift for at in expiries)])
             expiries.clear()  # they are counted here now, and once only
