@@ -44,7 +44,16 @@ from .transport.wire import Key, Wire, checked_url, key_problem
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
     from pathlib import Path
     from types import TracebackType
 
@@ -305,9 +314,14 @@ class QameraSession:
         return await self._order(request, retry_failed=retry_failed)
 
     async def _order(
-        self, request: Request, *, retry_failed: bool, approve: Callable[[], Awaitable[None]] | None = None
+        self,
+        request: Request,
+        *,
+        retry_failed: bool,
+        approve: Callable[[], Awaitable[None]] | None = None,
+        withdrawn: asyncio.Future[None] | None = None,
     ) -> Job:
-        """Register; ``approve`` is awaited before what would be a new order, and may raise to prevent it."""
+        """Register. ``approve`` and ``withdrawn`` are those of ``Submitter.submit``."""
         if not isinstance(request, VideoRequest | ReelRequest):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequestError(
                 f"request: got {type(request).__name__}, allowed are VideoRequest and ReelRequest"
@@ -316,7 +330,9 @@ class QameraSession:
         if not self._reserved:
             self._reserved = True
             self._budget.reserve(id(self), self._polling.stale_after)
-        accepted = await self._submitter.submit(request, retry_failed=retry_failed, approve=approve)
+        accepted = await self._submitter.submit(
+            request, retry_failed=retry_failed, approve=approve, withdrawn=withdrawn
+        )
         if accepted.earlier is not None:
             return self._job_of(accepted.earlier)
         receipt = accepted.receipt
@@ -470,7 +486,7 @@ class QameraSession:
     @asynccontextmanager
     async def stream(
         self, video_or_job: Video | Job, *, allow_private: bool = False
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """Hand a clip on without a file: ``async with session.stream(video) as pieces``.
 
         Args:

@@ -68,6 +68,7 @@ class Submitter:
         *,
         retry_failed: bool = False,
         approve: Callable[[], Awaitable[None]] | None = None,
+        withdrawn: asyncio.Future[None] | None = None,
     ) -> Accepted:
         """Send a registration once and give its receipt, or what a ledger has of an earlier one.
 
@@ -78,6 +79,7 @@ class Submitter:
             request: what is meant.
             retry_failed: send anew what a ledger says has failed.
             approve: awaited before what would be a new order; raising prevents it.
+            withdrawn: once it is done, what the server can't have seen yet ends with ``CancelledError``.
 
         Raises:
             InvalidRequestError: nothing was sent.
@@ -91,6 +93,8 @@ class Submitter:
         )
         self._orders.add(order)
         order.task.add_done_callback(lambda _: self._over(order))
+        if withdrawn is not None:
+            withdrawn.add_done_callback(lambda _: _withdraw(order))
         try:
             return await asyncio.shield(order.task)
         except asyncio.CancelledError:
@@ -104,8 +108,8 @@ class Submitter:
             order.caller_gone = True
             if order.task.done():
                 self._report(order)
-            elif not order.flight.connected:
-                order.task.cancel()
+            else:
+                _withdraw(order)
             raise
 
     async def aclose(self) -> None:
@@ -309,6 +313,12 @@ class Submitter:
         )
         self._emit(Ambiguous(intent))
         return error
+
+
+def _withdraw(order: Order) -> None:
+    """Cancel what the server can't have seen yet; the rest runs to its answer."""
+    if order.task is not None and not order.flight.connected:
+        order.task.cancel()
 
 
 async def _kept(order: Order, writing: Awaitable[None]) -> None:

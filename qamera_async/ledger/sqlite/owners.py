@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ...errors import ConfigurationError, LedgerUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 try:
     import fcntl
@@ -49,7 +49,7 @@ class Owners:
         os.close(self._file)
 
     @contextlib.contextmanager
-    def door(self) -> Iterator[None]:
+    def door(self) -> Generator[None]:
         """Keep others from opening or closing the ledger meanwhile.
 
         Raises:
