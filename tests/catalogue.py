@@ -70,7 +70,9 @@ async def main() -> None:
         if asked.get("intent_after_the_post"):
             intent_after_the_post(qamera._ledger)
         announced(qamera._ledger)
-        requests = (VideoRequest(f"img_{n}", ref=f"sku-{n}") for n in range(asked["number"]))
+        numbers = range(asked["number"])
+        order = reversed(numbers) if asked.get("backwards") else numbers
+        requests = (VideoRequest(f"img_{n}", ref=f"sku-{n}") for n in order)
         batch = qamera.batch(requests, max_in_flight=60, download_to=asked.get("folder"))
         async for outcome in batch:
             say(f"outcome {outcome.request.ref} {type(outcome.error).__name__ if outcome.error else 'ok'}")

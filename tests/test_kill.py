@@ -117,8 +117,10 @@ async def test_without_the_intent_before_the_post_kills_do_double(sandbox, tmp_p
 async def test_two_processes_make_one_order_of_each_ref(tmp_path):
     """Both finish with the same 40 results, and keep one quota together."""
     async with Sandbox(job_seconds=0.1, quota=(20, 1.0), credits=10**9, count_delay=0.02) as sandbox:
+        # From both ends, so that each has something to order that the other hasn't come to yet.
         processes = [
-            await started(sandbox, tmp_path / "jobs.db", number=40, quota=(20, 1.0)) for _ in range(2)
+            await started(sandbox, tmp_path / "jobs.db", number=40, quota=(20, 1.0), backwards=backwards)
+            for backwards in (False, True)
         ]
         outputs = [await process.communicate() for process in processes]
 

@@ -602,6 +602,17 @@ async def test_a_full_disk_at_the_intent_means_no_post(session, sandbox):
         assert (await first.register(BIG)).record_ids
 
 
+async def test_a_full_disk_keeps_nobody_from_what_is_paid_for(session, monkeypatch):
+    """Polls go on without a slot in the ledger, and the job is seen to its end."""
+    async with session() as first:
+        job = await order(first)
+        monkeypatch.setattr(first._ledger.storage._worker, "run", lambda *_: full_disk())
+        video = await job
+        monkeypatch.undo()
+
+    assert video.state is q.JobState.DONE
+
+
 async def test_a_full_disk_at_sending_means_no_post(session, sandbox, monkeypatch):
     """The claim was kept, but not that it is sent: nothing is, and the ref is free again."""
     async with session() as first:

@@ -6,6 +6,7 @@ back. After another boot that clock has begun anew: then a slot counts for one m
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING
 from ..._boot import boot_id
 from ...budget.shared import Elsewhere
 from ...budget.window import Priority
+from ...errors import LedgerUnavailableError
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
     from .worker import Worker
+
+_log = logging.getLogger("qamera_async")
 
 _USUAL_WINDOW = 60.0  # seconds
 _tokens: dict[int, str] = {}
@@ -80,6 +84,12 @@ class SqliteSlots:
 
         try:
             return await self._worker.run("take a slot", operation)
+        except LedgerUnavailableError as error:
+            if priority is not Priority.POLL:
+                raise
+            # On a full disk nothing may be ordered, but what is paid for shall be seen to its end.
+            _log.warning("a poll could not take its slot in the ledger, and is sent all the same: %s", error)
+            return ticket, Elsewhere()
         except BaseException:
             # Queued behind the taking, so that it finds what that has left.
             self.settle(ticket, None)

@@ -1,0 +1,144 @@
+"""The quota in the ledger: slots that neither a reboot, a changed clock nor a crash makes free too early."""
+
+import asyncio
+
+import pytest
+
+from qamera_async.budget.window import Priority
+from qamera_async.ledger.sqlite import SqliteStorage, slots
+from qamera_async.ledger.sqlite.slots import SqliteSlots
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+LIMIT, WINDOW, GRACE = 3, 60.0, 70.0
+
+
+class Machine:
+    """A process on a machine: its name, its clock and its boot."""
+
+    def __init__(self, worker, monkeypatch):
+        self.now = 1000.0
+        self.boot = "first"
+        self._name = "one"
+        monkeypatch.setattr(slots, "_process", lambda: self._name)
+        self._slots = SqliteSlots(worker, "account", GRACE, lambda: self.now, lambda: self.boot)
+
+    async def take(self, process="one", priority=Priority.SUBMISSION, reserve=0.0):
+        self._name = process
+        return await self._slots.take(priority, LIMIT, WINDOW, reserve)
+
+    async def fill(self):
+        tickets = [(await self.take())[0] for _ in range(LIMIT)]
+        assert None not in tickets
+        return tickets
+
+    async def settle(self, ticket, until):
+        self._slots.settle(ticket, until)
+        await asyncio.sleep(0)
+
+    async def is_full(self):
+        ticket, _ = await self.take("looker")
+        if ticket is not None:
+            await self.settle(ticket, None)
+        return ticket is None
+
+
+@pytest.fixture
+async def machine(tmp_path, monkeypatch):
+    storage = SqliteStorage.of(str(tmp_path / "jobs.db"))
+    await storage.open()
+    yield Machine(storage._worker, monkeypatch)
+    await storage.aclose()
+
+
+async def test_a_slot_is_free_when_it_was_said_to_be(machine):
+    """No earlier, and no later."""
+    for ticket in await machine.fill():
+        await machine.settle(ticket, machine.now + WINDOW)
+    machine.now += WINDOW - 0.1
+    assert await machine.is_full()
+    machine.now += 0.2
+
+    assert not await machine.is_full()
+
+
+async def test_what_is_unsent_is_free_at_once(machine):
+    """It never left, so the server has not counted it."""
+    tickets = await machine.fill()
+    await machine.settle(tickets[0], None)
+
+    assert not await machine.is_full()
+
+
+async def test_a_killed_process_keeps_its_slots_for_as_long_as_they_may_count(machine):
+    """A request under way counts until its answer could have come, and one window more."""
+    await machine.fill()
+    machine.now += GRACE + WINDOW - 0.1
+    assert await machine.is_full()
+    machine.now += 0.2
+
+    assert not await machine.is_full()
+
+
+@pytest.mark.parametrize("uptime", [0.5, 5_000.0])
+async def test_a_reboot_opens_no_gap_and_locks_nobody_out(machine, uptime):
+    """The monotonic clock begins anew: a slot of before counts for one more window."""
+    for ticket in await machine.fill():
+        await machine.settle(ticket, machine.now + WINDOW)
+    machine.boot, machine.now = "second", uptime
+    assert await machine.is_full()
+    machine.now += WINDOW - 0.1
+    assert await machine.is_full()
+    machine.now += 0.2
+
+    assert not await machine.is_full()
+
+
+async def test_a_machine_whose_boots_have_no_names_locks_nobody_out(machine):
+    """A moment that no slot of this boot can have is of another one."""
+    machine.boot = ""
+    machine.now = 1e6
+    for ticket in await machine.fill():
+        await machine.settle(ticket, machine.now + WINDOW)
+    machine.now = 10.0
+    assert await machine.is_full()
+    machine.now += WINDOW + 0.1
+
+    assert not await machine.is_full()
+
+
+async def test_each_process_is_told_what_the_others_have_and_not_its_own(machine):
+    """Settled and under way, by priority, with what the others leave to their polls."""
+    first, _ = await machine.take("one", reserve=4.0)
+    await machine.take("one", Priority.POLL, reserve=4.0)
+    await machine.settle(first, machine.now + WINDOW)
+    _, seen_by_other = await machine.take("two", reserve=2.0)
+    _, seen_by_one = await machine.take("one")
+
+    assert seen_by_other.submissions == (machine.now + WINDOW,)
+    assert (seen_by_other.submitting, seen_by_other.polls, seen_by_other.polling) == (0, (), 1)
+    assert seen_by_other.reserve == 4.0
+    assert (seen_by_one.submissions, seen_by_one.submitting, seen_by_one.reserve) == ((), 1, 2.0)
+
+
+async def test_a_cancelled_take_leaves_no_slot(machine):
+    """Whether it was written by then or not."""
+    for turns in range(6):
+        taking = asyncio.ensure_future(machine.take())
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        taking.cancel()
+        (taken,) = await asyncio.gather(taking, return_exceptions=True)
+        if not isinstance(taken, asyncio.CancelledError):
+            await machine.settle(taken[0], None)
+
+    assert not await machine.is_full()
+    assert (await machine.fill())[0]
+
+
+async def test_accounts_do_not_share(machine, tmp_path):
+    """Each key and origin has its own quota."""
+    await machine.fill()
+    other = SqliteSlots(machine._slots._worker, "other", GRACE, lambda: machine.now, lambda: "first")
+
+    assert (await other.take(Priority.POLL, LIMIT, WINDOW, 0.0))[0] is not None
