@@ -330,6 +330,30 @@ async def test_a_log_that_is_full_of_what_nobody_knows_is_not_asked_at_once_agai
     assert later.done()
 
 
+async def test_what_a_loser_learns_lets_nobody_pass_it():
+    """Also where the log shows slots that it doesn't give."""
+    world = World(2)
+    a, log = world.budgets[0], world.logs[0]
+    log.told = Elsewhere(submitting=1)
+    a.attach(log)
+    log.before.clear()
+    early, late = await asks(a), await asks(a)
+    log.full, log.told = True, Elsewhere()
+    log.before.set()
+    await settle()
+
+    assert log.calls.count("take") == 1
+    await drop(early, late)
+
+
+async def test_a_slot_that_the_log_gave_is_good():
+    """Where nothing is reserved, whatever else it says."""
+    world = World(1)
+    world.logs[0].told = Elsewhere(polling=1)
+
+    assert (await world.budgets[0].acquire(SUBMISSION)).tickets
+
+
 async def test_a_burst_of_two_leaves_the_polls_of_both_their_slots():
     """Also where neither knew of the other's requests when its own were granted."""
     world = World(20)
@@ -375,6 +399,7 @@ async def test_what_gets_its_slot_after_a_hold_probes():
     slot = await a.acquire(SUBMISSION)
     log.before.clear()
     waiting = await asks(a)
+    world.clock.now += 1
     slot.rejected(5.0, POLICY)
     world.clock.now += 6
     log.before.set()
@@ -465,6 +490,7 @@ async def test_evicting_ends_what_takes_its_slot_at_once(times):
     mine, other = await asks(a, owner="me"), await asks(a, owner="you")
     for _ in range(times):
         a.evict("me", SessionClosedError("closed"))
+        await asyncio.sleep(0)  # the second comes while it is on its way out
     await settle()
     with pytest.raises(SessionClosedError):
         mine.result()
@@ -523,6 +549,22 @@ async def test_who_waits_looks_again_every_twentieth_of_a_window():
     await world.pass_time(30)
     assert log.calls == ["look"]
     waiting = await asks(a)
+    log.calls.clear()
+    for _ in range(8):
+        await world.pass_time(0.25)
+
+    assert log.calls == ["look"] * 2
+    await drop(waiting)
+
+
+async def test_a_look_that_is_not_told_yet_is_not_asked_for_again_at_once():
+    """A slow log is not asked all the time."""
+    world = World(1)
+    a, log = world.budgets[0], world.logs[0]
+    await world.budgets[1].acquire(SUBMISSION)
+    waiting = await asks(a)
+    await world.pass_time(1.0)
+    log.holding_back = True
     log.calls.clear()
     for _ in range(8):
         await world.pass_time(0.25)
@@ -668,6 +710,8 @@ def test_polls_of_others_are_those_that_are_due():
     window = Window(2, LENGTH)
     window.count_elsewhere([Elsewhere(polls=(15.0,), reserve=1.0)])
     assert window.may_submit(0.0)
+    window.count_elsewhere([Elsewhere(polls=(25.0,), reserve=1.0)])  # cut off, and counted for longer
+    assert not window.may_submit(0.0)
     window.count_elsewhere([Elsewhere(polling=1, reserve=1.0)])
     assert not window.may_submit(0.0)
     window.count_elsewhere([Elsewhere(submissions=(15.0,), reserve=1.0)])
@@ -693,6 +737,9 @@ async def test_polls_share_what_is_free_with_those_of_others():
     assert pace(polling=1) == pytest.approx(LENGTH / 4.5)
     assert pace(polls=(now + LENGTH,)) == pytest.approx(LENGTH / 4.5)
     assert pace(reserve=12.0) == 5.0
+    for session in range(2):
+        a.reserve(session, 5.0)
+    assert pace(reserve=4.0) == pytest.approx(LENGTH / 10 * 12 / 8)
 
 
 async def test_two_processes_with_many_jobs_see_both_in_time():
