@@ -43,6 +43,8 @@ class Sandbox:
         retry_after: what a 429 of the quota states, in seconds; None means no such header.
         show: "at_once" lists a record from its POST on, "finished" only when it is finished.
         forget_finished: whether a record is forgotten once a list has shown it finished.
+        clip_bytes: how long the CDN's clips are, in bytes: padding is added that players skip; None means as
+            short as they come.
 
     Raises:
         ValueError: a setting makes no sense.
@@ -64,6 +66,7 @@ class Sandbox:
         retry_after: float | None = None,
         show: Literal["at_once", "finished"] = "at_once",
         forget_finished: bool = False,
+        clip_bytes: int | None = None,
     ) -> None:
         if show not in {"at_once", "finished"}:
             raise ValueError(f"show={show!r}: must be 'at_once' or 'finished'")
@@ -91,7 +94,8 @@ class Sandbox:
             self._world, self._script, self._log, counting, api_key=api_key, retry_after=retry_after
         )
         self._api = Listener(server.handle, host, port)
-        self._cdn = Listener(Cdn(self._log).handle, host, 0)
+        cdn = Cdn(self._world, self._script, self._log, clip_bytes)
+        self._cdn = Listener(cdn.handle, host, 0)
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.url or 'not started'}, {len(self.orders)} orders>"
@@ -199,6 +203,29 @@ class Sandbox:
             self._api.refuse(trouble.details["seconds"])
         else:
             self._script.add(trouble, times)
+
+    def cdn_trouble(self, name: str, *, times: int = 1, **details: Any) -> None:  # noqa: ANN401 - as above
+        """Script trouble for the next ``times`` requests to the CDN.
+
+        A request meets the first of each name, so that they can be combined; one that comes instead of the
+        file is met alone.
+
+        Args:
+            name: instead of the file: "expired" (403, and from then on the list has another URL), "html"
+                (``content_type``), "error" (``status``, ``retry_after``), "redirect" (``location``,
+                ``status``).
+                With the file: "cut" (the connection is lost ``after`` so many bytes of the body), "stall"
+                (nothing more comes ``after`` so many), "slow" (``rate`` in bytes per second), "no_etag",
+                "weak_etag", "other_etag", "ignore_range" (200 and all of it), "wrong_range" (a 206 that
+                starts ``shift`` bytes later than asked, or states another ``total``), "no_length" (the body
+                ends with the connection; a "cut" one looks the same), "chunked".
+            times: how many requests meet it.
+            details: as named above.
+
+        Raises:
+            ValueError: there is no such trouble or detail, or a detail is missing.
+        """
+        self._script.add(Trouble.of(name, "CDN", details), times)
 
     async def refuse(self, seconds: float) -> None:
         """Refuse connections from now on, for so many seconds: the trouble "refuse_connections"."""

@@ -57,6 +57,7 @@ class Record:
         url_delay: so many seconds after ``done_at`` its URLs are known.
         price: its share of the order's credits.
         refunded: whether that share was given back.
+        edition: how often its URLs have expired; each time there are others.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Record:
     url_delay: float = 0.0
     price: int = 0
     refunded: bool = False
+    edition: int = 0
     encoded: bytes | None = None
 
     def status(self, now: float) -> str:
@@ -95,12 +97,13 @@ class Record:
     def item(self, now: float, cdn_url: str) -> bytes:
         """Give its item of the list as JSON."""
         has_urls = self._has_urls(now)
+        query = f"?edition={self.edition}" if self.edition else ""
         return json.dumps(
             {
                 "id": self.id,
                 "name": self.name,
-                "thumbnail": f"{cdn_url}/videos/{self.id}.jpg" if has_urls else None,
-                "videoUrl": f"{cdn_url}/videos/{self.id}.mp4" if has_urls else None,
+                "thumbnail": f"{cdn_url}/videos/{self.id}.jpg{query}" if has_urls else None,
+                "videoUrl": f"{cdn_url}/videos/{self.id}.mp4{query}" if has_urls else None,
                 "status": self.status(now),
                 "voting": None,
                 "createdAt": self.created_at,

@@ -34,7 +34,27 @@ ON_ORDERS: Final[dict[str, dict[str, Any]]] = {
     "no_url": {"seconds": _REQUIRED},
 }
 ON_THE_SERVER: Final[dict[str, dict[str, Any]]] = {"refuse_connections": {"seconds": _REQUIRED}}
-_ALL: Final = ON_REQUESTS | ON_ORDERS | ON_THE_SERVER
+# Those of the CDN that decide the whole answer, and those that can be combined.
+INSTEAD: Final[dict[str, dict[str, Any]]] = {
+    "expired": {},
+    "html": {"content_type": "text/html; charset=utf-8"},
+    "error": {"status": 500, "retry_after": None},
+    "redirect": {"location": _REQUIRED, "status": 302},
+}
+ON_FILES: Final[dict[str, dict[str, Any]]] = {
+    "cut": {"after": _REQUIRED},
+    "stall": {"after": _REQUIRED},
+    "slow": {"rate": _REQUIRED},
+    "no_etag": {},
+    "weak_etag": {},
+    "other_etag": {},
+    "ignore_range": {},
+    "wrong_range": {"shift": 1, "total": None},
+    "no_length": {},
+    "chunked": {},
+}
+_ON_THE_API: Final = ON_REQUESTS | ON_ORDERS | ON_THE_SERVER
+_ON_THE_CDN: Final = INSTEAD | ON_FILES
 
 
 @attrs.frozen
@@ -52,11 +72,12 @@ class Trouble:
         Raises:
             ValueError: no such name, method or detail, or a detail is missing.
         """
-        if name not in _ALL:
-            raise ValueError(f"trouble {name!r}: the names are {', '.join(_ALL)}")
-        if on not in {"POST", "GET", "ANY"}:
+        if on not in {"POST", "GET", "ANY", "CDN"}:
             raise ValueError(f"on={on!r}: must be 'POST', 'GET' or 'ANY'")
-        known = _ALL[name]
+        known_names = _ON_THE_CDN if on == "CDN" else _ON_THE_API
+        if name not in known_names:
+            raise ValueError(f"trouble {name!r}: the names are {', '.join(known_names)}")
+        known = known_names[name]
         if unknown := details.keys() - known.keys():
             raise ValueError(
                 f"trouble {name!r} has no {', '.join(sorted(unknown))}; "
@@ -95,11 +116,23 @@ class Script:
         """Strike out a trouble that a request met."""
         self._waiting.remove(trouble)
 
+    def for_file(self) -> dict[str, Mapping[str, Any]]:
+        """Take what a request to the CDN meets: the first trouble of each name, or one that comes instead."""
+        found: dict[str, Trouble] = {}
+        for trouble in self._waiting:
+            if trouble.on == "CDN":
+                found.setdefault(trouble.name, trouble)
+        instead = next((trouble for name, trouble in found.items() if name in INSTEAD), None)
+        met = list(found.values()) if instead is None else [instead]
+        for trouble in met:
+            self._waiting.remove(trouble)
+        return {trouble.name: trouble.details for trouble in met}
+
     def for_order(self) -> dict[str, Mapping[str, Any]]:
         """Take what goes wrong with the next order's job: the first trouble of each name."""
         found: dict[str, Mapping[str, Any]] = {}
         for trouble in list(self._waiting):
-            if trouble.name in ON_ORDERS and trouble.name not in found:
+            if trouble.on != "CDN" and trouble.name in ON_ORDERS and trouble.name not in found:
                 found[trouble.name] = trouble.details
                 self._waiting.remove(trouble)
         return found

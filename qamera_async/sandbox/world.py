@@ -125,6 +125,13 @@ class World:
         record.done_at = time.monotonic()
         self._schedule(record)
 
+    def expire(self, record_id: str) -> None:
+        """Let the list give other URLs for a record; nothing happens where there is no such record."""
+        record = self.records.get(record_id)
+        if record is not None:
+            record.edition += 1
+            self._stale[record_id] = record
+
     def listing(self) -> bytes:
         """Give the body of the list; the same bytes as long as nothing has changed."""
         now = time.monotonic()

@@ -1,0 +1,210 @@
+"""A URL to a whole file: resumed where it can be, and renamed when nothing is missing."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..events import Downloading
+from .attempts import Attempts, Errand, Interrupted
+from .filing import filed
+from .filling import BUFFER, Filling, check_end
+from .guard import is_private_home
+from .names import safe_name
+from .parts import Part
+from .ranges import length
+from .route import Route
+from .threads import in_thread
+from .whole import Proof
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+    from ..events import Emit
+    from ..models import Video
+    from ..policies import RetryPolicy, Timeouts
+    from ..transport import Transport
+    from ..transport.fetch import Fetched
+
+    Progress = Callable[[int, int | None], None]
+
+__all__ = ["Downloader", "safe_name"]
+
+_log = logging.getLogger("qamera_async")
+
+
+class Downloader:
+    """Fetches clips and thumbnails, to files or as streams.
+
+    Args:
+        transport: fetches elsewhere without a key.
+        retry: for what breaks off.
+        timeouts: those of the transport.
+        emit: told of ``Downloading`` and ``Retrying``.
+        fresh: looks a record up anew in the list; gives None where it isn't there.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        retry: RetryPolicy,
+        timeouts: Timeouts,
+        emit: Emit,
+        fresh: Callable[[str], Awaitable[Video | None]],
+    ) -> None:
+        self._elsewhere = transport.elsewhere
+        self._retry = retry
+        self._timeouts = timeouts
+        self._emit = emit
+        self._fresh = fresh
+        self._home_is_private: bool | None = None
+
+    async def file(
+        self,
+        video: Video,
+        path: str | os.PathLike[str],
+        *,
+        thumbnail: bool = False,
+        overwrite: bool = False,
+        allow_private: bool = False,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        before_final: Callable[[int], Awaitable[None]] | None = None,
+    ) -> Path:
+        """Fetch a clip to a file, which is there when it is whole and not before.
+
+        Args:
+            video: whose clip.
+            path: the file; its folder must exist.
+            thumbnail: fetch the thumbnail instead.
+            overwrite: whether a file may be there already.
+            allow_private: whether it may come from inside a private network.
+            on_progress: called on the loop with the bytes there are and how many there will be, None where
+                nobody says; what it raises is logged.
+            before_final: awaited with the size when all bytes are on the disk, before the file has its name;
+                what it raises is raised, and the bytes are kept.
+
+        Returns:
+            The path.
+
+        Raises:
+            TargetExistsError: there is a file already; nothing was asked for.
+            DownloadError: there is no file at ``path``, or the one that was there before. What has come is
+                kept beside it where it can be resumed.
+            SessionClosedError: the session was closed meanwhile.
+        """
+        target = Path(path)
+        errand = Errand(video.id, thumbnail=thumbnail, path=str(target))
+        url = errand.url_of(video)
+        part = await filed(errand, lambda: Part.open(target, errand.record, overwrite=overwrite), _close)
+        try:
+            route = await self._route(errand, url, allow_private=allow_private)
+            report = self._reporter(video.id, on_progress)
+            await self._fill(errand, route, part, report)
+            await filed(errand, part.finish)
+            report(part.size, part.size)
+            if before_final is not None:
+                await before_final(part.size)
+            await filed(errand, lambda: part.rename(overwrite=overwrite))
+        finally:
+            await in_thread(part.close)
+        return target
+
+    @asynccontextmanager
+    async def stream(
+        self, video: Video, *, allow_private: bool = False
+    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Hand a clip on as it comes, without a file; leaving the context closes the connection.
+
+        Args:
+            video: whose clip.
+            allow_private: whether it may come from inside a private network.
+
+        Yields:
+            An iterator over its bytes. It raises ``DownloadError`` where they end too early; what was handed
+            on until then is not fetched again.
+
+        Raises:
+            DownloadError: it can't be had.
+            SessionClosedError: the session was closed, before or meanwhile.
+        """
+        errand = Errand(video.id)
+        route = await self._route(errand, errand.url_of(video), allow_private=allow_private)
+        attempts = self._attempts(errand)
+        async with AsyncExitStack() as stack:
+            while True:
+                try:
+                    answer = await stack.enter_async_context(route.answer({}))
+                    head = await route.head(answer)
+                    break
+                except Interrupted as stop:
+                    await stack.aclose()
+                    await attempts.again(stop, 0)
+            pieces = self._pieces(video.id, route, answer, head)
+            stack.push_async_callback(pieces.aclose)
+            yield pieces
+
+    # --- the way --------------------------------------------------------------------------------
+
+    async def _route(self, errand: Errand, url: str, *, allow_private: bool) -> Route:
+        if not allow_private and self._home_is_private is None:
+            self._home_is_private = is_private_home(*await self._elsewhere.home())
+        private = allow_private or bool(self._home_is_private)
+        return Route(self._elsewhere, errand, url, self._fresh, private=private)
+
+    def _attempts(self, errand: Errand, size: int = 0) -> Attempts:
+        what = f"download of {errand.record_id}"
+        return Attempts(self._retry, self._emit, self._elsewhere.pause, what, size)
+
+    def _reporter(self, record_id: str, on_progress: Callable[[int, int | None], object] | None) -> Progress:
+        def report(done: int, total: int | None) -> None:
+            self._emit(Downloading(record_id, done, total))
+            if on_progress is not None:
+                try:
+                    on_progress(done, total)
+                except Exception:
+                    _log.exception("on_progress raised while it was told of %s", record_id)
+
+        return report
+
+    # --- a stream -------------------------------------------------------------------------------
+
+    async def _pieces(
+        self, record_id: str, route: Route, answer: Fetched, piece: bytes
+    ) -> AsyncGenerator[bytes, None]:
+        total = length(answer)
+        proof = Proof() if answer.ends == "connection" else None
+        done = told = 0
+        try:
+            while piece:
+                done += len(piece)
+                if proof is not None:
+                    proof.feed(piece)
+                if done >= told + BUFFER:
+                    told = done
+                    self._emit(Downloading(record_id, done, total))
+                yield piece
+                piece = await route.read(answer)
+            check_end(route, proof, done, total)
+        except Interrupted as stop:
+            raise stop.error from stop.error.__cause__
+        self._emit(Downloading(record_id, done, done))
+
+    # --- a file ---------------------------------------------------------------------------------
+
+    async def _fill(self, errand: Errand, route: Route, part: Part, report: Progress) -> None:
+        attempts = self._attempts(errand, part.size if part.note else 0)
+        filling = Filling(errand, route, part, report)
+        while True:
+            try:
+                await filling.attempt()
+            except Interrupted as stop:
+                await attempts.again(stop, part.size if part.note else 0)
+            else:
+                return
+
+
+def _close(part: Part) -> None:
+    part.close()

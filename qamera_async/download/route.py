@@ -1,0 +1,191 @@
+"""The way to the bytes: each hop checked, a refused URL looked up anew once, what may pass told apart."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from yarl import URL
+
+from ..errors import InvalidResponseError, QameraError, SessionClosedError, TransportError
+from ..transport.fetch import AddressRefusedError
+from .attempts import Errand, Interrupted
+from .guard import is_public, why_not
+from .ranges import PARTIAL, UNSATISFIABLE
+from .whole import HEAD, is_page
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from ..errors import DownloadError
+    from ..models import Video
+    from ..transport.fetch import Fetched, Fetcher
+
+_MOST_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_REFUSED = frozenset({401, 403, 404, 410})  # what an expired URL may be answered with
+_BUSY = 429
+_SERVER_ERROR = 500
+_OK: Final = 200
+
+
+class Route:
+    """Leads to the answer that has the bytes.
+
+    Args:
+        elsewhere: fetches without a key.
+        errand: what for.
+        url: where to begin.
+        fresh: looks the record up anew; gives None where it isn't listed.
+        private: whether private addresses are allowed.
+    """
+
+    def __init__(
+        self,
+        elsewhere: Fetcher,
+        errand: Errand,
+        url: str,
+        fresh: Callable[[str], Awaitable[Video | None]],
+        *,
+        private: bool,
+    ) -> None:
+        self._elsewhere = elsewhere
+        self._errand = errand
+        self._first: str = url
+        self._url = url
+        self._fresh = fresh
+        self._allowed = None if private else is_public
+        self._looked_up = False
+
+    def error(self, message: str, status: int | None = None) -> DownloadError:
+        """Give an error that names the present host."""
+        return self._errand.error(message, self._url, status)
+
+    @asynccontextmanager
+    async def answer(self, headers: Mapping[str, str]) -> AsyncGenerator[Fetched, None]:
+        """Give the answer at the end of the way, its status 200, or 206 or 416 if ``headers`` has a Range.
+
+        Raises:
+            DownloadError: there is none, and trying again can't help.
+            Interrupted: there is none now.
+            SessionClosedError: the session was closed meanwhile.
+        """
+        # From the beginning each time: what a redirect leads to may soon expire.
+        self._url = self._first
+        came_from: str | None = None
+        hops = 0
+        while True:
+            reason = why_not(self._url, came_from=came_from, private=self._allowed is None)
+            if reason is not None:
+                raise self.error(f"It is not fetched: {reason}")
+            async with self._fetched(headers) as answer:
+                if self._is_final(answer, headers):
+                    yield answer
+                    return
+                refused = answer.status in _REFUSED
+                location = answer.headers.get("location")
+            if refused:
+                await self._look_up(answer.status)
+                came_from, hops = None, 0
+                continue
+            hops += 1
+            if hops > _MOST_REDIRECTS or not location:
+                raise self.error("It is redirected too often, or to nowhere", answer.status)
+            came_from, self._url = self._url, self._joined(location)
+
+    async def read(self, answer: Fetched) -> bytes:
+        """Give the next bytes of an answer, b"" at its end.
+
+        Raises:
+            Interrupted: it broke off.
+        """
+        try:
+            return await answer.read()
+        except (TransportError, InvalidResponseError) as error:
+            raise self._interrupted(error) from None
+
+    async def head(self, answer: Fetched) -> bytes:
+        """Give the first bytes of an answer, looked at.
+
+        Raises:
+            DownloadError: they are no video and no image.
+            Interrupted: they broke off.
+        """
+        head = b""
+        while len(head) < HEAD and (piece := await self.read(answer)):
+            head += piece
+        if not head:
+            raise self.error("What came is empty", answer.status)
+        if is_page(answer.headers.get("content-type", ""), head):
+            raise self.error("What came is a page of text", answer.status)
+        return head
+
+    # --- one hop --------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _fetched(self, headers: Mapping[str, str]) -> AsyncGenerator[Fetched, None]:
+        context = self._elsewhere.fetch(self._url, headers, self._allowed)
+        try:
+            answer = await context.__aenter__()
+        except SessionClosedError:
+            raise
+        except AddressRefusedError:
+            raise self.error(
+                "It is not fetched: its host is at a private address, which takes allow_private=True"
+            ) from None
+        except QameraError as error:
+            raise self._interrupted(error) from None
+        try:
+            yield answer
+        finally:
+            await context.__aexit__(None, None, None)
+
+    def _is_final(self, answer: Fetched, headers: Mapping[str, str]) -> bool:
+        """Say whether an answer is what was asked for; False: it leads on."""
+        status = answer.status
+        if status in _REDIRECTS:
+            return False
+        if status in _REFUSED:
+            return False
+        if status == _BUSY or status >= _SERVER_ERROR:
+            raise Interrupted(self.error("The host is in trouble", status), _seconds(answer))
+        if status == UNSATISFIABLE and "Range" in headers:
+            return True
+        if status != _OK and not (status == PARTIAL and "Range" in headers):
+            raise self.error("The host refuses it", status)
+        if answer.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+            raise self.error("What came is encoded, which was not asked for", status)
+        if is_page(answer.headers.get("content-type", ""), b"-"):
+            raise self.error("What came is a page of text", status)
+        return True
+
+    async def _look_up(self, status: int) -> None:
+        if self._looked_up:
+            raise self.error("The host refuses it, though its URL was looked up anew", status)
+        self._looked_up = True
+        video = await self._fresh(self._errand.record_id)
+        if video is None:
+            raise self.error("The host refuses it, and the record is no longer listed", status)
+        url = self._errand.url_of(video)
+        if url == self._first:
+            raise self.error("The host refuses it, and its URL is still the same", status)
+        self._first = self._url = url
+
+    def _joined(self, location: str) -> str:
+        try:
+            there = URL(location, encoded=True)
+            return str(there if there.absolute else URL(self._url, encoded=True).join(there))
+        except ValueError:
+            return location  # and is refused as it is
+
+    def _interrupted(self, error: QameraError) -> Exception:
+        ours = self.error(f"It broke off: {error.message}")
+        ours.__cause__ = error
+        permanent = isinstance(error, TransportError) and error.permanent
+        known = isinstance(error, TransportError | InvalidResponseError)
+        return ours if permanent or not known else Interrupted(ours)
+
+
+def _seconds(answer: Fetched) -> float | None:
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None  # noqa: PLR2004

@@ -1,0 +1,235 @@
+"""What is fetched from elsewhere: no key, no cookie, no slot of the quota, no redirect followed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import attrs
+from yarl import URL
+
+from .._version import __version__
+from ..errors import ConnectionFailedError, QameraError, SessionClosedError
+from .border import translated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from ..policies import Timeouts
+    from .wire import Wire
+
+USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
+_T = TypeVar("_T")
+_BUFFER = 256 * 1024  # bytes; twice as many are held at most
+
+
+class AddressRefusedError(ConnectionFailedError):
+    """A name led to an address that was not to be connected to; nothing was sent there."""
+
+
+class _RefusedAddressError(OSError):
+    """The same, on its way through the HTTP client, which knows only this kind."""
+
+
+@attrs.frozen(eq=False)
+class Fetched:
+    """An answer whose body is still to be read.
+
+    Attributes:
+        status: the HTTP status.
+        headers: by their names in lower case; of a repeated one the last.
+        ends: what ends the body: the "length" it announces, the last "chunk", or the "connection".
+        read: gives the next bytes, b"" at the end; raises a ``TransportError`` where the body breaks off.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    ends: Literal["length", "chunk", "connection"]
+    read: Callable[[], Awaitable[bytes]]
+
+
+class Fetcher:
+    """Clients without a key, for URLs that lead anywhere.
+
+    Args:
+        wire: whose proxy, certificates and environment count here as well.
+        timeouts: ``connect`` for a connection, ``request`` for each wait for bytes, both in seconds.
+        conceal: takes secrets out of a text.
+    """
+
+    def __init__(self, wire: Wire, timeouts: Timeouts, conceal: Callable[[str], str]) -> None:
+        self._wire = wire
+        self._conceal = conceal
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, connect=timeouts.connect, sock_read=timeouts.request
+        )
+        self._clients: dict[Callable[[str], bool] | None, aiohttp.ClientSession] = {}
+        self._opening: set[asyncio.Timeout] = set()
+        self._closed = False
+
+    @asynccontextmanager
+    async def fetch(
+        self, url: str, headers: Mapping[str, str], allowed: Callable[[str], bool] | None
+    ) -> AsyncGenerator[Fetched, None]:
+        """One GET; leaving the context closes the connection unless the body was read to its end.
+
+        Args:
+            url: http or https.
+            headers: beside ``User-Agent`` and ``Accept-Encoding``.
+            allowed: told each address before it is connected to; False refuses it. None: any will do.
+                Behind a proxy it isn't asked: the proxy does the connecting.
+
+        Raises:
+            TransportError: no answer; an ``AddressRefusedError`` where ``allowed`` said no.
+            SessionClosedError: closed, before or meanwhile.
+        """
+        target = as_url(url)
+        where = target.host or "the server"
+        response = await self._bordered(self._sent(target, headers, allowed), where)
+        try:
+            head = {name.lower(): value for name, value in response.headers.items()}
+
+            body = response.content
+            chunked = "chunked" in head.get("transfer-encoding", "").lower()
+
+            async def read() -> bytes:
+                # Chunks may be tiny, so they are taken together; all else is taken as it came, not copied.
+                return await self._bordered(body.readany() if chunked else _next(body), where)
+
+            ends: Literal["length", "chunk", "connection"]
+            ends = "chunk" if chunked else "length" if "content-length" in head else "connection"
+            yield Fetched(response.status, head, ends, read)
+        finally:
+            response.close()
+
+    async def home(self) -> tuple[str, list[str]]:
+        """Give the API's own host and its addresses; none where only a proxy may know them."""
+        url = URL(self._wire.base_url)
+        host = url.host or ""
+        if await self._proxy(url) is not None:
+            return host, []
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return host, []
+        return host, [str(info[4][0]) for info in found]
+
+    async def pause(self, seconds: float) -> None:
+        """Wait between two attempts.
+
+        Raises:
+            SessionClosedError: closed, before or meanwhile.
+        """
+        await self._bordered(asyncio.sleep(seconds), "the server")
+
+    async def aclose(self) -> None:
+        """Cut everything off and close all connections; idempotent."""
+        self._closed = True
+        now = asyncio.get_running_loop().time()
+        for scope in self._opening:
+            scope.reschedule(now)
+        clients = list(self._clients.values())
+        self._clients.clear()
+        for client in clients:
+            await client.close()
+
+    # --- the border -----------------------------------------------------------------------------
+
+    async def _bordered(self, work: Awaitable[_T], where: str) -> _T:
+        """Await what may be cut by closing; nothing of the HTTP client's gets out."""
+        failure: QameraError
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._opening.add(scope)
+                if self._closed:
+                    scope.reschedule(0)
+                return await work
+        except Exception as error:
+            failure = self._failure(error, where)
+        finally:
+            self._opening.discard(scope)
+        # Raised out here, so that neither its context nor its traceback leads into the HTTP client.
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def _failure(self, error: Exception, where: str) -> QameraError:
+        if self._closed:
+            return SessionClosedError("The session was closed during a download.")
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+            error.os_error, _RefusedAddressError
+        ):
+            return AddressRefusedError(f"{where} is at an address that isn't allowed.", permanent=True)
+        return translated(error, where, self._conceal, sent=True)
+
+    async def _sent(
+        self, url: URL, headers: Mapping[str, str], allowed: Callable[[str], bool] | None
+    ) -> aiohttp.ClientResponse:
+        proxy = await self._proxy(url)
+        client = self._client(allowed if proxy is None else None)
+        return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
+
+    async def _proxy(self, url: URL) -> str | None:
+        if self._wire.proxy is not None or not self._wire.trust_env:
+            return self._wire.proxy
+        # Found here and not by the HTTP client, which would read passwords from a .netrc as well.
+        return await asyncio.to_thread(_proxy_of_environment, url.scheme, url.host or "")
+
+    def _client(self, allowed: Callable[[str], bool] | None) -> aiohttp.ClientSession:
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
+        client = self._clients.get(allowed)
+        if client is None:
+            client = self._clients[allowed] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    ssl=self._wire.ssl_context or True,
+                    socket_factory=None if allowed is None else _guarded_sockets(allowed),
+                ),
+                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout,
+                auto_decompress=False,
+                read_bufsize=_BUFFER,
+            )
+        return client
+
+
+def as_url(text: str) -> URL:
+    """Give a URL as the HTTP client will use it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    # One that is encoded already stays as it is to the letter: it may be signed.
+    return URL(text, encoded=all("!" <= char <= "~" for char in text))
+
+
+async def _next(body: aiohttp.StreamReader) -> bytes:
+    return (await body.readchunk())[0]
+
+
+def _guarded_sockets(allowed: Callable[[str], bool]) -> Callable[[Any], socket.socket]:
+    # The one place that every connection passes with the very address it goes to: a name that means another
+    # address the second time, or a number in an odd notation, can't get around it.
+    def make(info: Any) -> socket.socket:  # noqa: ANN401 - as getaddrinfo gives it
+        family, kind, protocol, _, address = info
+        if not allowed(str(address[0])):
+            raise _RefusedAddressError("this address isn't allowed")
+        return socket.socket(family, kind, protocol)
+
+    return make
+
+
+def _proxy_of_environment(scheme: str, host: str) -> str | None:
+    if urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(scheme)
+    return proxy if proxy and urlsplit(proxy).scheme in {"http", "https"} else None

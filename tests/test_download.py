@@ -1,0 +1,850 @@
+"""A file at its final name is whole: cut, resumed, restarted, refused, cancelled, killed."""
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import attrs
+import pytest
+
+from qamera_async import RequestBudget, RetryPolicy, Timeouts
+from qamera_async.download import Downloader, parts
+from qamera_async.errors import DownloadError, QameraError, SessionClosedError, TargetExistsError
+from qamera_async.events import Downloading, Retrying
+from qamera_async.sandbox import Sandbox
+from qamera_async.sandbox.files import Clip
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+SIZE = 5_000_000
+CLIP = Clip(SIZE).read(0, SIZE)
+ID = "old_000001"
+
+
+class Place:
+    """A sandbox, a session on it, a downloader, a finished video and a target."""
+
+    def __init__(self, sandbox, session, folder, events):
+        self.sandbox, self.session, self.events = sandbox, session, events
+        self.target = folder / "clip.mp4"
+        self.part = folder / "clip.mp4.part"
+        self.note = folder / "clip.mp4.part.json"
+        self.downloader = self.another()
+        self.video = None
+
+    def another(self, **options):
+        """Give a downloader with other settings."""
+        settings = {
+            "transport": self.session._transport,
+            "retry": self.session._retry,
+            "timeouts": self.session._timeouts,
+            "emit": self.events.append,
+            "fresh": self.fresh,
+        }
+        return Downloader(**(settings | options))
+
+    async def fresh(self, record_id):
+        """Look a record up in the list."""
+        videos = await self.session.list_videos()
+        return next((video for video in videos if video.id == record_id), None)
+
+    async def fetch(self, **options):
+        """Download the clip to the target."""
+        return await self.downloader.file(self.video, self.target, **options)
+
+    def asked(self):
+        """Give the Range header and the status of each request to the CDN."""
+        return [(r.headers.get("Range"), r.status) for r in self.sandbox.requests if r.origin == "cdn"]
+
+    def names(self):
+        """Give what is in the folder."""
+        return sorted(path.name for path in self.target.parent.iterdir())
+
+    def is_whole(self):
+        """Say whether the clip is there, byte by byte, and nothing else is."""
+        return self.names() == ["clip.mp4"] and self.target.read_bytes() == CLIP
+
+
+@pytest.fixture
+async def place(tmp_path, quick):
+    async with Sandbox(quota=None, clip_bytes=SIZE) as sandbox:
+        sandbox.add_records(1)
+        async with sandbox.session(**quick) as session:
+            place = Place(sandbox, session, tmp_path, [])
+            place.video = await place.fresh(ID)
+            yield place
+
+
+@pytest.fixture
+def silent():
+    """Give a socket that is connected to and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield silent
+
+
+async def halved(place, after=2_500_000):
+    """Leave the beginning of a clip in the .part, as a download that was cut leaves it."""
+    place.sandbox.cdn_trouble("cut", after=after)
+    with pytest.raises(DownloadError):
+        await place.another(retry=RetryPolicy(attempts=1)).file(place.video, place.target)
+    assert place.part.stat().st_size > 0
+
+
+# --- the plain way ----------------------------------------------------------------
+
+
+async def test_a_clip_comes_whole(place):
+    """At its final name, with nothing left beside it, and its path is given."""
+    assert await place.fetch() == place.target
+    assert place.is_whole()
+    assert place.asked() == [(None, 200)]
+
+
+async def test_a_thumbnail_comes_whole(place):
+    """The same way."""
+    path = await place.fetch(thumbnail=True)
+
+    assert path.read_bytes().endswith(b"\xff\xd9")
+    assert place.names() == ["clip.mp4"]
+
+
+async def test_progress_is_told(place):
+    """With each buffer and at the end; of events as well, and what the callback raises goes no further."""
+    told = []
+
+    def progress(done, total):
+        told.append((done, total))
+        raise RuntimeError
+
+    await place.fetch(on_progress=progress)
+
+    assert len(told) > 2
+    assert told == sorted(told)
+    assert told[-1] == (SIZE, SIZE)
+    assert {total for _, total in told} == {SIZE}
+    assert [(e.done, e.total) for e in place.events if isinstance(e, Downloading)] == told
+
+
+async def test_the_cdn_sees_no_key_and_no_cookie(place):
+    """Nor does it get to set a cookie; it is told only who asks, and to send the bytes as they are."""
+    await place.fetch()
+    async with place.downloader.stream(place.video) as pieces:
+        assert b"".join([piece async for piece in pieces]) == CLIP
+
+    for request in (r for r in place.sandbox.requests if r.origin == "cdn"):
+        names = {name.lower() for name in request.headers}
+        assert names == {"host", "user-agent", "accept", "accept-encoding"}
+        assert request.headers["Accept-Encoding"] == "identity"
+        assert place.sandbox.api_key not in str(request.headers)
+
+
+async def test_a_download_takes_no_slot_of_the_quota(place, quick):
+    """The CDN is not the API."""
+    budget = RequestBudget(60, 60.0)
+    async with place.sandbox.session(
+        **(quick | {"budget": budget, "api_key": "mk_live_other.key"})
+    ) as session:
+        await place.another(transport=session._transport).file(place.video, place.target)
+
+    assert place.is_whole()
+    assert budget.used == 0
+
+
+async def test_a_record_without_a_url_is_told(place):
+    """No request is made."""
+    video = attrs.evolve(place.video, video_url=None, thumbnail=None)
+    for thumbnail in (False, True):
+        with pytest.raises(DownloadError, match="There is no") as caught:
+            await place.downloader.file(video, place.target, thumbnail=thumbnail)
+        assert (caught.value.record_id, caught.value.path) == (ID, str(place.target))
+    assert place.asked() == []
+
+
+async def test_before_final_is_awaited_when_the_bytes_are_on_disk(place):
+    """Before the name is given; what it raises is raised, and the bytes are kept."""
+    seen = []
+
+    async def note(size):
+        seen.append((size, place.target.exists(), place.part.read_bytes() == CLIP))
+        if len(seen) == 1:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await place.fetch(before_final=note)
+    await place.fetch(before_final=note)
+
+    assert seen == [(SIZE, False, True)] * 2
+    assert place.is_whole()
+    assert place.asked()[-1] == (f"bytes={SIZE}-", 416)
+
+
+async def test_the_disk_has_it_before_it_has_its_name(place, monkeypatch):
+    """The bytes are synced, then the name is given, then the folder is synced."""
+    order = []
+    for name in ("_sync", "_sync_folder"):
+        real = getattr(parts, name)
+        monkeypatch.setattr(
+            parts,
+            name,
+            lambda what, name=name, real=real: (order.append((name, place.target.exists())), real(what)),
+        )
+    await place.fetch()
+
+    assert order == [("_sync", False), ("_sync_folder", True)]
+
+
+# --- what is there already ----------------------------------------------------------------
+
+
+async def test_an_existing_target_is_left_alone(place):
+    """No request is made."""
+    place.target.write_bytes(b"mine")
+    with pytest.raises(TargetExistsError):
+        await place.fetch()
+    with pytest.raises(FileExistsError):
+        await place.fetch()
+
+    assert place.target.read_bytes() == b"mine"
+    assert place.asked() == []
+
+
+async def test_overwrite_replaces_it_when_the_new_one_is_whole(place):
+    """And not before."""
+    place.target.write_bytes(b"mine")
+    place.sandbox.cdn_trouble("html")
+    with pytest.raises(DownloadError):
+        await place.fetch(overwrite=True)
+    assert place.target.read_bytes() == b"mine"
+
+    await place.fetch(overwrite=True)
+
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_what_has_appeared_meanwhile_is_left_alone(place, monkeypatch, links):
+    """Also where the file system knows no links; what has come is kept."""
+
+    async def appear(_):
+        place.target.write_bytes(b"mine")
+
+    if not links:
+
+        def refuse(*_, **__):
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(parts.os, "link", refuse)
+    with pytest.raises(TargetExistsError):
+        await place.fetch(before_final=appear)
+    assert place.target.read_bytes() == b"mine"
+
+    place.target.unlink()
+    await place.fetch()
+
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("where", ["target", "part"])
+async def test_a_symlink_is_refused(place, where, overwrite):
+    """Where the target or the .part would be; what it leads to is untouched."""
+    precious = place.target.with_name("precious")
+    precious.write_bytes(b"mine")
+    getattr(place, where).symlink_to(precious)
+    with pytest.raises(DownloadError):
+        await place.fetch(overwrite=overwrite)
+
+    assert precious.read_bytes() == b"mine"
+    assert getattr(place, where).is_symlink()
+    assert place.asked() == []
+
+
+async def test_a_symlink_at_the_note_is_not_followed(place):
+    """It is neither read nor written through."""
+    precious = place.target.with_name("precious")
+    precious.write_bytes(b"mine")
+    place.note.symlink_to(precious)
+    await place.fetch()
+
+    assert precious.read_bytes() == b"mine"
+    assert place.names() == ["clip.mp4", "precious"]
+
+
+async def test_a_part_with_a_second_name_is_left_to_it(place):
+    """Its bytes belong to somebody else as well: the download starts anew beside it."""
+    precious = place.target.with_name("precious")
+    precious.write_bytes(b"mine")
+    os.link(precious, place.part)
+    await place.fetch()
+
+    assert precious.read_bytes() == b"mine"
+    assert place.target.read_bytes() == CLIP
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+async def test_what_is_no_file_is_refused(place, kind):
+    """A folder or a pipe at the .part or the target, at once."""
+    for path in (place.part, place.target):
+        path.mkdir() if kind == "folder" else os.mkfifo(path)
+        with pytest.raises(DownloadError):
+            await place.fetch(overwrite=True)
+        path.rmdir() if kind == "folder" else path.unlink()
+    assert place.asked() == []
+
+
+@pytest.mark.parametrize("path", ["missing/clip.mp4", "nul\0.mp4", "", "x" * 300])
+async def test_a_path_that_cant_be_is_told(place, path, monkeypatch):
+    """A missing folder, NUL, no name, one that is too long."""
+    monkeypatch.chdir(place.target.parent)
+    with pytest.raises(DownloadError):
+        await place.downloader.file(place.video, path)
+
+    assert place.names() == []
+
+
+async def test_two_tasks_one_target_one_writer(place):
+    """The other one is told at once; the file is whole."""
+    results = await asyncio.gather(place.fetch(), place.fetch(), return_exceptions=True)
+
+    assert sorted(type(result).__name__ for result in results) == [
+        "DownloadError",
+        type(place.target).__name__,
+    ]
+    assert place.is_whole()
+
+
+async def test_there_is_one_writer_up_to_the_name(place):
+    """Also while ``before_final`` is awaited."""
+
+    async def meanwhile(_):
+        with pytest.raises(DownloadError, match="another download"):
+            await place.fetch()
+
+    await place.fetch(before_final=meanwhile)
+
+    assert place.is_whole()
+
+
+# --- cut short ----------------------------------------------------------------
+
+
+async def test_a_cut_is_resumed(place):
+    """In the same call, from where it was cut, and both events say so."""
+    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    await place.fetch()
+
+    (first, again) = place.asked()
+    assert first == (None, 200)
+    assert again[1] == 206
+    assert 0 < int(again[0].removeprefix("bytes=").rstrip("-")) <= 2_000_000
+    assert [e.attempt for e in place.events if isinstance(e, Retrying)] == [1]
+    assert place.is_whole()
+
+
+async def test_a_stall_is_resumed(place, quick):
+    """Nothing for ``Timeouts.request`` seconds is a lost connection."""
+    place.sandbox.cdn_trouble("stall", after=2_000_000)
+    options = quick | {"timeouts": Timeouts(request=0.1)}
+    async with place.sandbox.session(**options) as session:
+        await place.another(transport=session._transport).file(place.video, place.target)
+
+    assert place.asked()[1][1] == 206
+    assert place.is_whole()
+
+
+async def test_attempts_are_counted_anew_after_progress(place):
+    """Four cuts after 1.1 MB each are survived with two attempts."""
+    place.sandbox.cdn_trouble("cut", times=4, after=1_200_000)
+    await place.another(retry=RetryPolicy(attempts=2, base=0.001)).file(place.video, place.target)
+
+    assert len(place.asked()) == 5
+    assert place.is_whole()
+
+
+async def test_attempts_end_without_progress(place):
+    """A clip that can't be resumed and is always cut at the same place is given up."""
+    place.sandbox.cdn_trouble("cut", times=9, after=2_000_000)
+    place.sandbox.cdn_trouble("no_etag", times=9)
+    with pytest.raises(DownloadError):
+        await place.fetch()
+
+    assert len(place.asked()) == 3
+    assert place.names() == []
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+async def test_a_host_in_trouble_is_asked_again(place, status):
+    """5xx and 429, as often as RetryPolicy says, then raised with the status."""
+    place.sandbox.cdn_trouble("error", status=status, times=2, retry_after=0)
+    await place.fetch()
+    assert place.is_whole()
+
+    place.sandbox.cdn_trouble("error", status=status, times=3)
+    with pytest.raises(DownloadError) as caught:
+        await place.fetch(overwrite=True)
+
+    assert caught.value.status == status
+    assert caught.value.host == "127.0.0.1"
+    assert place.target.read_bytes() == CLIP
+
+
+@pytest.mark.parametrize("status", [204, 206, 304, 400, 416, 418])
+async def test_any_other_status_is_raised_at_once(place, status):
+    """With the status; nothing is left behind."""
+    place.sandbox.cdn_trouble("error", status=status)
+    with pytest.raises(DownloadError) as caught:
+        await place.fetch()
+
+    assert caught.value.status == status
+    assert len(place.asked()) == 1
+    assert place.names() == []
+
+
+async def test_a_later_call_goes_on(place):
+    """With Range, as the note says what the bytes are."""
+    await halved(place)
+    size = place.part.stat().st_size
+    await place.fetch()
+
+    assert place.asked()[-1] == (f"bytes={size}-", 206)
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize("trouble", ["no_etag", "weak_etag"])
+async def test_without_a_strong_etag_nothing_is_appended(place, trouble):
+    """The next attempt starts anew."""
+    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    place.sandbox.cdn_trouble(trouble)
+    await place.fetch()
+
+    assert place.asked() == [(None, 200), (None, 200)]
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "details"),
+    [
+        ("other_etag", {}),
+        ("ignore_range", {}),
+        ("wrong_range", {"shift": 1}),
+        ("wrong_range", {"shift": -1}),
+        ("wrong_range", {"shift": 0, "total": SIZE + 1}),
+    ],
+)
+async def test_what_doesnt_fit_starts_anew(place, trouble, details):
+    """Another ETag, all of it instead of a part, a wrong start or total."""
+    await halved(place)
+    place.sandbox.cdn_trouble(trouble, **details)
+    await place.fetch()
+
+    assert place.is_whole()
+    assert place.asked()[1][0] is not None
+    assert place.asked()[-1][1] == 200
+
+
+async def test_a_206_with_another_etag_starts_anew(place):
+    """A server that overlooks If-Range can't mix two files."""
+    await halved(place)
+    place.sandbox.cdn_trouble("other_etag")
+    place.sandbox.cdn_trouble("wrong_range", shift=0)
+    await place.fetch()
+
+    assert [status for _, status in place.asked()] == [200, 206, 200]
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"record": "vid_other video"},
+        {"record": f"{ID} thumbnail"},
+        {"boot": "another run of the machine"},
+        {"etag": 'W/"weak"'},
+        {"total": 5},
+        {"total": "many"},
+        {"etag": None},
+    ],
+)
+async def test_a_note_of_something_else_starts_anew(place, change):
+    """Another record, another run of the machine, no strong ETag, a size that can't be."""
+    await halved(place)
+    place.note.write_text(json.dumps(json.loads(place.note.read_text("utf-8")) | change), "utf-8")
+    await place.fetch()
+
+    assert place.asked()[-1] == (None, 200)
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 60_000])
+async def test_a_broken_note_starts_anew(place, content):
+    """Whatever is in it."""
+    await halved(place)
+    place.note.write_bytes(content)
+    await place.fetch()
+
+    assert place.asked()[-1] == (None, 200)
+    assert place.is_whole()
+
+
+async def test_a_body_without_length_is_whole_if_it_proves_it(place):
+    """An MP4 whose boxes fill it is one; a cut one is resumed: the server then says how much there is."""
+    place.sandbox.cdn_trouble("no_length")
+    await place.fetch()
+    assert place.asked() == [(None, 200)]
+    assert place.is_whole()
+
+    place.sandbox.cdn_trouble("no_length")
+    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    await place.fetch(overwrite=True)
+
+    assert place.asked()[-1] == ("bytes=2000000-", 206)
+    assert place.is_whole()
+
+
+async def test_a_cut_body_without_length_is_never_taken_for_whole(place):
+    """Where it can't be resumed it ends in an error, and no file is there."""
+    for name in ("no_length", "no_etag"):
+        place.sandbox.cdn_trouble(name, times=9)
+    place.sandbox.cdn_trouble("cut", times=9, after=200_000)
+    with pytest.raises(DownloadError, match="prove"):
+        await place.fetch()
+
+    assert place.names() == []
+
+
+async def test_a_chunked_body_that_ends_properly_is_whole(place):
+    """A cut one is resumed."""
+    place.sandbox.cdn_trouble("chunked", times=2)
+    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    await place.fetch()
+
+    assert [status for _, status in place.asked()] == [200, 206]
+    assert place.is_whole()
+
+
+# --- refused ----------------------------------------------------------------
+
+
+async def test_an_expired_url_is_looked_up_anew(place):
+    """Once, also in the middle of a download."""
+    await halved(place)
+    place.sandbox.cdn_trouble("expired")
+    await place.fetch()
+
+    assert [status for _, status in place.asked()][-2:] == [403, 206]
+    assert place.is_whole()
+
+
+async def test_it_is_looked_up_once(place):
+    """A second refusal is raised with its status."""
+    place.sandbox.cdn_trouble("expired", times=2)
+    with pytest.raises(DownloadError, match="anew") as caught:
+        await place.fetch()
+
+    assert caught.value.status == 403
+    assert len(place.asked()) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+async def test_a_url_that_is_still_the_same_is_given_up(place, status):
+    """No second request; nor where the record is gone from the list."""
+    place.sandbox.cdn_trouble("error", status=status, times=2)
+    with pytest.raises(DownloadError, match="same") as caught:
+        await place.fetch()
+    assert caught.value.status == status
+
+    async def gone(_):
+        return None
+
+    with pytest.raises(DownloadError, match="no longer listed"):
+        await place.another(fresh=gone).file(place.video, place.target)
+
+    assert len(place.asked()) == 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/html", "application/json; charset=utf-8", "application/problem+json", "text/plain", "video/mp4"],
+)
+async def test_a_page_is_no_video(place, kind):
+    """By its content type, or where that lies by its first bytes; an earlier .part is kept."""
+    await halved(place)
+    kept = place.part.read_bytes()
+    place.sandbox.cdn_trouble("html", content_type=kind)
+    with pytest.raises(DownloadError, match="page"):
+        await place.fetch()
+    assert place.part.read_bytes() == kept
+
+    await place.fetch()
+
+    assert place.asked()[-1][1] == 206
+    assert place.is_whole()
+
+
+# --- the disk ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync", "close", "ftruncate"])
+async def test_a_full_disk_leaves_no_file(place, monkeypatch, call):
+    """Whether it is found at a write, at the sync or at the close; later it is fetched after all."""
+    real = getattr(os, call)
+    failed = []
+
+    def full(number, *rest):
+        big = os.fstat(number).st_size >= SIZE
+        if call in {"pwritev", "ftruncate"} or (big and not failed):
+            failed.append(number)
+            if call == "close":
+                real(number)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.os, call, full)
+        with pytest.raises(DownloadError, match="No space left"):
+            await place.fetch()
+    assert failed
+    assert place.names() == []
+
+    await place.fetch()
+
+    assert place.is_whole()
+
+
+async def test_a_short_write_is_continued(place, monkeypatch):
+    """The system may take less than it is given."""
+    real = os.pwritev
+    monkeypatch.setattr(
+        parts.os, "pwritev", lambda number, pieces, at: real(number, [bytes(pieces[0][:70_001])], at)
+    )
+    await place.fetch()
+
+    assert place.is_whole()
+
+
+# --- cancelled, closed, killed ----------------------------------------------------------------
+
+
+async def test_a_cancelled_download_can_be_resumed(place):
+    """What has come is on the disk, with its note; the lock is free."""
+    place.sandbox.cdn_trouble("slow", rate=20_000_000)
+    task = asyncio.create_task(place.fetch())
+    while not any(isinstance(event, Downloading) for event in place.events):
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    size = place.part.stat().st_size
+    assert size >= 1_000_000
+    assert place.part.read_bytes() == CLIP[:size]
+    assert not place.target.exists()
+
+    await place.fetch()
+
+    assert place.asked()[-1] == (f"bytes={size}-", 206)
+    assert place.is_whole()
+
+
+async def test_cancelled_at_any_turn_no_file_is_wrong(place):
+    """After each cancellation what is there is a beginning of the clip, and in the end it is whole."""
+    for turns in range(0, 200, 3):
+        task = asyncio.create_task(place.fetch())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            assert not place.target.exists() or place.target.read_bytes() == CLIP
+        else:
+            assert place.target.read_bytes() == CLIP
+        if place.part.exists():
+            assert CLIP.startswith(place.part.read_bytes())
+        place.target.unlink(missing_ok=True)
+    await place.fetch()
+
+    assert place.is_whole()
+
+
+async def test_a_write_under_way_is_waited_for(place, monkeypatch):
+    """A cancelled download doesn't close the file under its thread."""
+    real, under_way, closed_early = parts.Part.write, [], []
+
+    def slow(part, pieces):
+        under_way.append(1)
+        threads_go_on.wait(2)
+        real(part, pieces)
+        under_way.pop()
+
+    real_close = parts.Part.close
+    monkeypatch.setattr(parts.Part, "write", slow)
+    monkeypatch.setattr(parts.Part, "close", lambda part: (closed_early.extend(under_way), real_close(part)))
+    threads_go_on = threading.Event()
+    task = asyncio.create_task(place.fetch())
+    while not under_way:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    threads_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert closed_early == []
+    assert CLIP.startswith(place.part.read_bytes())
+
+
+async def test_cancelled_while_the_file_is_opened_frees_it(place):
+    """What a thread has opened for nobody is closed again."""
+    for _ in range(20):
+        task = asyncio.create_task(place.fetch())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    await place.fetch()
+
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize("phase", ["read", "connect", "pause"])
+async def test_closing_the_session_ends_a_download(place, quick, phase, silent):
+    """With SessionClosedError and a .part that can be resumed, whatever it was at."""
+    retry = RetryPolicy(attempts=3, base=60.0)
+    session = place.sandbox.session(**(quick | {"retry": retry, "timeouts": Timeouts(request=60)}))
+    place.sandbox.cdn_trouble("cut" if phase == "pause" else "stall", after=2_000_000)
+    video = place.video
+    async with session:
+        if phase == "connect":
+            port = silent.getsockname()[1]
+            video = attrs.evolve(video, video_url=f"http://127.0.0.1:{port}/")
+        downloader = place.another(transport=session._transport, retry=retry)
+        task = asyncio.create_task(downloader.file(video, place.target))
+        while phase != "connect" and not any(
+            isinstance(e, Retrying if phase == "pause" else Downloading) for e in place.events
+        ):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        await session.aclose()
+        with pytest.raises(SessionClosedError):
+            await asyncio.wait_for(task, 1)
+        with pytest.raises(SessionClosedError):
+            await downloader.file(video, place.target)
+
+    assert not place.target.exists()
+    assert place.part.exists() == (phase != "connect")
+
+
+KILLED = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from qamera_async import JobState, QameraSession, Video
+from qamera_async.download import Downloader
+
+async def main():
+    async with QameraSession({key!r}, base_url={url!r}) as session:
+        downloader = Downloader(
+            session._transport, session._retry, session._timeouts, session._emit, lambda _: asyncio.sleep(0)
+        )
+        video = Video({id!r}, "DONE", JobState.DONE, video_url={video!r})
+        await downloader.file(video, {target!r})
+
+asyncio.run(main())
+"""
+
+
+async def test_killed_in_the_middle_it_is_resumed(place):
+    """After kill -9 no file is at the final name; the rest is fetched with Range."""
+    place.sandbox.cdn_trouble("slow", rate=10_000_000)
+    code = KILLED.format(
+        tests=str(Path(__file__).parent),
+        key=place.sandbox.api_key,
+        url=place.sandbox.url,
+        id=ID,
+        video=place.video.video_url,
+        target=str(place.target),
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    while not (place.part.exists() and place.part.stat().st_size > 1_000_000):
+        assert process.returncode is None
+        await asyncio.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    assert not place.target.exists()
+    size = place.part.stat().st_size
+
+    await place.fetch()
+
+    assert 1_000_000 < size < SIZE
+    assert place.asked()[-1] == (f"bytes={size}-", 206)
+    assert place.is_whole()
+
+
+# --- a stream ----------------------------------------------------------------
+
+
+async def test_a_stream_gives_all_of_it(place):
+    """After a busy host and an expired URL."""
+    place.sandbox.cdn_trouble("error", status=503)
+    place.sandbox.cdn_trouble("expired")
+    async with place.downloader.stream(place.video) as pieces:
+        assert b"".join([piece async for piece in pieces]) == CLIP
+
+    assert [status for _, status in place.asked()] == [503, 403, 200]
+    assert place.events[-1] == Downloading(ID, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("names", [["cut"], ["cut", "chunked"], ["cut", "no_length"]])
+async def test_a_stream_that_ends_early_raises(place, names):
+    """In the iteration, whatever should have ended it."""
+    for name in names:
+        place.sandbox.cdn_trouble(name, **({"after": 2_000_000} if name == "cut" else {}))
+    got = b""
+    with pytest.raises(DownloadError):
+        async with place.downloader.stream(place.video) as pieces:
+            async for piece in pieces:
+                got += piece
+
+    assert got
+    assert CLIP.startswith(got)
+
+
+async def test_leaving_a_stream_closes_its_connection(place):
+    """What is not wanted is not fetched."""
+    place.sandbox.cdn_trouble("stall", after=2_000_000)
+    async with place.downloader.stream(place.video) as pieces:
+        async for _ in pieces:
+            break
+
+    async with asyncio.timeout(1):
+        while any(c.transport for c in place.sandbox._cdn._runner.server.connections):
+            await asyncio.sleep(0.001)
+
+
+async def test_a_stream_refuses_a_page(place):
+    """Before anything is handed out."""
+    place.sandbox.cdn_trouble("html")
+    with pytest.raises(DownloadError, match="page"):
+        async with place.downloader.stream(place.video):
+            pass
+
+
+async def test_errors_tell_the_host_and_no_more(place):
+    """A URL may be signed: neither it nor the key is in an error, its repr or its cause."""
+    signed = f"{place.video.video_url}?signature=hush"
+    place.sandbox.cdn_trouble("cut", times=9, after=0)
+    with pytest.raises(QameraError) as caught:
+        await place.downloader.file(attrs.evolve(place.video, video_url=signed), place.target)
+
+    shown = f"{caught.value!r} {caught.value} {caught.value.__dict__} {caught.value.__cause__!r}"
+    assert "hush" not in shown
+    assert "aiohttp" not in str(type(caught.value.__cause__))
+    assert caught.value.host == "127.0.0.1"
