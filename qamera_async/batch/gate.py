@@ -1,0 +1,97 @@
+"""Where registrations go through: a few at a time, fewer in doubt, one by one while nothing is reached."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ..errors import AmbiguityLimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..errors import AmbiguousSubmissionError
+    from ..policies import RetryPolicy
+
+MOST_IN_DOUBT = 5
+"""How many registrations of a batch may at most end ambiguous in a row."""
+
+
+class Gate:
+    """Counts who is inside, so that a row of ambiguous answers can't become longer than it may.
+
+    Args:
+        retry: How long to wait while the server can't be reached.
+
+    """
+
+    def __init__(self, retry: RetryPolicy) -> None:
+        self._retry = retry
+        self._inside = 0
+        self._row: list[AmbiguousSubmissionError] = []
+        self._delays: Iterator[float] | None = None  # not None: the server can't be reached
+        self._probe = asyncio.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one more may come in: all inside may end ambiguous, and those in a pause go first."""
+        if self._pausing and self._inside:
+            return False
+        return self._inside + len(self._row) < MOST_IN_DOUBT
+
+    def enter(self) -> None:
+        """Somebody is inside, from before its request is read until its registration has ended."""
+        self._inside += 1
+
+    def leave(self) -> None:
+        """Its registration has ended, or there is no request for it."""
+        self._inside -= 1
+
+    # --- the pause ------------------------------------------------------------------------------
+
+    @property
+    def _pausing(self) -> bool:
+        return self._delays is not None
+
+    async def wait_for_turn(self) -> bool:
+        """Wait out a pause; whether the caller is the one that tries what the others wait for."""
+        if not self._pausing:
+            return False
+        await self._probe.acquire()
+        try:
+            delays = self._delays
+            if delays is not None:
+                await asyncio.sleep(next(delays))
+                return True
+        except BaseException:
+            self._probe.release()
+            raise
+        self._probe.release()  # whoever tried before has found the server again
+        return False
+
+    def probed(self) -> None:
+        """The one that tried has ended, one way or the other."""
+        self._probe.release()
+
+    def not_reached(self) -> None:
+        """The server couldn't be reached: pause."""
+        if self._delays is None:
+            self._delays = self._retry.delays()
+
+    # --- the row --------------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """A new order was accepted or refused."""
+        self._delays = None
+        self._row.clear()
+
+    def in_doubt(self, error: AmbiguousSubmissionError) -> AmbiguityLimitError | None:
+        """A new order ended ambiguous; give the reason to stop where it is one too many."""
+        self._delays = None
+        self._row.append(error)
+        if len(self._row) < MOST_IN_DOUBT:
+            return None
+        return AmbiguityLimitError(
+            f"{len(self._row)} registrations in a row may or may not have been paid for.",
+            errors=tuple(self._row),
+        )

@@ -1,0 +1,215 @@
+"""max_credits of a batch, on the sandbox: what may be spent, to the credit."""
+
+import asyncio
+
+import attrs
+import pytest
+from test_batch import Stand, make_batch, posts, videos
+
+import qamera_async as q
+from qamera_async.errors import AmbiguityLimitError, CreditLimitError
+from qamera_async.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+@pytest.fixture
+async def sandbox():
+    async with Sandbox(job_seconds=0.02, quota=None, credits=1_000_000) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def session(sandbox, quick):
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(job=5.0, lookup=0.0)}) as session:
+        yield session
+
+
+def spent(sandbox):
+    return sum(order.credits for order in sandbox.orders)
+
+
+def mixed(number):
+    """As many videos (10 credits) as reels (15), in turns."""
+    for n in range(number):
+        yield q.VideoRequest(f"img_{n}")
+        yield q.ReelRequest([f"img_{n}"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "orders"), [(0, 0), (1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (100, 10), (109, 10), (110, 11)]
+)
+async def test_the_limit_is_kept_to_the_credit(session, sandbox, limit, orders):
+    """As many videos as it pays for, and only the first may pass it."""
+    result = await make_batch(session, videos(50), max_credits=limit)
+
+    assert len(sandbox.orders) == len(result.videos) == orders
+    assert result.credits_reserved == spent(sandbox) == orders * 10
+    assert isinstance(result.stopped, CreditLimitError)
+    assert (result.stopped.max_credits, result.stopped.spent) == (limit, orders * 10)
+    assert result.stopped.price == (10 if orders else None)
+    assert result.failures == ()
+
+
+@pytest.mark.parametrize("limit", [1, 10, 11, 25, 26, 34, 35, 40, 49, 50, 75, 100, 105])
+async def test_two_kinds_at_once_keep_it_to_the_credit(session, sandbox, limit):
+    """Past the first of each kind nothing passes the limit, and what still fits is not refused early."""
+    result = await make_batch(session, mixed(50), max_credits=limit)
+    paid = spent(sandbox)
+
+    assert isinstance(result.stopped, CreditLimitError)
+    assert paid == result.credits_reserved >= result.stopped.spent
+    assert paid <= max(limit, 25)
+    assert paid > limit - 15
+
+
+async def test_exactly_the_limit_is_no_reason_to_stop(session, sandbox):
+    """Two videos and two reels for 50 credits."""
+    result = await make_batch(session, mixed(2), max_credits=50)
+
+    assert result.stopped is None
+    assert spent(sandbox) == 50
+
+
+async def collected(batch):
+    return await batch
+
+
+async def test_the_first_of_each_kind_is_waited_for(session, sandbox):
+    """No second of its kind goes out before its receipt; the first of another kind does."""
+    sandbox.trouble("slow", seconds=0.1, times=3)
+    requests = [*videos(2), q.ReelRequest(["a"]), q.ReelRequest(["a", "b"]), *videos(1), *videos(3)]
+    running = asyncio.ensure_future(collected(make_batch(session, requests, max_credits=1000)))
+    while len(sandbox.orders) < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.03)
+
+    assert sorted(order.kind for order in sandbox.orders) == ["reel", "reel", "video"]
+    assert len((await running).videos) == 8
+
+
+async def test_without_a_limit_nothing_is_waited_for(session, sandbox):
+    """Five of a kind go out at once."""
+    sandbox.trouble("slow", seconds=0.1, times=5)
+    running = asyncio.ensure_future(collected(make_batch(session, videos(5))))
+    while len(sandbox.orders) < 5:
+        await asyncio.sleep(0.001)
+        assert [r.status for r in posts(sandbox)] == [None] * len(posts(sandbox))
+
+    assert (await running).credits_reserved == 50
+
+
+async def test_a_refused_first_is_followed_by_another_first(session, sandbox):
+    """A 400 tells no price and costs nothing."""
+    sandbox.trouble("error", status=400, times=3)
+    result = await make_batch(session, videos(10), max_credits=20)
+
+    assert len(result.failures) == 3
+    assert len(result.videos) == len(sandbox.orders) == 2
+
+
+async def test_what_may_still_be_refused_is_waited_for_before_it_stops(session, sandbox):
+    """With the limit taken by what is under way, a refusal leaves room for the next one."""
+    sandbox.trouble("slow", seconds=0.0)
+    sandbox.trouble("error", status=400)
+    result = await make_batch(session, videos(3), max_credits=20)
+
+    assert result.stopped is None
+    assert [outcome.ok for outcome in result.outcomes].count(True) == 2
+    assert spent(sandbox) == 20
+
+
+async def test_resumed_jobs_dont_count(session, sandbox):
+    """What a ledger knows is handed out, whatever the limit."""
+    known = {f"sku-{n}": await session.register_video(image_id="i") for n in range(5)}
+    result = await make_batch(Stand(session, known), videos(5), max_credits=0)
+
+    assert result.stopped is None
+    assert len(result.videos) == 5
+    assert len(posts(sandbox)) == 5
+
+
+async def test_refunds_dont_come_back(session, sandbox):
+    """A failed job's credits stay spent."""
+    sandbox.trouble("fail_job", times=100)
+    result = await make_batch(session, videos(10), max_credits=30)
+
+    assert len(sandbox.orders) == 3
+    assert isinstance(result.stopped, CreditLimitError)
+    assert (result.credits_reserved, result.credits_refunded) == (30, 30)
+
+
+async def test_an_ambiguous_one_counts_at_its_kinds_price(session, sandbox):
+    """Whether it comes before the price is known or after."""
+    sandbox.trouble("error", status=500, taken=True)
+    sandbox.trouble("slow", seconds=0.0)
+    sandbox.trouble("error", status=500, taken=True)
+    result = await make_batch(session, videos(20), max_credits=50)
+
+    assert len(sandbox.orders) == 5
+    assert spent(sandbox) == result.stopped.spent == 50
+    assert result.credits_reserved == 30
+
+
+async def test_ambiguous_firsts_still_end_in_a_row(session, sandbox):
+    """With no price known, five of them stop it as ever."""
+    sandbox.trouble("error", status=500, times=100)
+    result = await make_batch(session, videos(20), max_credits=1000)
+
+    assert isinstance(result.stopped, AmbiguityLimitError)
+    assert len(posts(sandbox)) == 5
+
+
+class Priced(Stand):
+    """Gives receipts with the credits that a list says, in turn."""
+
+    def __init__(self, session, prices):
+        super().__init__(session)
+        self.prices = iter(prices)
+
+    async def _order(self, request, **options):
+        job = await super()._order(request, **options)
+        job._receipt = attrs.evolve(job.receipt, credits_reserved=next(self.prices))
+        return job
+
+
+async def test_the_highest_price_seen_counts(session, sandbox):
+    """10, then 20: another one needs 20, though 10 more would fit."""
+    stand = Priced(session, [10, 20, 10, 10, 10])
+    result = await make_batch(stand, videos(20), max_credits=59, max_in_flight=1)
+
+    assert len(sandbox.orders) == 3
+    assert (result.stopped.spent, result.stopped.price) == (40, 20)
+
+
+async def test_a_lower_price_under_way_is_waited_for(session, sandbox):
+    """What is set aside at the highest price and takes less leaves room for more."""
+    stand = Priced(session, [20, 5, 5, 5, 5, 5])
+    result = await make_batch(stand, videos(4), max_credits=50)
+
+    assert result.stopped is None
+    assert len(sandbox.orders) == 4
+
+
+async def test_a_receipt_without_credits_counts_at_the_known_price(session, sandbox):
+    """Where a price is known it counts; where none is, they go one by one."""
+    known = await make_batch(Priced(session, [None, 10, None, None, 10]), videos(20), max_credits=50)
+    before = len(sandbox.orders)
+    unknown = await make_batch(Priced(session, [None] * 3), videos(3), max_credits=1)
+
+    assert (before, known.stopped.spent, known.credits_reserved) == (5, 50, 20)
+    assert unknown.stopped is None
+
+
+async def test_providers_and_lengths_are_kinds_of_their_own(session, sandbox):
+    """The first of each may pass the limit, but none begins with the limit reached."""
+    requests = [
+        q.VideoRequest("i"),
+        q.VideoRequest("i", provider="x"),
+        q.ReelRequest(["a"]),
+        q.ReelRequest(["a", "b"]),
+    ]
+    result = await make_batch(session, requests, max_credits=30, max_in_flight=1)
+
+    assert [order.credits for order in sandbox.orders] == [10, 10, 15]
+    assert (result.stopped.spent, result.stopped.price) == (35, None)
