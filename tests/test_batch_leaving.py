@@ -8,6 +8,7 @@ import pytest
 from test_batch import Counted, Stand, make_batch, posts, videos
 
 import qamera_async as q
+from qamera_async.errors import LedgerUnavailableError
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -281,6 +282,18 @@ async def test_a_batch_whose_tasks_somebody_cancels_says_so(session, sandbox, ca
         orders = sandbox.orders[made:]
         told = {o.job.record_ids for o in result.outcomes}
         assert all(o.record_ids in told or o.record_ids[0] in warned(caplog) for o in orders)
+
+
+async def test_a_receipt_that_couldnt_be_kept_nor_handed_out_is_in_the_log(session, caplog):
+    """It is paid for, and nothing but its error tells."""
+    error = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x", "vid_y")))
+    known = {f"sku-{n}": error for n in range(2)}
+    async for _ in make_batch(Stand(session, known), videos(2)):
+        await asyncio.sleep(0.01)
+        break
+    await asyncio.sleep(0.01)
+
+    assert "vid_x, vid_y (ref 'sku-1')" in warned(caplog)
 
 
 async def test_what_was_ambiguous_and_not_handed_out_is_in_the_log(sandbox, quick, caplog):

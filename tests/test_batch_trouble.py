@@ -462,3 +462,63 @@ async def test_a_pause_can_be_stopped(session, sandbox):
     assert isinstance(reason, q.AuthenticationError)
     assert [outcome.job for outcome in outcomes] == [old]
     assert posts(sandbox) == []
+
+
+async def test_in_a_pause_nothing_is_read_though_there_is_room(session, sandbox):
+    """A slow source is not asked for the next request while nothing can be reached."""
+    read = []
+
+    async def source():
+        for request in videos(10):
+            read.append(request)
+            yield request
+            await asyncio.sleep(0.005)
+
+    class Away(Stand):
+        away = True
+
+        async def _order(self, request, *, retry_failed, approve, withdrawn):
+            async def then_fail():
+                await approve()
+                if self.away:
+                    raise q.ConnectionFailedError("refused")
+
+            return await super()._order(
+                request, retry_failed=retry_failed, approve=then_fail, withdrawn=withdrawn
+            )
+
+    stand = Away(session)
+    running = asyncio.ensure_future(handed_out(make_batch(stand, source())))
+    await asyncio.sleep(0.1)
+    in_the_pause = len(read)
+    stand.away = False
+    outcomes, reason = await running
+
+    assert in_the_pause == 2  # the second was being asked for when the first failed
+    assert (len(outcomes), reason) == (10, None)
+    assert len(posts(sandbox)) == 10
+
+
+async def test_what_comes_to_be_ordered_after_it_stopped_is_not(session, sandbox):
+    """A look into the ledger that ends late orders nothing any more."""
+    old = session.job("vid_nowhere")
+    looked = asyncio.Event()
+
+    class Slow(Stand):
+        async def _order(self, request, *, retry_failed, approve, withdrawn):
+            if request.ref in self.known:
+                return self.known[request.ref]
+            await looked.wait()
+            return await self.session._order(request, retry_failed=retry_failed, approve=approve)
+
+    requests = [q.VideoRequest("i", ref="old"), *videos(9)]
+    running = asyncio.ensure_future(handed_out(make_batch(Slow(session, {"old": old}), requests)))
+    while not [r for r in sandbox.requests if r.method == "GET"]:
+        await asyncio.sleep(0.001)
+    old._failed(q.AuthenticationError("revoked", status=401))
+    await asyncio.sleep(0.01)
+    looked.set()
+    outcomes, _ = await running
+
+    assert [outcome.job for outcome in outcomes] == [old]
+    assert posts(sandbox) == []

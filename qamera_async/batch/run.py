@@ -235,8 +235,7 @@ class Run:
         if self._feeder is not None and self._feeder is not asyncio.current_task():
             self._feeder.cancel()
         for item in self._tasks:
-            if not item.withdrawn.done():
-                item.withdrawn.set_result(None)
+            item.withdrawn.set_result(None)
 
 
 async def _make(folder: Path) -> None:
