@@ -8,7 +8,9 @@ import asyncio
 import platform
 import sys
 
+import ledger
 import quota
+import rows
 import speed
 
 import qamera_async
@@ -23,6 +25,8 @@ async def main() -> None:
     print("| what | measured | target | |\n|---|---|---|---|", flush=True)
     await quota.main(quick)
     await speed.main(quick)
+    await ledger.main(quick)
+    await rows.main(quick)
 
 
 if __name__ == "__main__":

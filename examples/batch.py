@@ -1,0 +1,119 @@
+"""A catalogue of images to a folder of clips: run it again, and it goes on where it stopped.
+
+python examples/batch.py catalogue.csv clips
+
+The file has a header; its columns are image_id and, if you like, ref, suggestion and provider. What is paid
+for is kept in clips.db beside the folder, so that neither Ctrl-C nor a crash makes it pay for anything twice.
+
+It uses the API of QAMERA_BASE_URL with the key of QAMERA_API_KEY, and spends credits there. To spend nothing,
+set both to what `python -m qamera_async.sandbox` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import sys
+from pathlib import Path
+
+from qamera_async import (
+    InvalidRequestError,
+    QameraError,
+    QameraSession,
+    VideoRequest,
+)
+
+SOME_FAILED, REFUSED, IN_DOUBT, INTERRUPTED = 1, 2, 4, 130
+COLUMNS = ("image_id", "suggestion", "provider", "ref")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Make a video of each image of a CSV file.")
+    parser.add_argument("catalogue", type=Path, help="a CSV file with a column image_id")
+    parser.add_argument("folder", type=Path, help="where the clips go")
+    parser.add_argument("--ledger", type=Path, help="what is paid for; FOLDER.db unless you say otherwise")
+    parser.add_argument("--max-credits", type=int, help="stop before more are spent")
+    return parser.parse_args()
+
+
+def requests_of(catalogue: Path) -> list[VideoRequest]:
+    """Give a request for each row; all of them are checked before the first is paid for.
+
+    Raises:
+        ValueError: A line that makes no request, with its number and the reason.
+
+    """
+    requests: list[VideoRequest] = []
+    lines: dict[str, int] = {}
+    with catalogue.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if "image_id" not in (rows.fieldnames or ()):
+            raise ValueError(f"{catalogue}, line 1: there is no column image_id")
+        for row in rows:
+            line = rows.line_num
+            if None in row or None in row.values():
+                raise ValueError(f"{catalogue}, line {line}: it has not as many columns as the header")
+            given = {name: row[name] for name in COLUMNS if row.get(name)}
+            # What makes a row once-only is its name; an image that is there once is a name as good as any.
+            given.setdefault("ref", given.get("image_id", ""))
+            try:
+                request = VideoRequest(
+                    image_id=given.get("image_id"),
+                    suggestion=given.get("suggestion"),
+                    provider=given.get("provider"),
+                    ref=given["ref"] or None,
+                )
+            except InvalidRequestError as error:
+                raise ValueError(f"{catalogue}, line {line}: {error}") from None
+            earlier = lines.setdefault(given["ref"], line)
+            if earlier != line:
+                raise ValueError(f"{catalogue}, line {line}: ref {given['ref']!r} is on line {earlier} too")
+            requests.append(request)
+    return requests
+
+
+async def make(qamera: QameraSession, asked: argparse.Namespace, requests: list[VideoRequest]) -> int:
+    """Run the catalogue to its end, or to where it must stop; give the exit status."""
+    done, failed, stopped = 0, 0, False
+    batch = qamera.batch(requests, download_to=asked.folder, max_credits=asked.max_credits)
+    try:
+        async for outcome in batch:
+            done += outcome.ok
+            failed += not outcome.ok
+            print(f"{done + failed}/{len(requests)} {outcome.request.ref}: {outcome.path or outcome.error}")
+    except QameraError as reason:
+        print(f"It stopped: {reason}", file=sys.stderr)
+        stopped = True
+    print(f"{done} done, {failed} failed, of {len(requests)}")
+    in_doubt = await qamera.ambiguous()
+    for intent in in_doubt:
+        seen = ", ".join(video.id for video in intent.candidates) or "none seen"
+        print(f"In doubt: {intent.request.ref} (intent {intent.id}), candidates: {seen}", file=sys.stderr)
+    return IN_DOUBT if in_doubt else SOME_FAILED if failed or stopped else 0
+
+
+async def run(asked: argparse.Namespace, requests: list[VideoRequest]) -> int:
+    """Open the session and run."""
+    ledger = asked.ledger or asked.folder.with_name(f"{asked.folder.name}.db")
+    async with QameraSession(ledger=ledger) as qamera:
+        return await make(qamera, asked, requests)
+
+
+def main() -> int:
+    """Run the command line; give its exit status."""
+    asked = arguments()
+    try:
+        requests = requests_of(asked.catalogue)
+        return asyncio.run(run(asked, requests))
+    except (ValueError, OSError, QameraError) as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("Interrupted. Run it again, and it goes on where it stopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
