@@ -156,7 +156,6 @@ class QameraSession:
             ).hexdigest()
             grace = self._timeouts.request + self._timeouts.connect
             self._slots = self._ledger.storage.slots(account, grace)
-            self._budget.attach(self._slots)
         self._transport = Transport(self._wire, self._budget, self._timeouts, self._retry, self._emit)
         self._poller = Poller(
             self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit
@@ -184,6 +183,8 @@ class QameraSession:
         if getattr(self, "_state", "new") == "open":
             self._part()
             if isinstance(self._ledger, Ledger):
+                if self._loop is not None and self._slots is not None:
+                    self._budget.detach(self._slots)
                 self._ledger.storage.release()
             if self._loop is not None:
                 warnings.warn(
@@ -229,7 +230,7 @@ class QameraSession:
     async def _close(self) -> None:
         parts = [self._submitter.aclose, self._poller.aclose, self._transport.aclose]
         if isinstance(self._ledger, Ledger):
-            parts.append(self._ledger.storage.aclose)
+            parts += [self._leave_slots, self._ledger.storage.aclose]
         try:
             self._transport.stop_queueing()
             for close in parts:
@@ -245,10 +246,13 @@ class QameraSession:
             self._state = "closed"
             self._part()
 
+    async def _leave_slots(self) -> None:
+        if self._slots is not None and self._loop is not None:
+            slots, self._slots = self._slots, None
+            self._budget.detach(slots)
+
     def _part(self) -> None:
         self._budget.release(id(self))
-        if self._slots is not None:
-            self._budget.detach(self._slots)
         self._leave_budget()
 
     @property
@@ -632,6 +636,8 @@ class QameraSession:
                     "The session belongs to another event loop. Make one session for each loop."
                 )
             self._loop = loop
+            if self._slots is not None:
+                self._budget.attach(self._slots)
 
 
 def _size(path: Path) -> int | None:

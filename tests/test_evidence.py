@@ -124,6 +124,22 @@ def test_what_has_been_seen_is_forgotten_when_long_gone():
     assert seen.new_since(["always", "v99", "other"], 50) == {"v99", "other"}
 
 
+def test_what_a_forgetful_server_has_shown_takes_no_more_than_a_list():
+    """A whole list may be missing once and come back; beyond that the oldest are forgotten."""
+    seen = Seen()
+    for number in range(5_000):
+        seen.add([f"vid_{number}"], now=0.0)
+
+    assert len(seen._first) <= 1_001
+    assert seen.new_since(["vid_4990"], 4_999) == set()
+
+    seen.add([f"old_{number}" for number in range(3_000)], now=0.0)
+    seen.add([], now=1.0)
+    seen.add([f"old_{number}" for number in range(3_000)], now=2.0)
+
+    assert seen.new_since([f"old_{number}" for number in range(3_000)], seen.lists - 1) == set()
+
+
 async def test_the_ids_of_a_half_readable_receipt_are_kept(server, session):
     """An id that is no string makes it ambiguous; the others are on the error."""
     server.lists = [[]]

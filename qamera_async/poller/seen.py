@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # A list may lack a record for a while. For how long, in seconds, one that is gone is remembered, so that
 # what is remembered stays as long as the list and not as long as all there ever was.
 _REMEMBERED = 900.0
+_FEWEST = 1_000  # so many are remembered whatever the length of the list
 
 
 class Seen:
@@ -19,6 +20,7 @@ class Seen:
         self.lists = 0
         self._first: dict[str, int] = {}
         self._gone: dict[str, float] = {}
+        self._longest = _FEWEST
 
     def add(self, ids: Collection[str], now: float) -> None:
         """Note what a list held; ``now`` in seconds."""
@@ -26,12 +28,17 @@ class Seen:
         first = self._first
         for record_id in [record_id for record_id in ids if record_id not in first]:
             first[record_id] = self.lists
+        self._longest = max(self._longest, len(ids))
         # All that is listed is remembered by now, so with equal numbers nothing is missing.
         if len(first) > len(ids) or self._gone:
-            missing = first.keys() - set(ids)
-            self._gone = {record_id: self._gone.get(record_id, now) for record_id in missing}
-            for record_id in [r for r, since in self._gone.items() if now - since > _REMEMBERED]:
-                del self._gone[record_id], first[record_id]
+            present = set(ids)
+            self._gone = {i: self._gone.get(i, now) for i in first if i not in present}
+            # A whole list may be missing once; more than that is a server that forgets what is finished.
+            # `first` keeps the order of its ids, and so do those that are gone: the oldest go first.
+            many = len(self._gone) - self._longest
+            for number, (record_id, since) in enumerate(list(self._gone.items())):
+                if number < many or now - since > _REMEMBERED:
+                    del self._gone[record_id], first[record_id]
 
     def new_since(self, ids: Collection[str], lists: int) -> set[str]:
         """Give those of ``ids`` that none of the first ``lists`` lists held."""

@@ -59,6 +59,7 @@ class SqliteSlots:
         self._window = _USUAL_WINDOW  # the longest that was asked for
         self._clock = clock
         self._boot = boot
+        self._seen = Elsewhere()  # what others had taken at the last look
 
     async def take(
         self, priority: Priority, limit: int, window: float, reserve: float
@@ -89,7 +90,7 @@ class SqliteSlots:
                 raise
             # On a full disk nothing may be ordered, but what is paid for shall be seen to its end.
             _log.warning("a poll could not take its slot in the ledger, and is sent all the same: %s", error)
-            return ticket, Elsewhere()
+            return ticket, self._seen
         except BaseException:
             # Queued behind the taking, so that it finds what that has left.
             self.settle(ticket, None)
@@ -142,10 +143,11 @@ class SqliteSlots:
                 under_way[priority] += 1
             reserves[process] = max(reserves.get(process, 0.0), reserve)
         submission, poll = Priority.SUBMISSION.value, Priority.POLL.value
-        return Elsewhere(
+        self._seen = Elsewhere(
             submissions=tuple(settled[submission]),
             polls=tuple(settled[poll]),
             submitting=under_way[submission],
             polling=under_way[poll],
             reserve=sum(reserves.values()),
         )
+        return self._seen
