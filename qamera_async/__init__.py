@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._version import __version__
+    from .batch import Batch, BatchResult, Outcome
     from .budget import RequestBudget
     from .errors import (
         AmbiguityLimitError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "_version": "__version__",
+    "batch": "Batch BatchResult Outcome",
     "budget": "RequestBudget",
     "errors": (
         "AmbiguityLimitError AmbiguousSubmissionError ApiError AuthenticationError BadRequestError "
@@ -85,6 +87,8 @@ __all__ = [
     "ApiError",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
+    "BatchResult",
     "BatchStoppedError",
     "ConfigurationError",
     "ConnectionFailedError",
@@ -109,6 +113,7 @@ __all__ = [
     "LedgerUnavailableError",
     "LedgerVersionError",
     "NotFoundError",
+    "Outcome",
     "PermissionDeniedError",
     "PollPolicy",
     "Polled",

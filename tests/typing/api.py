@@ -1,6 +1,7 @@
 """Typed usage of the public names: checked by mypy and pyright, never run."""
 
 import math
+from pathlib import Path
 
 from qamera_async import (
     AmbiguityLimitError,
@@ -9,6 +10,8 @@ from qamera_async import (
     ApiError,
     AuthenticationError,
     BadRequestError,
+    Batch,
+    BatchResult,
     BatchStoppedError,
     ConfigurationError,
     ConnectionFailedError,
@@ -33,6 +36,7 @@ from qamera_async import (
     LedgerUnavailableError,
     LedgerVersionError,
     NotFoundError,
+    Outcome,
     PermissionDeniedError,
     Polled,
     PollPolicy,
@@ -96,6 +100,35 @@ async def use() -> None:
         except AmbiguousSubmissionError as error:
             intent: Intent = error.intent
             print(intent.id)
+
+
+def progress(done: int, total: int | None) -> None:
+    """Take the bytes of a download."""
+    print(done, total)
+
+
+async def use_a_ledger() -> None:
+    """Use what a ledger, a batch and downloads are for."""
+    async with QameraSession("mk_live_a.b", ledger=Path("jobs.db")) as qamera:
+        requests: list[Request] = [VideoRequest("a", ref="r"), ReelRequest(["a"])]
+        batch: Batch = qamera.batch(requests, max_in_flight=3, max_credits=100, download_to="clips")
+        async for outcome in batch:
+            one: Outcome = outcome
+            path: Path | None = one.path
+            video: Video = one.unwrap()
+            print(path, video.id, one.index + 1, one.ok, one.job, one.error)
+        result: BatchResult = await qamera.batch(iter(requests), retry_failed=True)
+        print(result.summary().upper(), result.stopped, result.credits_reserved - result.credits_refunded)
+        jobs: list[Job] = await qamera.unfinished()
+        file: Path = await qamera.download(jobs[0], "a.mp4", on_progress=progress)
+        file = await qamera.download_thumbnail(await jobs[0], file.with_suffix(".jpg"), overwrite=True)
+        async with qamera.stream(jobs[0]) as pieces:
+            async for piece in pieces:
+                print(piece.hex())
+        for intent in await qamera.ambiguous():
+            job: Job = await qamera.adopt(intent, *(video.id for video in intent.candidates))
+            print(job.record_ids)
+            await qamera.abandon(intent.id)
 
 
 def tell(event: Event) -> str:  # noqa: PLR0911 - one for each event
