@@ -22,7 +22,7 @@ from qamera_async.sandbox.files import Clip
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
-SIZE = 5_000_000
+SIZE = 8_000_000
 CLIP = Clip(SIZE).read(0, SIZE)
 ID = "old_000001"
 
@@ -88,7 +88,7 @@ def silent():
         yield silent
 
 
-async def halved(place, after=2_500_000):
+async def halved(place, after=3_500_000):
     """Leave the beginning of a clip in the .part, as a download that was cut leaves it."""
     place.sandbox.cdn_trouble("cut", after=after)
     with pytest.raises(DownloadError):
@@ -124,7 +124,7 @@ async def test_progress_is_told(place):
 
     await place.fetch(on_progress=progress)
 
-    assert len(told) > 2
+    assert len(told) > 3
     assert told == sorted(told)
     assert told[-1] == (SIZE, SIZE)
     assert {total for _, total in told} == {SIZE}
@@ -336,20 +336,20 @@ async def test_there_is_one_writer_up_to_the_name(place):
 
 async def test_a_cut_is_resumed(place):
     """In the same call, from where it was cut, and both events say so."""
-    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    place.sandbox.cdn_trouble("cut", after=3_000_000)
     await place.fetch()
 
     (first, again) = place.asked()
     assert first == (None, 200)
     assert again[1] == 206
-    assert 0 < int(again[0].removeprefix("bytes=").rstrip("-")) <= 2_000_000
+    assert 0 < int(again[0].removeprefix("bytes=").rstrip("-")) <= 3_000_000
     assert [e.attempt for e in place.events if isinstance(e, Retrying)] == [1]
     assert place.is_whole()
 
 
 async def test_a_stall_is_resumed(place, quick):
     """Nothing for ``Timeouts.request`` seconds is a lost connection."""
-    place.sandbox.cdn_trouble("stall", after=2_000_000)
+    place.sandbox.cdn_trouble("stall", after=3_000_000)
     options = quick | {"timeouts": Timeouts(request=0.1)}
     async with place.sandbox.session(**options) as session:
         await place.another(transport=session._transport).file(place.video, place.target)
@@ -369,7 +369,7 @@ async def test_attempts_are_counted_anew_after_progress(place):
 
 async def test_attempts_end_without_progress(place):
     """A clip that can't be resumed and is always cut at the same place is given up."""
-    place.sandbox.cdn_trouble("cut", times=9, after=2_000_000)
+    place.sandbox.cdn_trouble("cut", times=9, after=3_000_000)
     place.sandbox.cdn_trouble("no_etag", times=9)
     with pytest.raises(DownloadError):
         await place.fetch()
@@ -419,7 +419,7 @@ async def test_a_later_call_goes_on(place):
 @pytest.mark.parametrize("trouble", ["no_etag", "weak_etag"])
 async def test_without_a_strong_etag_nothing_is_appended(place, trouble):
     """The next attempt starts anew."""
-    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    place.sandbox.cdn_trouble("cut", after=3_000_000)
     place.sandbox.cdn_trouble(trouble)
     await place.fetch()
 
@@ -500,10 +500,10 @@ async def test_a_body_without_length_is_whole_if_it_proves_it(place):
     assert place.is_whole()
 
     place.sandbox.cdn_trouble("no_length")
-    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    place.sandbox.cdn_trouble("cut", after=3_000_000)
     await place.fetch(overwrite=True)
 
-    assert place.asked()[-1] == ("bytes=2000000-", 206)
+    assert place.asked()[-1] == ("bytes=3000000-", 206)
     assert place.is_whole()
 
 
@@ -521,7 +521,7 @@ async def test_a_cut_body_without_length_is_never_taken_for_whole(place):
 async def test_a_chunked_body_that_ends_properly_is_whole(place):
     """A cut one is resumed."""
     place.sandbox.cdn_trouble("chunked", times=2)
-    place.sandbox.cdn_trouble("cut", after=2_000_000)
+    place.sandbox.cdn_trouble("cut", after=3_000_000)
     await place.fetch()
 
     assert [status for _, status in place.asked()] == [200, 206]
@@ -614,6 +614,37 @@ async def test_a_full_disk_leaves_no_file(place, monkeypatch, call):
 
     await place.fetch()
 
+    assert place.is_whole()
+
+
+async def test_a_slow_download_is_written_each_second(place, monkeypatch):
+    """So that a kill costs no more of it, and progress is told."""
+    monkeypatch.setattr("qamera_async.download.filling._PATIENCE", 0.0)
+    told = []
+    await place.fetch(on_progress=lambda done, _: told.append(done))
+
+    assert len(told) > SIZE / 300_000
+    assert place.is_whole()
+
+
+async def test_what_a_sync_on_the_way_reports_counts(place, monkeypatch):
+    """The system reports a lost write once: whoever hears of it must tell, and nothing of it is resumed."""
+    monkeypatch.setattr("qamera_async.download.threads._SYNC_EACH", 1)
+    calls = []
+
+    def once(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(parts, "_sync", once)
+    with pytest.raises(DownloadError, match="Input/output"):
+        await place.fetch()
+    assert place.names() == []
+
+    await place.fetch()
+
+    assert len(calls) > 2
     assert place.is_whole()
 
 
@@ -720,7 +751,7 @@ async def test_closing_the_session_ends_a_download(place, quick, phase, silent):
     """With SessionClosedError and a .part that can be resumed, whatever it was at."""
     retry = RetryPolicy(attempts=3, base=60.0)
     session = place.sandbox.session(**(quick | {"retry": retry, "timeouts": Timeouts(request=60)}))
-    place.sandbox.cdn_trouble("cut" if phase == "pause" else "stall", after=2_000_000)
+    place.sandbox.cdn_trouble("cut" if phase == "pause" else "stall", after=3_000_000)
     video = place.video
     async with session:
         if phase == "connect":
@@ -806,7 +837,7 @@ async def test_a_stream_gives_all_of_it(place):
 async def test_a_stream_that_ends_early_raises(place, names):
     """In the iteration, whatever should have ended it."""
     for name in names:
-        place.sandbox.cdn_trouble(name, **({"after": 2_000_000} if name == "cut" else {}))
+        place.sandbox.cdn_trouble(name, **({"after": 3_000_000} if name == "cut" else {}))
     got = b""
     with pytest.raises(DownloadError):
         async with place.downloader.stream(place.video) as pieces:
@@ -819,7 +850,7 @@ async def test_a_stream_that_ends_early_raises(place, names):
 
 async def test_leaving_a_stream_closes_its_connection(place):
     """What is not wanted is not fetched."""
-    place.sandbox.cdn_trouble("stall", after=2_000_000)
+    place.sandbox.cdn_trouble("stall", after=3_000_000)
     async with place.downloader.stream(place.video) as pieces:
         async for _ in pieces:
             break

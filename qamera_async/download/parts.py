@@ -21,7 +21,7 @@ else:
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 # Without O_NONBLOCK a pipe of that name would keep a thread waiting for ever.
@@ -138,20 +138,33 @@ class Part:
             if left:
                 left[0] = left[0][done:]
 
+    def sync(self) -> None:
+        """Wait until what was written is on the disk.
+
+        Raises:
+            OSError: not all of it is; it won't be resumed.
+        """
+        self._or_lost(_sync)
+
     def finish(self) -> None:
         """Put it on the disk and close it; nobody else can write it before ``close``.
 
         Raises:
             OSError: not all of it is there; it won't be resumed.
         """
+        self.sync()
+        self._or_lost(os.close)
+        self._descriptor = None
+
+    def _or_lost(self, call: Callable[[int], None]) -> None:
         descriptor = self._writable()
         try:
-            _sync(descriptor)
-            self._descriptor = None
-            os.close(descriptor)
+            call(descriptor)
         except OSError:
             # What the system has lost it may still show: nothing here can be relied on.
             self.note, self._ours = None, True
+            if call is os.close:
+                self._descriptor = None
             raise
 
     def rename(self, *, overwrite: bool) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 _T = TypeVar("_T")
+_CLOSED = "The session was closed during a download."
 _BUFFER = 256 * 1024  # bytes; twice as many are held at most
 
 
@@ -70,6 +71,7 @@ class Fetcher:
         )
         self._clients: dict[Callable[[str], bool] | None, aiohttp.ClientSession] = {}
         self._opening: set[asyncio.Timeout] = set()
+        self._open: set[aiohttp.ClientResponse] = set()
         self._closed = False
 
     @asynccontextmanager
@@ -91,20 +93,33 @@ class Fetcher:
         target = as_url(url)
         where = target.host or "the server"
         response = await self._bordered(self._sent(target, headers, allowed), where)
+        self._open.add(response)
         try:
             head = {name.lower(): value for name, value in response.headers.items()}
-
             body = response.content
             chunked = "chunked" in head.get("transfer-encoding", "").lower()
 
             async def read() -> bytes:
-                # Chunks may be tiny, so they are taken together; all else is taken as it came, not copied.
-                return await self._bordered(body.readany() if chunked else _next(body), where)
+                try:
+                    # Chunks may be tiny, so they are taken together; all else is taken as it came.
+                    piece = await body.readany() if chunked else (await body.readchunk())[0]
+                except Exception as error:
+                    failure = self._failure(error, where)
+                else:
+                    if piece or not self._closed:
+                        return piece
+                    # Closing looks like the end of a body that ends with its connection.
+                    failure = SessionClosedError(_CLOSED)
+                try:
+                    raise failure
+                finally:
+                    del failure
 
             ends: Literal["length", "chunk", "connection"]
             ends = "chunk" if chunked else "length" if "content-length" in head else "connection"
             yield Fetched(response.status, head, ends, read)
         finally:
+            self._open.discard(response)
             response.close()
 
     async def home(self) -> tuple[str, list[str]]:
@@ -133,6 +148,10 @@ class Fetcher:
         now = asyncio.get_running_loop().time()
         for scope in self._opening:
             scope.reschedule(now)
+        for response in self._open:
+            # To close its connection would not wake whoever waits for bytes of it.
+            response.content.set_exception(SessionClosedError(_CLOSED))
+            response.close()
         clients = list(self._clients.values())
         self._clients.clear()
         for client in clients:
@@ -162,7 +181,7 @@ class Fetcher:
 
     def _failure(self, error: Exception, where: str) -> QameraError:
         if self._closed:
-            return SessionClosedError("The session was closed during a download.")
+            return SessionClosedError(_CLOSED)
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(
             error.os_error, _RefusedAddressError
         ):
@@ -210,10 +229,6 @@ def as_url(text: str) -> URL:
     """
     # One that is encoded already stays as it is to the letter: it may be signed.
     return URL(text, encoded=all("!" <= char <= "~" for char in text))
-
-
-async def _next(body: aiohttp.StreamReader) -> bytes:
-    return (await body.readchunk())[0]
 
 
 def _guarded_sockets(allowed: Callable[[str], bool]) -> Callable[[Any], socket.socket]:
