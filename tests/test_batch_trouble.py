@@ -36,6 +36,10 @@ async def handed_out(batch):
     return outcomes, None
 
 
+async def collected(batch):
+    return await batch
+
+
 # --- a row of ambiguous answers -----------------------------------------------------------------
 
 
@@ -522,3 +526,46 @@ async def test_what_comes_to_be_ordered_after_it_stopped_is_not(session, sandbox
 
     assert [outcome.job for outcome in outcomes] == [old]
     assert posts(sandbox) == []
+
+
+async def test_a_pause_whose_only_item_ends_otherwise_is_tried_by_the_next(session, sandbox):
+    """Another process orders what waits for the network: the batch reads on, and that one finds out."""
+    known = await session.register_video(image_id="i")
+
+    class Elsewhere(Stand):
+        tries = 0
+
+        async def _order(self, request, *, retry_failed, approve, withdrawn):
+            if request.ref == "sku-0":
+                self.tries += 1
+                if self.tries > 1:
+                    return known
+                await approve()
+                raise q.ConnectionFailedError("refused")
+            return await super()._order(
+                request, retry_failed=retry_failed, approve=approve, withdrawn=withdrawn
+            )
+
+    batch = make_batch(Elsewhere(session), videos(3), max_in_flight=1)
+    outcomes, reason = await asyncio.wait_for(handed_out(batch), 5)
+
+    assert [outcome.ok for outcome in outcomes] == [True] * 3
+    assert reason is None
+    assert len(posts(sandbox)) == 3
+
+
+async def test_only_what_is_provably_unsent_is_submitted_again(session, sandbox):
+    """Where a byte may have left, whoever says so, it is one outcome."""
+    error = q.RequestTimeoutError("half of it was sent", sent=True)
+
+    class Half(Stand):
+        async def _order(self, request, *, retry_failed, approve, withdrawn):
+            await approve()
+            if request.ref == "sku-1":
+                raise error
+            return await self.session._order(request, retry_failed=retry_failed)
+
+    result = await asyncio.wait_for(collected(make_batch(Half(session), videos(3))), 5)
+
+    assert [outcome.error for outcome in result.outcomes] == [None, error, None]
+    assert len(posts(sandbox)) == 2
