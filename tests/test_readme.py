@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from qamera_async import QameraSession
+from qamera_async import AmbiguousSubmissionError, QameraSession, Timeouts
 from qamera_async.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +21,9 @@ COMMANDS = [
 
 
 @pytest.fixture
-async def on_the_sandbox(monkeypatch, quick):
+async def on_the_sandbox(monkeypatch, quick, tmp_path):
     """Let a QameraSession() without arguments be one on the sandbox that polls without long pauses."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(QameraSession.__init__.__kwdefaults__, "polling", quick["polling"])
     async with Sandbox(job_seconds=0.05) as sandbox:
         monkeypatch.setenv("QAMERA_BASE_URL", sandbox.url)
@@ -41,9 +42,21 @@ def test_the_commands_stand_in_the_readme(command):
     assert f"```bash\n{command}\n```" in README
 
 
+async def leave_something_to_look_into(sandbox):
+    """Leave what a run that was killed leaves: an unfinished job, and two that are ambiguous."""
+    async with QameraSession(ledger="jobs.db", timeouts=Timeouts(lookup=0.1)) as qamera:
+        await qamera.register_video(image_id="img_1", ref="sku-1")
+        for name in ("reset_after", "reset_before"):
+            sandbox.trouble(name)
+            with pytest.raises(AmbiguousSubmissionError):
+                await qamera.register_video(image_id="img_1", ref=name)
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.strip().splitlines()[0][:40])
 async def test_a_snippet_runs(snippet, on_the_sandbox):
     """Each snippet runs on the sandbox; one that is a test runs with its fixtures."""
+    if "ambiguous()" in snippet:
+        await leave_something_to_look_into(on_the_sandbox)
     names = {"__name__": "readme"}
     code = compile(snippet, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = eval(code, names)  # noqa: S307 - our own README
