@@ -276,6 +276,19 @@ async def test_a_symlink_at_the_note_is_not_followed(place):
     assert place.names() == ["clip.mp4", "precious"]
 
 
+async def test_a_part_that_was_replaced_gets_no_name(place):
+    """Whoever puts something else at the .part meanwhile doesn't get it taken for the clip."""
+
+    async def replace(_):
+        place.part.unlink()
+        place.part.write_bytes(b"something else")
+
+    with pytest.raises(DownloadError, match="replaced"):
+        await place.fetch(before_final=replace)
+
+    assert place.names() == ["clip.mp4.part", "clip.mp4.part.json"]
+
+
 async def test_a_part_with_a_second_name_is_left_to_it(place):
     """Its bytes belong to somebody else as well: the download starts anew beside it."""
     precious = place.target.with_name("precious")
@@ -526,6 +539,75 @@ async def test_a_chunked_body_that_ends_properly_is_whole(place):
 
     assert [status for _, status in place.asked()] == [200, 206]
     assert place.is_whole()
+
+
+MP4 = Clip(None).read(0, Clip(None).size)
+HALF = len(MP4) // 2
+BEGUN = b'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: %d\r\n\r\n' % len(MP4) + MP4[:HALF]
+
+
+def rest(start, stop, body, framing):
+    """Give a 206 whose body is sent as it is."""
+    line = b"bytes %d-%d/%d" % (start, stop - 1, len(MP4))
+    return b'HTTP/1.1 206 OK\r\nETag: "a"\r\nContent-Range: %s\r\n%s\r\n\r\n' % (line, framing) + body
+
+
+def chunk(body):
+    return b"%x\r\n%s\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        # A part of what was asked for, then the rest.
+        [
+            BEGUN,
+            rest(HALF, HALF + 9, MP4[HALF : HALF + 9], b"Content-Length: 9"),
+            rest(HALF + 9, len(MP4), MP4[HALF + 9 :], b"Content-Length: %d" % (len(MP4) - HALF - 9)),
+        ],
+        # The connection ends the rest, too early.
+        [
+            BEGUN,
+            rest(HALF, len(MP4), MP4[HALF:-9], b"Connection: close"),
+            rest(len(MP4) - 9, len(MP4), MP4[-9:], b"Connection: close"),
+        ],
+        # More than there can be: all of it is thrown away.
+        [
+            BEGUN,
+            rest(HALF, len(MP4), chunk(MP4[HALF:] + b"x") + b"0\r\n\r\n", b"Transfer-Encoding: chunked"),
+            BEGUN + MP4[HALF:],
+        ],
+        # A length that contradicts the range.
+        [
+            BEGUN,
+            rest(HALF, len(MP4), MP4[HALF:] + b"x", b"Content-Length: %d" % (len(MP4) - HALF + 1)),
+            BEGUN + MP4[HALF:],
+        ],
+        # Nothing left to send, says a server that means another file.
+        [
+            BEGUN,
+            b'HTTP/1.1 416 No\r\nETag: "b"\r\nContent-Range: bytes */%d\r\nContent-Length: 0\r\n\r\n' % HALF,
+            BEGUN + MP4[HALF:],
+        ],
+    ],
+)
+async def test_the_rest_is_counted(place, replies):
+    """Whatever a server sends as the rest, the file is whole or thrown away."""
+    left = list(replies)
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(left.pop(0))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        await place.downloader.file(attrs.evolve(place.video, video_url=url), place.target)
+
+    assert left == []
+    assert place.target.read_bytes() == MP4
+    assert place.names() == ["clip.mp4"]
 
 
 # --- refused ----------------------------------------------------------------

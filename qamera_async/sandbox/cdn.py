@@ -131,10 +131,12 @@ class _Answer:
 
     async def send(self) -> web.StreamResponse:
         """Send it; what the trouble leaves of it."""
-        if self.status in {304, 416} or self._request.method == "HEAD":
-            empty = web.Response(status=self.status, headers=self._headers)
-            if self.status not in {304, 416}:
-                empty.content_length = self._stop - self._first
+        if self.status in {304, 416}:
+            return web.Response(status=self.status, headers=self._headers)
+        if self._request.method == "HEAD":
+            empty = web.StreamResponse(status=self.status, headers=self._headers)
+            empty.content_length = self._stop - self._first
+            await empty.prepare(self._request)
             return empty
         if "no_length" in self._troubles:
             return await self._without_length()
