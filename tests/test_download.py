@@ -332,6 +332,41 @@ async def test_two_tasks_one_target_one_writer(place):
     assert place.is_whole()
 
 
+async def test_what_another_one_finished_is_not_fetched_again(place, monkeypatch):
+    """Though the target was not there yet when it was looked for first."""
+    real = parts.Part._opened
+
+    def late(target):
+        place.target.write_bytes(b"mine")
+        return real(target)
+
+    monkeypatch.setattr(parts.Part, "_opened", late)
+    with pytest.raises(TargetExistsError):
+        await place.fetch()
+
+    assert place.asked() == []
+    assert place.names() == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("step", ["locked", "linked"])
+async def test_a_part_that_changes_while_it_is_opened_is_opened_anew(place, monkeypatch, step):
+    """Another writer gave it its final name, or removed it, between its opening and its lock."""
+    real, looks = parts._is_at, []
+
+    def gone(descriptor, path):
+        looks.append(path)
+        if len(looks) == 1:
+            path.unlink()
+            if step == "linked":
+                path.write_bytes(b"another one's")
+        return real(descriptor, path)
+
+    monkeypatch.setattr(parts, "_is_at", gone)
+    await place.fetch()
+
+    assert place.is_whole()
+
+
 async def test_there_is_one_writer_up_to_the_name(place):
     """Also while ``before_final`` is awaited."""
 
@@ -426,6 +461,7 @@ async def test_a_later_call_goes_on(place):
     await place.fetch()
 
     assert place.asked()[-1] == (f"bytes={size}-", 206)
+    assert place.sandbox.requests[-1].headers["If-Range"] == Clip(SIZE).etag
     assert place.is_whole()
 
 
@@ -459,6 +495,7 @@ async def test_what_doesnt_fit_starts_anew(place, trouble, details):
     assert place.is_whole()
     assert place.asked()[1][0] is not None
     assert place.asked()[-1][1] == 200
+    assert len(place.asked()) <= 3
 
 
 async def test_a_206_with_another_etag_starts_anew(place):

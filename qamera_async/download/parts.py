@@ -75,6 +75,8 @@ class Part:
             if part is not None:
                 break
         try:
+            # Once more, as the last writer may have finished it since.
+            _check_target(target, overwrite=overwrite)
             part.recall(record)
         except BaseException:
             part.close()
