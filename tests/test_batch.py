@@ -231,9 +231,10 @@ async def test_a_slow_consumer_slows_it_down_and_each_place_is_refilled(session,
     handed = 0
     async for _ in make_batch(session, source, max_in_flight=4):
         handed += 1
-        await asyncio.sleep(0.03)
-        assert len(sandbox.orders) == min(handed + 4, 20)
-        assert source.read == min(handed + 4, 20)
+        while len(sandbox.orders) < min(handed + 4, 20):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.005)
+        assert source.read == len(sandbox.orders) == min(handed + 4, 20)
 
     assert handed == 20
 

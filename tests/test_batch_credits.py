@@ -77,15 +77,13 @@ async def collected(batch):
 
 async def test_the_first_of_each_kind_is_waited_for(session, sandbox):
     """No second of its kind goes out before its receipt; the first of another kind does."""
-    sandbox.trouble("slow", seconds=0.1, times=3)
+    sandbox.trouble("slow", seconds=0.3, times=3)
     requests = [*videos(2), q.ReelRequest(["a"]), q.ReelRequest(["a", "b"]), *videos(1), *videos(3)]
-    running = asyncio.ensure_future(collected(make_batch(session, requests, max_credits=1000)))
-    while len(sandbox.orders) < 3:
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.03)
+    result = await make_batch(session, requests, max_credits=1000)
+    firsts = [order for order in sandbox.orders if order.at < sandbox.orders[0].at + 0.3]
 
-    assert sorted(order.kind for order in sandbox.orders) == ["reel", "reel", "video"]
-    assert len((await running).videos) == 8
+    assert sorted(order.kind for order in firsts) == ["reel", "reel", "video"]
+    assert len(result.videos) == 8
 
 
 async def test_without_a_limit_nothing_is_waited_for(session, sandbox):
@@ -209,7 +207,9 @@ async def test_providers_and_lengths_are_kinds_of_their_own(session, sandbox):
         q.ReelRequest(["a"]),
         q.ReelRequest(["a", "b"]),
     ]
-    result = await make_batch(session, requests, max_credits=30, max_in_flight=1)
+    result = await make_batch(session, requests, max_credits=34, max_in_flight=1)
+    other = await make_batch(session, requests[:3], max_credits=15, max_in_flight=1)
 
-    assert [order.credits for order in sandbox.orders] == [10, 10, 15]
+    assert [order.credits for order in sandbox.orders] == [10, 10, 15, 10, 10]
     assert (result.stopped.spent, result.stopped.price) == (35, None)
+    assert (other.stopped.spent, other.stopped.price) == (20, None)

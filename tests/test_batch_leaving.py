@@ -124,6 +124,16 @@ async def test_a_batch_that_ends_by_itself_leaves_nothing(session, caplog):
     assert warned(caplog) == ""
 
 
+async def test_what_was_given_a_moment_ago_is_not_in_the_log(session, caplog):
+    """Closed in the same turn of the loop in which the only outcome came."""
+    outcomes = aiter(make_batch(session, videos(1)))
+    given = await anext(outcomes)
+    await outcomes.aclose()
+
+    assert given.ok
+    assert warned(caplog) == ""
+
+
 async def test_an_iterator_that_is_forgotten_stops_it(session, sandbox, caplog):
     """Even where only the garbage collector finds it, in a cycle."""
     source = Generator()
@@ -207,7 +217,7 @@ async def test_cancelled_again_and_again_it_still_ends_its_tasks(session, sandbo
             yield videos(1)[0]
             await asyncio.sleep(1e6)
         finally:
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.1)
             closed.append(True)
 
     async def collect():
