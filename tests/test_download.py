@@ -509,6 +509,41 @@ async def test_a_206_with_another_etag_starts_anew(place):
     assert place.is_whole()
 
 
+async def test_a_416_for_another_file_starts_anew(place):
+    """As many bytes prove nothing: only the same ETag says that all of it is here."""
+
+    async def refuse(_):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await place.fetch(before_final=refuse)
+    place.sandbox.cdn_trouble("other_etag")
+    place.sandbox.cdn_trouble("wrong_range", shift=0)
+    await place.fetch()
+
+    assert place.asked()[1:] == [(f"bytes={SIZE}-", 416), (None, 200)]
+    assert place.is_whole()
+
+
+async def test_no_note_outlives_its_bytes(place):
+    """A kill in the middle of a clip without ETag leaves nothing that says what an earlier one was."""
+    await halved(place)
+    for name in ("no_etag", "ignore_range"):
+        place.sandbox.cdn_trouble(name)
+    place.sandbox.cdn_trouble("stall", after=3_000_000)
+    place.events.clear()
+    task = asyncio.create_task(place.fetch())
+    while not place.events:
+        await asyncio.sleep(0.001)
+    noted = place.note.exists()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not noted
+    assert place.names() == []
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -822,11 +857,15 @@ async def test_cancelled_at_any_turn_no_file_is_wrong(place):
     assert place.is_whole()
 
 
-async def test_a_write_under_way_is_waited_for(place, monkeypatch):
-    """A cancelled download doesn't close the file under its thread."""
+@pytest.mark.parametrize("last", [False, True])
+async def test_a_write_under_way_is_waited_for(place, monkeypatch, last):
+    """A cancelled download doesn't close the file under its thread, nor write anything twice."""
     real, under_way, closed_early = parts.Part.write, [], []
 
     def slow(part, pieces):
+        if last and part.size + sum(map(len, pieces)) < SIZE:
+            real(part, pieces)
+            return
         under_way.append(1)
         threads_go_on.wait(2)
         real(part, pieces)
@@ -865,12 +904,14 @@ async def test_cancelled_while_the_file_is_opened_frees_it(place):
     assert place.is_whole()
 
 
-@pytest.mark.parametrize("phase", ["read", "connect", "pause"])
+@pytest.mark.parametrize("phase", ["read", "read without length", "connect", "pause"])
 async def test_closing_the_session_ends_a_download(place, quick, phase, silent):
     """With SessionClosedError and a .part that can be resumed, whatever it was at."""
     retry = RetryPolicy(attempts=3, base=60.0)
     session = place.sandbox.session(**(quick | {"retry": retry, "timeouts": Timeouts(request=60)}))
     place.sandbox.cdn_trouble("cut" if phase == "pause" else "stall", after=3_000_000)
+    if phase == "read without length":
+        place.sandbox.cdn_trouble("no_length")
     video = place.video
     async with session:
         if phase == "connect":

@@ -163,7 +163,7 @@ async def test_a_bad_url_is_refused(quick, tmp_path, url):
     """Another scheme, a password, no host, control characters: even where private ones are allowed."""
     async with downloading(quick) as get:
         for allow in (False, True):
-            with pytest.raises(DownloadError) as caught:
+            with pytest.raises(DownloadError, match=r"not fetched|There is no video") as caught:
                 await get(url, tmp_path / "a", allow_private=allow)
             assert "hush" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -284,6 +284,12 @@ async def test_a_redirect_into_the_private_network_is_refused(quick, tmp_path, r
             await get(f"http://cdn.example:{server.sockets[0].getsockname()[1]}/", tmp_path / "a")
 
     assert raw.asked == []
+
+
+@pytest.mark.parametrize("char", [*map(chr, range(32)), "\x7f"])
+def test_no_control_character_is_left_out_silently(char):
+    """What remained would be another URL."""
+    assert why_not(f"https://8.8.8.8/a{char}b", came_from=None, private=True) is not None
 
 
 def test_never_from_https_to_http():

@@ -149,8 +149,7 @@ class Fetcher:
         for scope in self._opening:
             scope.reschedule(now)
         for response in self._open:
-            # To close its connection would not wake whoever waits for bytes of it.
-            response.content.set_exception(SessionClosedError(_CLOSED))
+            # To close only its client would not wake whoever waits for bytes of it.
             response.close()
         clients = list(self._clients.values())
         self._clients.clear()
