@@ -1,6 +1,5 @@
 """A million rows from a generator: memory grows with the server's list at most, never with the rows."""
 
-import asyncio
 import gc
 import os
 import time

@@ -495,7 +495,7 @@ class DownloadError(QameraError):
 
     Args:
         message: What happened.
-        record_id: The record whose result it is.
+        record_id: The record whose result it is; None where nothing was ordered yet.
         path: Where the file was to be; None where it was to be no file.
         status: The HTTP status of the host that has the file; None where there was none, or a good one.
         host: The name of that host; None where there is none yet.
@@ -508,7 +508,7 @@ class DownloadError(QameraError):
         self,
         message: str,
         *,
-        record_id: str,
+        record_id: str | None = None,
         path: str | None = None,
         status: int | None = None,
         host: str | None = None,
@@ -521,7 +521,7 @@ class DownloadError(QameraError):
 
     def _what_happened(self) -> str:
         details = [
-            f"record {self.record_id}",
+            "" if self.record_id is None else f"record {self.record_id}",
             "" if self.path is None else f"to {self.path}",
             "" if self.host is None else f"from {self.host}",
             "" if self.status is None else f"HTTP {self.status}",

@@ -420,7 +420,8 @@ def spoil_cut(path):
 def spoil_bits(path):
     made(path)
     data = bytearray(path.read_bytes())
-    data[4096:8192] = bytes(b ^ 0xFF for b in data[4096:8192])
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 4096] = bytes(b ^ 0xFF for b in data[middle : middle + 4096])
     path.write_bytes(data)
 
 
@@ -458,37 +459,44 @@ def spoil_lost_wal(path):
     Path(f"{path}-wal").unlink()
 
 
+def spoil_lost_file(path):
+    """Lose the one file, and keep its -wal."""
+    Path(f"{path}-wal").write_bytes(b"what was written last")
+
+
 SPOILT = {
-    "text": (spoil_text, q.LedgerCorruptError),
-    "another program's database": (spoil_other_program, q.LedgerCorruptError),
-    "empty": (spoil_empty, q.LedgerCorruptError),
-    "emptied": (spoil_emptied, q.LedgerCorruptError),
-    "cut short": (spoil_cut, q.LedgerCorruptError),
-    "damaged": (spoil_bits, q.LedgerCorruptError),
-    "newer": (spoil_newer, q.LedgerVersionError),
-    "read-only": (spoil_read_only, q.LedgerUnavailableError),
-    "a folder": (spoil_folder, q.LedgerUnavailableError),
-    "without its -wal": (spoil_lost_wal, q.LedgerCorruptError),
+    "text": (spoil_text, q.LedgerCorruptError, "not a database"),
+    "another program's database": (spoil_other_program, q.LedgerCorruptError, "no ledger of this package"),
+    "empty": (spoil_empty, q.LedgerCorruptError, "empty"),
+    "emptied": (spoil_emptied, q.LedgerCorruptError, "empty"),
+    "cut short": (spoil_cut, q.LedgerCorruptError, "damaged"),
+    "damaged": (spoil_bits, q.LedgerCorruptError, "damaged"),
+    "newer": (spoil_newer, q.LedgerVersionError, "version 99"),
+    "read-only": (spoil_read_only, q.LedgerUnavailableError, "read-only"),
+    "a folder": (spoil_folder, q.LedgerUnavailableError, "no file"),
+    "without its -wal": (spoil_lost_wal, q.LedgerCorruptError, "-wal file is missing"),
+    "nothing but its -wal": (spoil_lost_file, q.LedgerCorruptError, "only its -wal"),
 }
 
 
 @pytest.fixture(params=SPOILT)
 def spoilt(request, path):
     """Give the error of a file that is no good ledger, and make the file, outside of the loop."""
-    spoil, error = SPOILT[request.param]
+    spoil, error, text = SPOILT[request.param]
     spoil(path)
-    return error
+    return error, text
 
 
 @pytest.mark.parametrize("entered", [True, False])
 def test_what_is_no_good_ledger_is_refused_untouched(spoilt, path, quick, entered):
     """A typed error before any POST, when the session is entered or when it is first used."""
+    error, text = spoilt
 
     async def use():
         async with Sandbox(quota=None) as sandbox:
             before = path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns)
             session = sandbox.session(**quick, ledger=path)
-            with pytest.raises(spoilt) as refused:
+            with pytest.raises(error, match=text) as refused:
                 await (session.__aenter__() if entered else order(session))
             await session.aclose()
             assert posts(sandbox) == 0
@@ -658,6 +666,24 @@ async def test_a_full_disk_at_the_receipt_leaves_the_receipt_in_the_error(sessio
         storage.change = change
         assert (await order(first, ref="sku-2")).receipt is not None
     assert len(sandbox.orders) == 2
+
+
+async def test_closing_does_not_cut_a_receipt_that_is_being_written(session, sandbox, monkeypatch, caplog):
+    """P4: the wait for the disk is cut short, the receipt reaches caller, ledger and log."""
+    async with session(timeouts=q.Timeouts(close=0.01)) as first:
+        submitted, writing = first._ledger.submitted, asyncio.Event()
+
+        async def slowly(intent, receipt):
+            writing.set()
+            await asyncio.sleep(30.0)
+            await submitted(intent, receipt)
+
+        monkeypatch.setattr(first._ledger, "submitted", slowly)
+        ordering = asyncio.ensure_future(order(first))
+        await writing.wait()
+
+    assert (await ordering).record_ids == sandbox.orders[0].record_ids
+    assert sandbox.orders[0].record_ids[0] in caplog.text
 
 
 async def test_a_failed_sync_means_no_post(session, sandbox):

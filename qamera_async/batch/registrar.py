@@ -153,7 +153,6 @@ class Registrar:
             if target is not None and await asyncio.to_thread(os.path.lexists, target):
                 raise TargetExistsError(
                     "There is a file already where the result was to be, so nothing was ordered.",
-                    record_id="",
                     path=str(target),
                 )
         if item.kind is None:

@@ -191,7 +191,7 @@ def explain_more(error: QameraError) -> str:  # noqa: PLR0911 - one for each err
         case AmbiguityLimitError():
             return error.errors[0].intent.id.upper()
         case DownloadError():
-            return f"{error.record_id.upper()} {error.path} {error.status} {error.host}"
+            return f"{error.record_id} {error.path} {error.status} {error.host}"
         case LedgerVersionError():
             return f"{error.found - error.supported}"
         case LedgerUnavailableError():

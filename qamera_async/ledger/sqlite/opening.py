@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,16 +137,8 @@ def _connected(path: Path) -> sqlite3.Connection:
         cached_statements=64,
     )
     try:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                # Two that open a new file at once: the timeout isn't heeded here.
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        # Two that do this at once to a new file would be in each other's way; the door keeps them apart.
+        connection.execute("PRAGMA journal_mode = WAL")
         # Each commit is on the disk before it is said to be done.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")

@@ -79,13 +79,20 @@ class Owners:
         """
         if owner == self._mine:
             return True
-        mine, there = os.fstat(self._file), Path(self._path).stat()
-        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
+        if not self._in_place():
             raise LedgerUnavailableError(f"{self._path} was replaced while it was in use.")
         if not self._lock(owner):
             return True
         self._unlock(owner)
         return False
+
+    def _in_place(self) -> bool:
+        mine = os.fstat(self._file)
+        try:
+            there = Path(self._path).stat()
+        except FileNotFoundError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
     def _lock(self, byte: int) -> bool:
         assert fcntl is not None  # noqa: S101 - else this couldn't be made
