@@ -148,7 +148,6 @@ def test_a_lock_belongs_to_a_living_owner(tmp_path):
 
     assert mine.alive(3)
     assert not mine.alive(4)
-    mine.close()
 
 
 def test_a_file_of_locks_that_was_replaced_decides_nothing(tmp_path):
@@ -162,7 +161,6 @@ def test_a_file_of_locks_that_was_replaced_decides_nothing(tmp_path):
     path.unlink()
     with pytest.raises(q.LedgerUnavailableError, match="replaced"):
         mine.alive(4)
-    mine.close()
 
 
 def test_a_system_without_such_locks_has_no_ledger(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
@@ -24,6 +26,20 @@ class _Account:
 
 _accounts: dict[tuple[str, str], _Account] = {}
 _accounts_lock = threading.Lock()
+left_behind: deque[Callable[[], None]] = deque()
+"""What sessions that nobody closed have left to be let go of."""
+
+
+def _begin_anew() -> None:
+    """In a forked child: the threads behind the logs, and who might hold a lock, are the parent's."""
+    global _accounts_lock  # noqa: PLW0603
+    _accounts_lock = threading.Lock()
+    _accounts.clear()
+    left_behind.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def join(origin: str, api_key: str, budget: RequestBudget | None) -> tuple[RequestBudget, Callable[[], None]]:
@@ -33,6 +49,8 @@ def join(origin: str, api_key: str, budget: RequestBudget | None) -> tuple[Reque
         ConfigurationError: an open session holds another budget for this key and origin.
     """
     # Only a digest is kept: this table outlives the sessions, and no key should.
+    while left_behind:
+        left_behind.popleft()()
     name = origin, hashlib.sha256(api_key.encode()).hexdigest()
     with _accounts_lock:
         for other in [key for key, old in _accounts.items() if key != name and _idle(old)]:

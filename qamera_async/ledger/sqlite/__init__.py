@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ...errors import LedgerCorruptError, RefConflictError
-from ..rows import OPEN_TO_ANEW, UNDER_WAY, Row, State, decoded, same_request
+from ...errors import LedgerCorruptError, LedgerUnavailableError, RefConflictError
+from ..rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, Row, State, decoded, same_request
 from ..storage import Found
 from .opening import closed, opened
-from .owners import Owners
+from .owners import owners_at
 from .slots import SqliteSlots
 from .worker import Worker
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
+    from .owners import Owners
+
+_PAGE = 200  # rows that are read at a time
+_LOOK = 0.005  # seconds
 _HAS_RECORD = "id IN (SELECT intent FROM records WHERE origin = ? AND record_id = ?)"
 _COLUMNS = "id, origin, ref, state, owner, body, digest"
 
@@ -32,9 +36,10 @@ class SqliteStorage:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._place: tuple[int, int] | None = None  # the file that is open, whatever has its name by now
         self._owners: Owners | None = None
         self._owner = 0
-        self._worker = Worker(path, self._connect, self._disconnect)
+        self._worker = Worker(path, self._connect, self._disconnect, self._check_place)
         self._slots: dict[str, SqliteSlots] = {}
         self._users = 0
         # What this process works on. Where a disk is full, a row can say that and be wrong.
@@ -43,8 +48,10 @@ class SqliteStorage:
     @classmethod
     def of(cls, path: str) -> SqliteStorage:
         """Give the storage of a path; each is to be closed as often as it was given."""
-        # A forked child has a storage of its own: threads and locks stay with the parent.
-        key = os.getpid(), os.path.realpath(path)
+        # A forked child has a storage of its own: threads and locks stay with the parent. The files beside
+        # it have the name of the file itself, whichever link led there.
+        path = os.path.realpath(path)
+        key = os.getpid(), path
         with _storages_lock:
             storage = _storages.get(key)
             if storage is None:
@@ -65,8 +72,9 @@ class SqliteStorage:
     async def aclose(self) -> None:
         """Finish what is queued and let go."""
         thread = self.release()
-        if thread is not None:
-            await asyncio.to_thread(thread.join)
+        # Looked at, not joined: a thread that joins could not be left where the disk hangs.
+        while thread is not None and thread.is_alive():  # noqa: ASYNC110 - a thread sets no asyncio.Event
+            await asyncio.sleep(_LOOK)
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -152,17 +160,52 @@ class SqliteStorage:
 
         return self._worker.run("find a record", operation)
 
-    def rows(self, origin: str, states: Collection[State]) -> Awaitable[list[Row]]:
+    async def rows(self, origin: str, states: Collection[State]) -> list[Row]:
         """Give all rows in these states, the oldest first."""
         asked = [state.value for state in states]
+        found: list[Row] = []
+        last = 0
 
-        def operation(connection: sqlite3.Connection) -> list[Row]:
-            for row in self._all(connection, "origin = ? AND state = 'sending'", origin):
+        def settle_the_dead(connection: sqlite3.Connection) -> None:
+            for _, row in self._some(connection, "origin = ? AND state = 'sending'", origin):
                 self._found(connection, row)
-            where = f"origin = ? AND state IN ({_marks(asked)})"
-            return self._all(connection, where, origin, *asked)
 
-        return self._worker.run("be read", operation)
+        def page(connection: sqlite3.Connection) -> list[tuple[int, Row]]:
+            where = f"origin = ? AND state IN ({_marks(asked)}) AND number > ?"
+            return self._some(connection, where, origin, *asked, last)
+
+        await self._worker.run("be read", settle_the_dead)
+        # In pieces, so that a registration, of another process too, is never far behind in the queue.
+        while rows := await self._worker.run("be read", page):
+            last = rows[-1][0]
+            found += [row for _, row in rows]
+        return found
+
+    def adopt(self, intent_id: str, record_ids: tuple[str, ...]) -> Awaitable[Row | set[str] | None]:
+        """Give an ambiguous row its records."""
+
+        def operation(connection: sqlite3.Connection) -> Row | set[str] | None:
+            row = self._one(connection, "id = ?", intent_id)
+            if row is None or row.state not in OPEN_TO_ADOPTION:
+                return None
+            if set(row.record_ids) == set(record_ids):
+                return row
+            taken = {
+                record_id
+                for record_id in record_ids
+                if connection.execute(
+                    "SELECT 1 FROM records WHERE origin = ? AND record_id = ? AND intent != ?",
+                    (row.origin, record_id, intent_id),
+                ).fetchone()
+            }
+            if taken:
+                return taken
+            connection.execute("DELETE FROM records WHERE intent = ?", (intent_id,))
+            adopted = attrs.evolve(row, state=State.ADOPTED, record_ids=record_ids)
+            self._update(connection, adopted)
+            return adopted
+
+        return self._worker.run("adopt records", operation)
 
     def claimed(self, origin: str, record_ids: Collection[str]) -> Awaitable[set[str]]:
         """Give those of the records that a row has."""
@@ -190,22 +233,25 @@ class SqliteStorage:
 
     def _connect(self) -> sqlite3.Connection:
         path = Path(self.path)
-        self._owners = Owners(f"{path}-owners")
-        try:
-            connection, self._owner = opened(path, self._owners)
-        except BaseException:
-            owners, self._owners = self._owners, None
-            owners.close()
-            raise
+        self._owners = owners_at(f"{path}-owners")
+        connection, self._owner = opened(path, self._owners)
+        facts = path.stat()
+        self._place = facts.st_dev, facts.st_ino
         return connection
+
+    def _check_place(self) -> None:
+        try:
+            facts = Path(self.path).stat()
+        except FileNotFoundError:
+            facts = None
+        if facts is None or (facts.st_dev, facts.st_ino) != self._place:
+            raise LedgerUnavailableError(
+                "The ledger was replaced or removed while it was in use.", path=self.path
+            )
 
     def _disconnect(self, connection: sqlite3.Connection) -> None:
         assert self._owners is not None  # noqa: S101 - made before the connection
-        owners, self._owners = self._owners, None
-        try:
-            closed(connection, owners, self._owner)
-        finally:
-            owners.close()
+        closed(connection, Path(self.path), self._owners, self._owner)
 
     def _busy(self, row: Row) -> bool:
         """Whether somebody alive is at work on it."""
@@ -256,14 +302,14 @@ class SqliteStorage:
         ).fetchone()
         return None if found is None else self._row(found)
 
-    def _all(self, connection: sqlite3.Connection, where: str, *values: object) -> list[Row]:
+    def _some(self, connection: sqlite3.Connection, where: str, *values: object) -> list[tuple[int, Row]]:
         found = connection.execute(
-            f"SELECT {_COLUMNS} FROM intents WHERE {where} ORDER BY number",  # noqa: S608 - as above
+            f"SELECT number, {_COLUMNS} FROM intents WHERE {where} ORDER BY number LIMIT {_PAGE}",  # noqa: S608
             values,
         )
-        return [self._row(columns) for columns in found.fetchall()]
+        return [(number, self._row(columns)) for number, *columns in found.fetchall()]
 
-    def _row(self, columns: tuple[Any, ...]) -> Row:
+    def _row(self, columns: Sequence[Any]) -> Row:
         *searched, body, digest = columns
         try:
             if _digest(*searched, body) != digest:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,7 +16,10 @@ from .schema import APPLICATION_ID, MIGRATIONS, migrate
 if TYPE_CHECKING:
     from .owners import Owners
 
-_PATIENCE = 30.0  # seconds that another process may hold the database
+_log = logging.getLogger("qamera_async")
+
+_PATIENCE = 10.0  # seconds that another process may hold the database
+_SETTLE = "UPDATE meta SET value = 1 WHERE name = 'settled'"
 _WRITABLE_BITS = 0o222
 
 
@@ -32,19 +37,22 @@ def opened(path: Path, owners: Owners) -> tuple[sqlite3.Connection, int]:
                     "The ledger is gone, and only its -wal file is left.", path=str(path)
                 )
             _make(path)
-        _examine(path)
+        _examine(path, closing_was_cut=owners.closing)
         connection = _connected(path)
+        owner = secrets.randbelow(2**31 - 1) + 1
         try:
+            owners.become(owner)
             migrate(connection)
-            owner = _entered(connection)
+            _enter(connection, owner)
         except BaseException:
-            connection.close()
+            owners.leave(owner)
+            _close(connection, path, owners)
             raise
-        owners.become(owner)
+        owners.mark_closing(closing=False)
     return connection, owner
 
 
-def closed(connection: sqlite3.Connection, owners: Owners, owner: int) -> None:
+def closed(connection: sqlite3.Connection, path: Path, owners: Owners, owner: int) -> None:
     """Close a connection; the last one leaves all in the one file."""
     with owners.door():
         try:
@@ -52,10 +60,27 @@ def closed(connection: sqlite3.Connection, owners: Owners, owner: int) -> None:
             connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
             others = [number for (number,) in connection.execute("SELECT id FROM owners")]
             if not any(map(owners.alive, others)):
-                connection.execute("UPDATE meta SET value = 1 WHERE name = 'settled'")
+                connection.execute(_SETTLE)
             connection.execute("COMMIT")
         finally:
-            connection.close()
+            owners.leave(owner)
+            _close(connection, path, owners)
+
+
+def _close(connection: sqlite3.Connection, path: Path, owners: Owners) -> None:
+    """Close a connection; where it was the last one, say in the file that it is all there is.
+
+    The last one takes the -wal file away, and another process may have died just now, so that nobody knows
+    beforehand which one is the last.
+    """
+    owners.mark_closing(closing=True)
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+    connection.close()
+    if not os.path.lexists(f"{path}-wal") and os.path.lexists(path):
+        with closing(_connected(path)) as last:
+            last.execute(_SETTLE)
+    owners.mark_closing(closing=False)
 
 
 def _make(path: Path) -> None:
@@ -78,7 +103,7 @@ def _make(path: Path) -> None:
         os.close(folder)
 
 
-def _examine(path: Path) -> None:
+def _examine(path: Path, *, closing_was_cut: bool) -> None:
     """Refuse what can't be worked with, without writing a byte."""
     facts = path.stat()
     if not path.is_file():
@@ -94,7 +119,7 @@ def _examine(path: Path) -> None:
     immutable = "" if has_wal else "&immutable=1"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)) as connection:
         try:
-            _check(connection, path, has_wal=has_wal)
+            _check(connection, path, is_all=not has_wal and not closing_was_cut)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF not in (
                 sqlite3.SQLITE_CORRUPT,
@@ -105,7 +130,7 @@ def _examine(path: Path) -> None:
             raise LedgerCorruptError(f"The ledger is damaged: {error}.", path=str(path)) from None
 
 
-def _check(connection: sqlite3.Connection, path: Path, *, has_wal: bool) -> None:
+def _check(connection: sqlite3.Connection, path: Path, *, is_all: bool) -> None:
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise LedgerCorruptError("The file is no ledger of this package.", path=str(path))
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -120,7 +145,7 @@ def _check(connection: sqlite3.Connection, path: Path, *, has_wal: bool) -> None
     if verdict != "ok":
         raise LedgerCorruptError(f"The ledger is damaged: {verdict}.", path=str(path))
     settled = connection.execute("SELECT value FROM meta WHERE name = 'settled'").fetchone()
-    if not has_wal and (settled is None or settled[0] != 1):
+    if is_all and (settled is None or settled[0] != 1):
         raise LedgerCorruptError(
             "The ledger's -wal file is missing, and with it what was written last.", path=str(path)
         )
@@ -148,13 +173,17 @@ def _connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _entered(connection: sqlite3.Connection) -> int:
-    """Become an owner, and say in the file itself that it now has a -wal that belongs to it."""
+def _enter(connection: sqlite3.Connection, owner: int) -> None:
+    """Put an owner in, and say in the file itself that it now has a -wal that belongs to it."""
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("UPDATE meta SET value = 0 WHERE name = 'settled'")
-    owner = connection.execute("INSERT INTO owners DEFAULT VALUES").lastrowid
+    connection.execute("INSERT INTO owners VALUES (?)", (owner,))
     connection.execute("COMMIT")
-    # TRUNCATE would wait for the readers of other processes; that the page is in the file is enough.
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    assert owner is not None  # noqa: S101 - an insert has given it
-    return owner
+    # Another program that is reading keeps pages out of the file; it is waited for, within reason.
+    connection.execute("PRAGMA busy_timeout = 2000")
+    busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {int(_PATIENCE * 1000)}")
+    if busy or pages != copied:
+        _log.warning(
+            "another program is reading the ledger: a copy of it without its -wal file could pass for whole"
+        )

@@ -13,7 +13,7 @@ APPLICATION_ID = 0x516D6C67  # "Qmlg", so that another program's database isn't 
 
 def _first(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
-    connection.execute("CREATE TABLE owners (id INTEGER PRIMARY KEY AUTOINCREMENT)")
+    connection.execute("CREATE TABLE owners (id INTEGER PRIMARY KEY)")
     # `body` is the whole row as JSON; the columns beside it are what is searched for, and `digest` tells
     # whether any of it was damaged. `current` is 1 for the one row of a ref that counts.
     connection.execute(

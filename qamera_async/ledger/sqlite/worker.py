@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -41,6 +42,7 @@ class Worker:
         path: what to call the database in messages.
         connect: opens it; called in the thread, with the first operation.
         disconnect: closes it; called in the thread.
+        check: raises where it can't be relied on any more; called before each transaction.
     """
 
     def __init__(
@@ -48,10 +50,13 @@ class Worker:
         path: str,
         connect: Callable[[], sqlite3.Connection],
         disconnect: Callable[[sqlite3.Connection], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._connect = connect
         self._disconnect = disconnect
+        self._check = check
+        self._pid = os.getpid()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # nothing may be queued behind the end
@@ -82,18 +87,25 @@ class Worker:
 
     def _put(self, job: _Job) -> None:
         with self._lock:
-            if self._ended:
-                if job.future is not None:
-                    job.future.set_exception(
-                        SessionClosedError("The session is closed, and its ledger with it.")
-                    )
+            if self._ended or self._pid != os.getpid():
+                self._refuse(job, SessionClosedError("The session is closed, and its ledger with it."))
                 return
             if self._thread is None:
                 # Daemonic, since an interpreter that ends must not wait for a session nobody closed; what
                 # was promised to be durable is on disk by then.
-                self._thread = threading.Thread(target=self._serve, name="qamera-ledger", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="qamera-ledger", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._refuse(job, LedgerUnavailableError(f"No thread for it: {error}.", path=self._path))
+                    return
+                self._thread = thread
             self._queue.put(job)
+
+    @staticmethod
+    def _refuse(job: _Job, error: QameraError) -> None:
+        if job.future is not None:
+            job.future.set_exception(error)
 
     # --- in the thread --------------------------------------------------------------------------
 
@@ -103,11 +115,16 @@ class Worker:
             jobs = self._next_jobs()
             ended = jobs[-1] is None
             waiting = [job for job in jobs if job is not None]
-            if connection is None and waiting:
-                connection = self._connected(waiting)
-            if connection is not None and waiting:
-                self._together(connection, waiting)
-            self._tell(waiting)
+            try:
+                if connection is None and waiting:
+                    connection = self._connected(waiting)
+                if connection is not None and waiting:
+                    self._together(connection, waiting)
+            except BaseException as error:
+                for job in waiting:
+                    job.error = job.error or LedgerError(f"The ledger failed ({type(error).__name__}).")
+            with contextlib.suppress(Exception):  # what a handler of the log raises
+                self._tell(waiting)
             if ended:
                 if connection is not None:
                     try:
@@ -135,8 +152,9 @@ class Worker:
 
     def _together(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         try:
+            self._check()
             connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError, QameraError) as error:
             for job in jobs:
                 job.error = self.translated(error)
             return
@@ -155,18 +173,18 @@ class Worker:
 
     def _tell(self, jobs: list[_Job]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        unheard = [job for job in jobs if job.loop is None]
         for job in jobs:
             if job.loop is not None:
                 by_loop.setdefault(job.loop, []).append(job)
-            elif job.error is not None:
-                _log.warning("the ledger could not %s: %s", job.what, job.error)
         for loop, told in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_resolve, told)
             except RuntimeError:  # its loop is closed, so nobody waits
-                for job in told:
-                    if job.error is not None:
-                        _log.warning("the ledger could not %s: %s", job.what, job.error)
+                unheard += told
+        for job in unheard:
+            if job.error is not None:
+                _log.warning("the ledger could not %s: %s", job.what, job.error)
 
     def translated(self, error: BaseException) -> BaseException:
         """Give our error for one of SQLite's."""
