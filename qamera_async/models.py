@@ -155,6 +155,11 @@ def checked_text(value: object, name: str, allowed: str = "a non-empty str") -> 
     return _encodable(value, name)
 
 
+def _plain(value: Any) -> Any:  # noqa: ANN401 - checked by the validator
+    # A subclass (of an enum, say) would be spelled by its own rules later on.
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 def _optional_text(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None:
         checked_text(value, attribute.name, "a non-empty str or None")
@@ -197,11 +202,11 @@ class VideoRequest:
 
     """
 
-    image_id: str | None = attrs.field(default=None, validator=_optional_text)
-    generated_image_id: str | None = attrs.field(default=None, validator=_optional_text)
-    suggestion: str | None = attrs.field(default=None, validator=_optional_text)
-    provider: str | None = attrs.field(default=None, validator=_optional_text)
-    ref: str | None = attrs.field(default=None, validator=_optional_text)
+    image_id: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
+    generated_image_id: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
+    suggestion: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
+    provider: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
+    ref: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
     extra: FrozenMapping = attrs.field(default=_NOTHING, converter=frozen)
 
     def __attrs_post_init__(self) -> None:
@@ -231,7 +236,7 @@ class ReelRequest:
     """
 
     image_ids: tuple[str, ...] = attrs.field(converter=_checked_image_ids)
-    ref: str | None = attrs.field(default=None, validator=_optional_text)
+    ref: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
     extra: FrozenMapping = attrs.field(default=_NOTHING, converter=frozen)
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,7 @@ from yarl import URL
 
 from . import protocol
 from .budget import RequestBudget
-from .budget.accounts import join
+from .budget.accounts import join, left_behind
 from .budget.window import Priority
 from .download import Downloader
 from .download.names import safe_name
@@ -29,6 +30,7 @@ from .errors import (
     QameraError,
     ServerError,
     SessionClosedError,
+    TargetExistsError,
     TransportError,
     shown,
 )
@@ -181,11 +183,17 @@ class QameraSession:
     def __del__(self) -> None:
         # A session that was never used holds nothing but its place in the budget.
         if getattr(self, "_state", "new") == "open":
-            self._part()
-            if isinstance(self._ledger, Ledger):
-                if self._loop is not None and self._slots is not None:
-                    self._budget.detach(self._slots)
-                self._ledger.storage.release()
+            # Later, by who makes the next session: this may run in the middle of whatever holds a lock.
+            left_behind.append(
+                partial(
+                    _let_go_of,
+                    self._budget,
+                    id(self),
+                    self._slots if self._loop else None,
+                    self._ledger,
+                    self._leave_budget,
+                )
+            )
             if self._loop is not None:
                 warnings.warn(
                     f"unclosed {self!r}; use async with, or await aclose()", ResourceWarning, stacklevel=1
@@ -230,7 +238,7 @@ class QameraSession:
     async def _close(self) -> None:
         parts = [self._submitter.aclose, self._poller.aclose, self._transport.aclose]
         if isinstance(self._ledger, Ledger):
-            parts += [self._leave_slots, self._ledger.storage.aclose]
+            parts += [self._leave_slots, self._leave_ledger]
         try:
             self._transport.stop_queueing()
             for close in parts:
@@ -250,6 +258,11 @@ class QameraSession:
         if self._slots is not None and self._loop is not None:
             slots, self._slots = self._slots, None
             self._budget.detach(slots)
+
+    async def _leave_ledger(self) -> None:
+        if isinstance(self._ledger, Ledger):
+            async with asyncio.timeout(self._timeouts.close):
+                await self._ledger.aclose()
 
     def _part(self) -> None:
         self._budget.release(id(self))
@@ -528,7 +541,7 @@ class QameraSession:
         record_id = job.record_ids[0]
         if not isinstance(self._ledger, Ledger):
             return await self._downloader.file(video, path)
-        ledger, name = self._ledger, os.path.abspath(path)  # noqa: PTH100, ASYNC240 - it asks no disk
+        ledger, name = self._ledger, os.fspath(path)
         size = await asyncio.to_thread(_size, path)
         if size is not None and await ledger.has_file(record_id, name, size):
             return path
@@ -536,7 +549,19 @@ class QameraSession:
         async def keep(size: int) -> None:
             await ledger.keep_file(record_id, name, size)
 
-        return await self._downloader.file(video, path, before_final=keep)
+        try:
+            return await self._downloader.file(video, path, before_final=keep)
+        except TargetExistsError:
+            # Another process, or another request of the same name, was quicker.
+            size = await asyncio.to_thread(_size, path)
+            if size is not None and await ledger.has_file(record_id, name, size):
+                return path
+            raise
+
+    @property
+    def _keeps_receipts(self) -> bool:
+        """Whether what was submitted is kept beyond this process."""
+        return self._ledger.kept
 
     # --- what the ledger knows ------------------------------------------------------------------
 
@@ -552,8 +577,9 @@ class QameraSession:
     async def ambiguous(self) -> list[Intent]:
         """Give the requests of which nobody knows whether they were accepted, with their candidates.
 
-        What a process left that ended meanwhile is looked for in one list; where that can't be had, it has no
-        candidates yet.
+        Costs one request, for the list, where there are any. A record that was made near the time of sending,
+        and that no receipt claims, is a candidate; of several that were sent together each may have the same
+        ones. None seen is not "not made": a server may list a record late.
 
         Raises:
             ConfigurationError: the session has no ledger.
@@ -561,16 +587,17 @@ class QameraSession:
         """
         ledger = self._kept()
         rows = await ledger.doubtful()
-        sent = {row.id: row.sent_at for row in rows if row.candidates is None and row.sent_at is not None}
         found: dict[str, tuple[Video, ...]] = {}
-        if sent:
+        if rows:
             try:
                 async with asyncio.timeout(self._timeouts.lookup):
-                    found = await self._submitter.candidates.look_back(sent, self._timeouts.request)
+                    found = await self._submitter.candidates.look_back(rows, self._timeouts.request)
             except (TimeoutError, QameraError) as error:
                 _log.info("ambiguous requests can't be looked into: %s", error)
-        for intent_id, candidates in found.items():
-            await ledger.looked_into(intent_id, candidates)
+        for row in rows:
+            # What was seen once stays a candidate. That nothing was seen is not kept: it may show up later.
+            if found.get(row.id) and found[row.id] != row.candidates:
+                await ledger.looked_into(row.id, found[row.id])
         return [attrs.evolve(row.intent, candidates=found.get(row.id, row.candidates or ())) for row in rows]
 
     async def adopt(self, intent: Settled, *record_ids: str) -> Job:
@@ -638,6 +665,18 @@ class QameraSession:
             self._loop = loop
             if self._slots is not None:
                 self._budget.attach(self._slots)
+
+
+def _let_go_of(
+    budget: RequestBudget, owner: int, slots: SlotLog | None, ledger: NoLedger, leave: Callable[[], None]
+) -> None:
+    """Let go of what a session held that nobody closed."""
+    budget.release(owner)
+    if slots is not None:
+        budget.detach(slots)
+    if isinstance(ledger, Ledger):
+        ledger.storage.release()
+    leave()
 
 
 def _size(path: Path) -> int | None:

@@ -1,16 +1,22 @@
 """P5: what the ledger says of a ref decides whether a POST is sent."""
 
 import asyncio
+import enum
+import math
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import qamera_async as q
+from qamera_async import ledger
+from qamera_async.budget import accounts
 from qamera_async.ledger.rows import Row, State, decoded
 from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
 from qamera_async.sandbox import Sandbox
@@ -157,6 +163,37 @@ async def test_an_adopted_one_is_a_job_like_others(session, sandbox, how):
         with pytest.raises(q.LedgerError, match="nothing to settle"):
             await first.abandon(named)
     assert posts(sandbox) == 1
+
+
+async def test_a_mistaken_adoption_can_be_taken_back(session, sandbox):
+    """As long as nobody has seen it finished: other records, or none."""
+    sandbox.trouble("reset_after", times=2)
+    async with session() as first:
+        intents = []
+        for ref in ("sku-1", "sku-2"):
+            with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+                await order(first, ref=ref)
+            intents.append(ambiguous.value.intent)
+        await first.adopt(intents[0], "vid_typo")
+        job = await first.adopt(intents[0], *sandbox.orders[0].record_ids)
+        await first.adopt(intents[1], "vid_typo")
+        await first.abandon(intents[1])
+
+        assert (await job).state is q.JobState.DONE
+        assert await first.unfinished() == []
+        assert (await order(first, ref="sku-2")).record_ids
+
+
+async def test_two_can_not_adopt_one_record(session, sandbox):
+    """Also not at the same moment."""
+    sandbox.trouble("reset_after", times=2)
+    async with session() as first:
+        errors = await asyncio.gather(order(first), order(first, ref="sku-2"), return_exceptions=True)
+        settled = await asyncio.gather(
+            *(first.adopt(error, "vid_001") for error in errors), return_exceptions=True
+        )
+
+    assert sorted(type(one).__name__ for one in settled) == ["InvalidRequestError", "Job"]
 
 
 async def test_an_abandoned_one_is_ordered_anew(session, sandbox):
@@ -317,8 +354,40 @@ async def test_what_a_dead_process_was_sending_is_ambiguous(session, sandbox, pa
 
         assert [video.id for video in intent.candidates] == list(made.record_ids)
         assert claimed.record_ids[0] not in {video.id for video in intent.candidates}
-        assert await first.ambiguous() == [intent]
+        (again,) = await first.ambiguous()
+        assert [video.id for video in again.candidates] == list(made.record_ids)
     assert sent == posts(sandbox) == 2
+
+
+async def test_a_record_that_is_listed_late_is_a_candidate_then(quick, path):
+    """None seen is not "not made", so it is looked for each time."""
+    async with Sandbox(job_seconds=math.inf, quota=None, show="finished") as sandbox:
+        async with sandbox.session(**quick, ledger=path) as first:
+            sandbox.trouble("reset_after")
+            with pytest.raises(q.AmbiguousSubmissionError):
+                await order(first)
+            assert [intent.candidates for intent in await first.ambiguous()] == [()]
+            (record_id,) = sandbox.orders[0].record_ids
+            sandbox.finish(record_id)
+            (intent,) = await first.ambiguous()
+
+    assert [video.id for video in intent.candidates] == [record_id]
+
+
+async def test_a_receipt_that_comes_late_settles_what_was_taken_for_ambiguous(session, sandbox):
+    """It is a fact, whatever another process has concluded meanwhile."""
+    async with session() as first:
+        submitted = first._ledger.submitted
+
+        async def late(intent, receipt):
+            await first._ledger.ambiguous(intent, "taken for dead")
+            await submitted(intent, receipt)
+
+        first._ledger.submitted = late
+        job = await order(first)
+
+        assert await first.ambiguous() == []
+        assert (await order(first)) is job
 
 
 async def test_candidates_that_a_receipt_has_claimed_since_are_no_candidates(session, sandbox):
@@ -639,6 +708,37 @@ async def full_disk():
     raise q.LedgerUnavailableError("The ledger can't be used: database or disk is full.", path="jobs.db")
 
 
+async def test_what_a_full_disk_kept_from_the_ledger_is_kept_by_itself_later(session, monkeypatch, path):
+    """Another process may wait for it; and closing tries once more."""
+    monkeypatch.setattr(ledger, "_PAUSE", 0.01)
+    async with session() as first:
+        storage = first._ledger.storage
+        change, withdraw = storage.change, storage.withdraw
+        monkeypatch.setattr(storage, "change", lambda *_: full_disk())
+        monkeypatch.setattr(storage, "withdraw", lambda *_: full_disk())
+        with pytest.raises(q.LedgerUnavailableError):
+            await order(first)
+        assert states(path) == {"sku-1": "claimed"}
+        monkeypatch.setattr(storage, "withdraw", withdraw)
+        while states(path):
+            await asyncio.sleep(0.005)
+
+        monkeypatch.setattr(ledger, "_PAUSE", 60.0)
+        monkeypatch.setattr(storage, "change", change)
+        claimed = first._ledger.sending
+
+        async def then_full(intent):
+            await claimed(intent)
+            storage.change = lambda *_: full_disk()
+
+        monkeypatch.setattr(first._ledger, "sending", then_full)
+        with pytest.raises(q.LedgerUnavailableError) as unkept:
+            await order(first)
+        assert unkept.value.receipt is not None
+        storage.change = change
+    assert states(path) == {"sku-1": "submitted"}
+
+
 async def test_a_full_disk_at_the_receipt_leaves_the_receipt_in_the_error(session, sandbox, caplog, path):
     """P4: the ids are in the error and the log, the intent stays open; with room it is caught up."""
     async with session() as first:
@@ -702,6 +802,176 @@ async def test_a_failed_sync_means_no_post(session, sandbox):
             await order(first)
         worker._together = together
     assert posts(sandbox) == 0
+
+
+# --- files and processes that come and go ---------------------------------------------------------
+
+HOLD_IT = (
+    "import asyncio, sys\n"
+    "from qamera_async.ledger.sqlite import SqliteStorage\n"
+    "async def main():\n"
+    "    await SqliteStorage.of(sys.argv[1]).open()\n"
+    "    print('open', flush=True)\n"
+    "    await asyncio.sleep(60)\n"
+    "asyncio.run(main())\n"
+)
+
+
+async def test_a_process_that_dies_while_another_closes_locks_nobody_out(session, path, monkeypatch):
+    """The one that closes takes the -wal away without having known that it is the last."""
+    async with session() as first:
+        job = await order(first)
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOLD_IT, str(path), stdout=asyncio.subprocess.PIPE
+        )
+        await other.stdout.readline()
+        close = opening._close
+
+        def killed_first(*arguments):
+            os.kill(other.pid, 9)
+            time.sleep(0.1)
+            close(*arguments)
+
+        monkeypatch.setattr(opening, "_close", killed_first)
+    await other.wait()
+    assert {file.name for file in path.parent.iterdir()} == {"jobs.db", "jobs.db-owners"}
+    async with session() as second:
+        assert (await order(second)).record_ids == job.record_ids
+
+
+async def test_an_opening_that_fails_locks_nobody_out(session, path, monkeypatch, sandbox):
+    """After a kill the file needs its -wal; who can't get in must leave it as good."""
+    await storage_of_a_dead_process(path, (sandbox.url, "claimed"))
+    enter = opening._enter
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(opening, "_enter", full)
+    with pytest.raises(q.LedgerUnavailableError):
+        async with session():
+            pass
+    monkeypatch.setattr(opening, "_enter", enter)
+    async with session() as second:
+        assert (await order(second)).record_ids
+
+
+async def test_a_session_opened_while_another_closes_is_alive(session, path):
+    """Closing gives up no lock but its own."""
+    first = session()
+    await order(first, ref="first")
+    closing = asyncio.ensure_future(first.aclose())
+    await asyncio.sleep(0)
+    async with session() as second:
+        await second._ledger.storage.open()
+        await closing
+        owner = second._ledger.storage._owner
+        code = (
+            "import sys; from qamera_async.ledger.sqlite.owners import Owners\n"
+            "print(Owners(sys.argv[1]).alive(int(sys.argv[2])))"
+        )
+        looked = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, f"{path}-owners", str(owner), stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await looked.communicate()
+
+    assert said.strip() == b"True"
+
+
+async def test_a_link_leads_to_the_same_ledger(sandbox, quick, path, tmp_path):
+    """Its locks and its -wal are the file's, whichever name was given."""
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    sandbox.trouble("slow", seconds=0.1)
+    async with (
+        sandbox.session(**quick, ledger=link) as first,
+        sandbox.session(**quick, ledger=path) as second,
+    ):
+        jobs = await asyncio.gather(order(first), order(second))
+
+    assert len({job.record_ids for job in jobs}) == 1
+    assert posts(sandbox) == 1
+    assert not list(tmp_path.glob("link.db-*"))
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+async def test_a_ledger_that_is_taken_away_means_no_post(session, sandbox, path, how, tmp_path):
+    """What nobody will find again is no place for an intent."""
+    async with session() as first:
+        await order(first, ref="first")
+        path.unlink() if how == "removed" else path.rename(tmp_path / "old.db")
+        if how == "replaced":
+            path.write_bytes(b"another one")
+        with pytest.raises(q.LedgerUnavailableError, match="while it was in use"):
+            await order(first)
+
+    assert posts(sandbox) == 1
+
+
+FORK = (
+    "import asyncio, os, sys\n"
+    "from qamera_async import QameraSession\n"
+    "url, path = sys.argv[1:]\n"
+    "def session():\n"
+    "    return QameraSession('mk_live_sandbox.secret', base_url=url, ledger=path)\n"
+    "async def parent():\n"
+    "    open_one = session()\n"
+    "    await open_one.register_video(image_id='i', ref='parent')\n"
+    "    return open_one\n"
+    "async def child():\n"
+    "    async with session() as own:\n"
+    "        await own.register_video(image_id='i', ref='child')\n"
+    "loop = asyncio.new_event_loop()\n"
+    "kept = loop.run_until_complete(parent())\n"
+    "pid = os.fork()\n"
+    "if not pid:\n"
+    "    asyncio.run(asyncio.wait_for(child(), 15))\n"
+    "    os._exit(0)\n"
+    "assert os.waitpid(pid, 0)[1] == 0\n"
+    "loop.run_until_complete(kept.aclose())\n"
+)
+
+
+async def test_a_forked_child_has_sessions_of_its_own(sandbox, path):
+    """The threads behind the parent's ledger are not the child's; it waits for none of them."""
+    ran = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FORK, sandbox.url, str(path), stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await ran.communicate()
+
+    assert ran.returncode == 0, err.decode()
+    assert len(sandbox.orders) == 2
+
+
+async def test_a_session_that_is_dropped_waits_for_no_lock(sandbox, quick, path):
+    """A finaliser may run in the thread that holds it, in the middle of anything."""
+    session = sandbox.session(**quick, ledger=path)
+
+    def drop():
+        with accounts._accounts_lock:
+            session.__del__()
+
+    thread = threading.Thread(target=drop, daemon=True)
+    thread.start()
+    await asyncio.to_thread(thread.join, 5)
+
+    assert not thread.is_alive()
+    await session.aclose()
+
+
+class Sku(enum.StrEnum):
+    """A ref as people have them."""
+
+    ONE = "sku-1"
+
+
+async def test_a_ref_of_a_kind_of_its_own_is_text(session, sandbox):
+    """A StrEnum names the same piece of work as its text."""
+    async with session() as first:
+        job = await order(first, ref=Sku.ONE)
+
+        assert await order(first, ref="sku-1") is job
+    assert posts(sandbox) == 1
 
 
 # --- the schema -----------------------------------------------------------------------------------

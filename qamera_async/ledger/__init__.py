@@ -22,10 +22,10 @@ from ..errors import (
     shown,
 )
 from ..models import JobState
-from .rows import UNDER_WAY, UNFINISHED, Row, State
+from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, Row, State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection
     from datetime import datetime
 
     from ..errors import QameraError
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("qamera_async")
 
+_BEFORE_A_RECEIPT = frozenset({*UNDER_WAY, State.AMBIGUOUS, State.ABANDONED})
+_PAUSE = 1.0  # seconds between attempts to write down what couldn't be
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 0.5  # seconds between looks at what another process has under way
 
 
@@ -67,6 +69,10 @@ class NoLedger:
     async def ambiguous(self, intent: Intent, reason: str) -> None:
         """Keep that nobody knows, and what has been seen of it."""
 
+    async def alone(self, intent: Intent) -> bool:  # noqa: ARG002
+        """Tell whether no other process has a POST under way that may still bring a receipt."""
+        return True
+
     async def unclaimed(self, record_ids: Collection[str]) -> set[str]:
         """Give those of the records that no earlier receipt has."""
         return set(record_ids)
@@ -88,8 +94,19 @@ class Ledger(NoLedger):
     def __init__(self, storage: Storage, origin: str) -> None:
         self.storage = storage
         self._origin = origin
-        # What could not be written down when it was known: tried again before anything else.
-        self._unkept: dict[str, Callable[[Row], Row]] = {}
+        # What could not be written down when it was known (None: that a claim is withdrawn). Others may wait
+        # for it, so it is tried again by itself.
+        self._unkept: dict[str, Callable[[Row], Row] | None] = {}
+        self._catching_up: asyncio.Task[None] | None = None
+
+    async def aclose(self) -> None:
+        """Keep what couldn't be kept before, if that goes now, and let go of the database."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+            await asyncio.wait([self._catching_up])
+        if self._unkept:
+            await self._catch_up()
+        await self.storage.aclose()
 
     # --- a registration -------------------------------------------------------------------------
 
@@ -142,7 +159,12 @@ class Ledger(NoLedger):
 
     def withdraw(self, intent: Intent) -> None:
         """Forget it: provably nothing of it was sent, and nothing will be."""
-        _log_failure(self.storage.withdraw(intent.id))
+
+        def done(future: asyncio.Future[None]) -> None:
+            if not future.cancelled() and future.exception() is not None:
+                self._later(intent.id, None)
+
+        asyncio.ensure_future(self.storage.withdraw(intent.id)).add_done_callback(done)
 
     def let_go(self, intent: Intent) -> None:
         """Say that nobody works on it any more."""
@@ -154,7 +176,7 @@ class Ledger(NoLedger):
         try:
             await self.storage.change(intent.id, UNDER_WAY, change)
         except LedgerError as failure:
-            self._unkept[intent.id] = change
+            self._later(intent.id, change)
             _log.warning("the ledger could not keep that a request was refused: %s", failure)
 
     async def submitted(self, intent: Intent, receipt: Receipt) -> None:
@@ -168,12 +190,13 @@ class Ledger(NoLedger):
             return attrs.evolve(row, state=State.SUBMITTED, record_ids=receipt.record_ids, receipt=receipt)
 
         try:
-            if await self.storage.change(intent.id, UNDER_WAY, change) is not None:
+            # It is a fact, whatever somebody has thought of it meanwhile.
+            if await self.storage.change(intent.id, _BEFORE_A_RECEIPT, change) is not None:
                 return
-            why = "its intent is gone from the ledger"
+            why = "its intent has no place for it in the ledger"
         except LedgerError as failure:
             why = failure.message.removesuffix(".")
-            self._unkept[intent.id] = change
+            self._later(intent.id, change)
         raise LedgerUnavailableError(
             f"The receipt could not be kept: {why}.", path=self.storage.path, intent=intent, receipt=receipt
         )
@@ -182,13 +205,20 @@ class Ledger(NoLedger):
         """Keep that nobody knows, and what has been seen of it; a failure is logged."""
 
         def change(row: Row) -> Row:
-            return attrs.evolve(row, state=State.AMBIGUOUS, reason=reason, candidates=intent.candidates)
+            # None seen is not "not made": then it is looked for again.
+            seen = intent.candidates or None
+            return attrs.evolve(row, state=State.AMBIGUOUS, reason=reason, candidates=seen)
 
         try:
             await self.storage.change(intent.id, UNDER_WAY, change)
         except LedgerError as failure:
-            self._unkept[intent.id] = change
+            self._later(intent.id, change)
             _log.warning("the ledger could not keep that a request is ambiguous: %s", failure)
+
+    async def alone(self, intent: Intent) -> bool:
+        """Tell whether no other process has a POST under way that may still bring a receipt."""
+        rows = await self.storage.rows(self._origin, {State.SENDING})
+        return all(row.id == intent.id for row in rows)
 
     async def unclaimed(self, record_ids: Collection[str]) -> set[str]:
         """Give those of the records that no receipt in the ledger has."""
@@ -215,15 +245,20 @@ class Ledger(NoLedger):
     async def has_file(self, record_id: str, path: str, size: int) -> bool:
         """Tell whether a file of this size is what was downloaded of a record."""
         row = await self.storage.of_record(self._origin, record_id)
-        return row is not None and row.files.get(path) == size
+        return row is not None and row.files.get(self._relative(path)) == size
 
     async def keep_file(self, record_id: str, path: str, size: int) -> None:
         """Keep, before it has its final name, that a file is a record's result."""
 
         def change(row: Row) -> Row:
-            return attrs.evolve(row, files={**row.files, path: size})
+            return attrs.evolve(row, files={**row.files, self._relative(path): size})
 
         await self.storage.change_of_record(self._origin, record_id, frozenset(State), change)
+
+    def _relative(self, path: str) -> str:
+        """A path as seen from the ledger, so that both may move together; one that isn't UTF-8 in escapes."""
+        relative = os.path.relpath(os.path.realpath(path), os.path.dirname(self.storage.path))  # noqa: PTH120
+        return os.fsencode(relative).decode("utf-8", "backslashreplace")
 
     async def unfinished(self) -> list[Row]:
         """Give what is paid for and not seen finished."""
@@ -236,13 +271,12 @@ class Ledger(NoLedger):
         rows = await self.storage.rows(self._origin, {State.AMBIGUOUS})
         seen = {video.id for row in rows for video in row.candidates or ()}
         left = await self.unclaimed(seen) if seen else seen
-        return [self._with(row, row.candidates, left) for row in rows]
+        return [_with_those(row, left) for row in rows]
 
-    async def looked_into(self, intent_id: str, candidates: Iterable[Video]) -> None:
+    async def looked_into(self, intent_id: str, candidates: tuple[Video, ...]) -> None:
         """Keep what was found later of an ambiguous request."""
-        found = tuple(candidates)
         await self.storage.change(
-            intent_id, {State.AMBIGUOUS}, lambda row: attrs.evolve(row, candidates=found)
+            intent_id, {State.AMBIGUOUS}, lambda row: attrs.evolve(row, candidates=candidates)
         )
 
     async def adopt(self, intent_id: str, record_ids: tuple[str, ...]) -> Row:
@@ -252,20 +286,18 @@ class Ledger(NoLedger):
             LedgerError: there is none, or it is settled otherwise.
             InvalidRequestError: a record belongs to another request.
         """
-
-        def change(row: Row) -> Row:
-            return attrs.evolve(row, state=State.ADOPTED, record_ids=record_ids)
-
+        await self._catch_up()
+        adopted = await self.storage.adopt(intent_id, record_ids)
+        if isinstance(adopted, set):
+            raise InvalidRequestError(
+                f"record_ids: {', '.join(sorted(adopted))} belongs to another request of this ledger"
+            )
+        if adopted is not None:
+            return adopted
         found = await self.storage.find(intent_id)
-        if found is not None and found.row.record_ids == record_ids:
+        if found is not None and set(found.row.record_ids) == set(record_ids):
             return found.row
-        if found is not None and found.row.state is State.AMBIGUOUS:
-            taken = set(record_ids) - await self.unclaimed(record_ids)
-            if taken:
-                raise InvalidRequestError(
-                    f"record_ids: {', '.join(sorted(taken))} belongs to another request of this ledger"
-                )
-        return await self._settle(intent_id, change)
+        raise await self._nothing_to_settle(intent_id)
 
     async def abandon(self, intent_id: str) -> None:
         """Settle an ambiguous request: nothing was made of it.
@@ -273,24 +305,21 @@ class Ledger(NoLedger):
         Raises:
             LedgerError: there is none, or it is settled otherwise.
         """
-        found = await self.storage.find(intent_id)
-        if found is None or found.row.state is not State.ABANDONED:
-            await self._settle(intent_id, _to(State.ABANDONED, "abandoned by hand"))
+        change = _to(State.ABANDONED, "abandoned by hand")
+        if await self.storage.change(intent_id, {*OPEN_TO_ADOPTION, State.ABANDONED}, change) is None:
+            raise await self._nothing_to_settle(intent_id)
 
-    async def _settle(self, intent_id: str, change: Callable[[Row], Row]) -> Row:
-        row = await self.storage.change(intent_id, {State.AMBIGUOUS}, change)
-        if row is not None:
-            return row
+    async def _nothing_to_settle(self, intent_id: str) -> LedgerError:
         found = await self.storage.find(intent_id)
         state = "not in the ledger" if found is None else f"{found.row.state.value} in the ledger"
-        raise LedgerError(
+        return LedgerError(
             f"The intent {shown(intent_id)} is {state}, so there is nothing to settle.",
             path=self.storage.path,
         )
 
     async def _in_doubt(self, row: Row) -> AmbiguousSubmissionError:
         seen = {video.id for video in row.candidates or ()}
-        row = self._with(row, row.candidates, await self.unclaimed(seen) if seen else seen)
+        row = _with_those(row, await self.unclaimed(seen) if seen else seen)
         return AmbiguousSubmissionError(
             f"It was sent at {_when(row.sent_at)}, and whether it was accepted is not known. "
             "Nothing was sent now.",
@@ -298,15 +327,25 @@ class Ledger(NoLedger):
             candidates=row.candidates or (),
         )
 
-    def _with(self, row: Row, candidates: tuple[Video, ...] | None, left: set[str]) -> Row:
-        if candidates is None:
-            return row
-        return attrs.evolve(row, candidates=tuple([video for video in candidates if video.id in left]))
+    def _later(self, intent_id: str, change: Callable[[Row], Row] | None) -> None:
+        self._unkept[intent_id] = change
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.get_running_loop().create_task(
+                self._until_kept(), name="qamera-ledger"
+            )
+
+    async def _until_kept(self) -> None:
+        while self._unkept:
+            await asyncio.sleep(_PAUSE)
+            await self._catch_up()
 
     async def _catch_up(self) -> None:
         for intent_id, change in list(self._unkept.items()):
             try:
-                await self.storage.change(intent_id, {*UNDER_WAY, State.AMBIGUOUS}, change)
+                if change is None:
+                    await self.storage.withdraw(intent_id)
+                else:
+                    await self.storage.change(intent_id, _BEFORE_A_RECEIPT, change)
             except LedgerError:
                 return
             self._unkept.pop(intent_id, None)
@@ -333,6 +372,13 @@ def checked_path(ledger: object) -> str:
     if not isinstance(path, str) or not path.strip() or "\0" in path or "://" in path or path == ":memory:":
         raise ConfigurationError(f"ledger: {allowed}")
     return path
+
+
+def _with_those(row: Row, left: set[str]) -> Row:
+    """A row with those of its candidates that are left."""
+    if row.candidates is None:
+        return row
+    return attrs.evolve(row, candidates=tuple([video for video in row.candidates if video.id in left]))
 
 
 def _to(state: State, reason: str) -> Callable[[Row], Row]:

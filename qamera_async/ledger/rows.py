@@ -41,6 +41,10 @@ OPEN_TO_ANEW = frozenset({State.REFUSED, State.ABANDONED})
 """The states after which the same ref may be ordered anew, whatever the request."""
 
 
+OPEN_TO_ADOPTION = frozenset({State.AMBIGUOUS, State.ADOPTED})
+"""The states in which a person may say what became of it, or take back what was said."""
+
+
 @attrs.frozen
 class Row:
     """One paid request and what became of it.

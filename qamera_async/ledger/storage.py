@@ -59,6 +59,14 @@ class Storage(Protocol):
         """Change a row that is in one of the allowed states; None where it isn't."""
         ...
 
+    def adopt(self, intent_id: str, record_ids: tuple[str, ...]) -> Awaitable[Row | set[str] | None]:
+        """Give an ambiguous or adopted row its records; it is adopted then.
+
+        What comes back is the row, or those of the records that other rows have, or None where the row isn't
+        open to adoption.
+        """
+        ...
+
     def withdraw(self, intent_id: str) -> Awaitable[None]:
         """Forget a claim of which provably nothing was sent."""
         ...

@@ -239,7 +239,8 @@ class Submitter:
         except LedgerError as error:
             _log.error("a receipt could not be kept: %s", error)
             raise
-        self._emit(Submitted(order.intent.request.ref, order.intent.request, receipt))
+        finally:
+            self._emit(Submitted(order.intent.request.ref, order.intent.request, receipt))
         return receipt
 
     # --- an ambiguous order ---------------------------------------------------------------------
@@ -258,7 +259,11 @@ class Submitter:
                     if listed is None:
                         break
                     found |= self.candidates.among(order, *listed)
-                    if self.candidates.without_claims(found) and self._alone(order):
+                    if (
+                        self.candidates.without_claims(found)
+                        and self._alone(order)
+                        and await self._ledger.alone(order.intent)
+                    ):
                         break
         except TimeoutError:
             pass

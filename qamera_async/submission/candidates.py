@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 from .. import protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..ledger import NoLedger
+    from ..ledger.rows import Row
     from ..models import Receipt, Video
     from ..policies import StatusRules
     from ..poller import Poller
     from .order import Order
 
+# Where nobody polls, claims are never seen in a list; those of long ago are no matter of one exchange.
+_MOST_CLAIMS = 10_000
 _CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
@@ -26,7 +31,8 @@ class Candidates:
         self._rules = rules
         self._ledger = ledger
         # Ids on receipts that no list has shown yet: none of them can be an ambiguous order's record.
-        self._claimed: set[str] = set()
+        # In the order of their arrival.
+        self._claimed: dict[str, None] = {}
         self._lists = 0  # how many lists had been seen when that was last looked through
 
     def claim(self, receipt: Receipt, oldest: int) -> None:
@@ -38,14 +44,17 @@ class Candidates:
         """
         if oldest > self._lists:
             # What those lists showed is new to none of the orders under way.
-            self._claimed = self._poller.seen.new_since(self._claimed, oldest)
+            left = self._poller.seen.new_since(self._claimed, oldest)
+            self._claimed = {record_id: None for record_id in self._claimed if record_id in left}
             self._lists = oldest
-        self._claimed.update(receipt.record_ids)
+        self._claimed.update(dict.fromkeys(receipt.record_ids))
+        while len(self._claimed) > _MOST_CLAIMS:
+            del self._claimed[next(iter(self._claimed))]
 
     def among(self, order: Order, answer: protocol.Answer, listing: protocol.Listing) -> dict[str, Video]:
         """Give those of a list that may have come of an order."""
         if order.lists:
-            fresh = self._poller.seen.new_since(listing.statuses, order.lists) - self._claimed
+            fresh = self._poller.seen.new_since(listing.statuses, order.lists) - self._claimed.keys()
             return protocol.read_some(answer, fresh, listing, self._rules)
         # No list was seen before it: the server's own clock tells what was made meanwhile.
         now = asyncio.get_running_loop().time()
@@ -74,24 +83,30 @@ class Candidates:
             and earliest <= video.created_at <= latest
         }
 
-    async def look_back(self, sent: dict[str, datetime], longest: float) -> dict[str, tuple[Video, ...]]:
-        """Give the candidates of requests that were sent by a process that is gone.
+    async def look_back(self, rows: Iterable[Row], longest: float) -> dict[str, tuple[Video, ...]]:
+        """Give the candidates that ambiguous requests have now: by a list, and by when they were sent.
 
         Args:
-            sent: when each was sent, by its id.
+            rows: with the candidates that were seen before, which no receipt has claimed since.
             longest: how long an exchange may take, in seconds.
 
         Raises:
             QameraError: the list can't be had.
         """
-        answer, _ = await self._poller.ask()
+        answer, listing = await self._poller.ask()
         now = datetime.now(UTC)
         found: dict[str, tuple[Video, ...]] = {}
-        for intent_id, moment in sent.items():
-            ago = (now - moment).total_seconds()
-            near = self.made_between(answer, ago, ago - longest)
-            left = await self._ledger.unclaimed(near)
-            found[intent_id] = tuple([video for video in near.values() if video.id in left])
+        for row in rows:
+            before = {video.id: video for video in row.candidates or ()}
+            if before:
+                found[row.id] = tuple(
+                    {**before, **protocol.read_some(answer, before, listing, self._rules)}.values()
+                )
+            elif row.sent_at is not None:
+                ago = (now - row.sent_at).total_seconds()
+                near = self.made_between(answer, ago, ago - longest)
+                left = await self._ledger.unclaimed(near)
+                found[row.id] = tuple([video for video in near.values() if video.id in left])
         return found
 
     def without_claims(self, found: dict[str, Video]) -> dict[str, Video]:
