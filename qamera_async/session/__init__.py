@@ -9,40 +9,34 @@ import os
 import warnings
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Self, TypeVar
 
-import attrs
 from yarl import URL
 
-from . import protocol
-from .budget import RequestBudget
-from .budget.accounts import join, left_behind
-from .budget.window import Priority
-from .download import Downloader
-from .download.names import safe_name
-from .errors import (
-    AmbiguousSubmissionError,
+from .. import protocol
+from ..budget import RequestBudget
+from ..budget.accounts import join, left_behind
+from ..budget.window import Priority
+from ..errors import (
     ConfigurationError,
     InvalidRequestError,
     InvalidResponseError,
-    LedgerUnavailableError,
     QameraError,
     ServerError,
-    SessionClosedError,
-    TargetExistsError,
     TransportError,
-    shown,
 )
-from .events import guarded
-from .job import Job, JobContext, checked_ids
-from .ledger import Ledger, NoLedger, checked_path, ledger_at
-from .models import Intent, ReelRequest, Request, Video, VideoRequest
-from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
-from .poller import Poller
-from .submission import Submitter
-from .transport import Transport
-from .transport.wire import Key, Wire, checked_url, key_problem
+from ..events import guarded
+from ..job import Job, JobContext, checked_ids
+from ..ledger import Ledger, NoLedger, checked_path, ledger_at
+from ..models import Intent, ReelRequest, Request, Video, VideoRequest
+from ..policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
+from ..poller import Poller
+from ..submission import Submitter
+from ..transport import Transport
+from ..transport.wire import Key, Wire, checked_url, key_problem
+from .binding import Binding
+from .kept import Kept
+from .results import Results
 
 if TYPE_CHECKING:
     import ssl
@@ -61,15 +55,12 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from .batch import Batch
-    from .budget.shared import SlotLog
-    from .events import Event
-    from .ledger.rows import Row
+    from ..batch import Batch
+    from ..budget.shared import SlotLog
+    from ..events import Event
+    from .kept import Settled
 
 DEFAULT_BASE_URL = "https://app.qamera.ai"
-
-Settled: TypeAlias = Intent | AmbiguousSubmissionError | LedgerUnavailableError | str
-"""How an ambiguous request may be named: by its intent, the error that carries it, or its id."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
@@ -116,7 +107,7 @@ class QameraSession:
         ssl_context: ssl.SSLContext | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
-        self._state, self._origin = "new", "not set up"
+        self._origin = "not set up"
         key = os.environ.get("QAMERA_API_KEY") if api_key is None else api_key
         problem = key_problem(key)
         # From here on a traceback with locals, whichever setting it is about, must not show it.
@@ -146,8 +137,7 @@ class QameraSession:
         ledger_path = None if ledger is None else checked_path(ledger)
         origin = str(URL(self._origin).origin())
         self._budget, self._leave_budget = join(origin, self._wire.api_key.text, budget)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
+        self._binding = Binding(self._begin)
         self._ledger = NoLedger()
         self._slots: SlotLog | None = None
         if ledger_path is not None:
@@ -165,42 +155,47 @@ class QameraSession:
         self._submitter = Submitter(
             self._transport, self._poller, self._timeouts, self._rules, self._emit, self._ledger
         )
-        self._downloader = Downloader(
-            self._transport, self._retry, self._timeouts, self._emit, self._looked_up
+        self._results = Results(
+            self._transport,
+            self._poller,
+            self._retry,
+            self._timeouts,
+            self._rules,
+            self._emit,
+            self._ledger,
         )
         self._job_context = JobContext(
-            self._poller, self._emit, self._check, self._timeouts.job, self._ledger
+            self._poller, self._emit, self._binding.check, self._timeouts.job, self._ledger
         )
-        # The jobs of this session that somebody holds: the same request gives the same job.
-        self._jobs: WeakValueDictionary[str, Job] = WeakValueDictionary()
+        self._kept = Kept(self._ledger, self._submitter.candidates, self._timeouts, self._job_context)
         self._reserved = False
         self._close_task: asyncio.Task[None] | None = None
-        self._state = "open"
 
     def __repr__(self) -> str:
-        return f"<QameraSession {self._origin} {self._state}>"
+        binding = getattr(self, "_binding", None)
+        return f"<QameraSession {self._origin} {'new' if binding is None else binding.state}>"
 
     def __del__(self) -> None:
         # A session that was never used holds nothing but its place in the budget.
-        if getattr(self, "_state", "new") == "open":
+        if getattr(self, "_kept", None) is not None and self._binding.state == "open":
             # Later, by who makes the next session: this may run in the middle of whatever holds a lock.
             left_behind.append(
                 partial(
                     _let_go_of,
                     self._budget,
                     id(self),
-                    self._slots if self._loop else None,
+                    self._slots if self._binding.loop else None,
                     self._ledger,
                     self._leave_budget,
                 )
             )
-            if self._loop is not None:
+            if self._binding.loop is not None:
                 warnings.warn(
                     f"unclosed {self!r}; use async with, or await aclose()", ResourceWarning, stacklevel=1
                 )
 
     async def __aenter__(self) -> Self:
-        self._check()
+        self._binding.check()
         if isinstance(self._ledger, Ledger):
             try:
                 await self._ledger.storage.open()
@@ -224,13 +219,13 @@ class QameraSession:
         answered within ``Timeouts.close`` seconds is cut off, ambiguous and in the log.
         """
         if self._close_task is None:
-            if self._loop is None:
-                if self._state != "closed" and isinstance(self._ledger, Ledger):
+            if self._binding.loop is None:
+                if self._binding.state != "closed" and isinstance(self._ledger, Ledger):
                     self._ledger.storage.release()
                 self._closed()
                 return
-            self._check()
-            self._state = "closing"
+            self._binding.check()
+            self._binding.state = "closing"
             # A task of its own, so that a cancelled caller doesn't leave half of it open.
             self._close_task = asyncio.get_running_loop().create_task(self._close(), name="qamera-close")
         await asyncio.shield(self._close_task)
@@ -250,12 +245,17 @@ class QameraSession:
             self._closed()
 
     def _closed(self) -> None:
-        if self._state != "closed":
-            self._state = "closed"
+        if self._binding.state != "closed":
+            self._binding.state = "closed"
             self._part()
 
+    def _begin(self) -> None:
+        """Take part in the quota that a ledger shares; from the first use on."""
+        if self._slots is not None:
+            self._budget.attach(self._slots)
+
     async def _leave_slots(self) -> None:
-        if self._slots is not None and self._loop is not None:
+        if self._slots is not None and self._binding.loop is not None:
             slots, self._slots = self._slots, None
             self._budget.detach(slots)
 
@@ -343,7 +343,7 @@ class QameraSession:
             raise InvalidRequestError(
                 f"request: got {type(request).__name__}, allowed are VideoRequest and ReelRequest"
             )
-        self._check()
+        self._binding.check()
         if not self._reserved:
             self._reserved = True
             self._budget.reserve(id(self), self._polling.stale_after)
@@ -351,7 +351,7 @@ class QameraSession:
             request, retry_failed=retry_failed, approve=approve, withdrawn=withdrawn
         )
         if accepted.earlier is not None:
-            return self._job_of(accepted.earlier)
+            return self._kept.job_of(accepted.earlier)
         receipt = accepted.receipt
         assert receipt is not None  # noqa: S101 - a new order has one
         now = asyncio.get_running_loop().time()
@@ -363,17 +363,7 @@ class QameraSession:
             born=now,
             due=now + self._polling.interval,
         )
-        if self._ledger.kept:
-            self._jobs[accepted.intent_id] = job
-        return job
-
-    def _job_of(self, row: Row) -> Job:
-        """The job of a ledger's row, the same one as long as somebody holds it."""
-        job = self._jobs.get(row.id)
-        if job is None or job.record_ids != row.record_ids:
-            job = self._jobs[row.id] = Job(
-                self._job_context, row.record_ids, request=row.request, receipt=row.receipt, videos=row.videos
-            )
+        self._kept.note(accepted.intent_id, job)
         return job
 
     def job(self, *record_ids: str) -> Job:
@@ -384,7 +374,7 @@ class QameraSession:
             SessionClosedError: the session is closed.
         """
         ids = checked_ids(record_ids)
-        self._check_open()
+        self._binding.check_open()
         return Job(self._job_context, ids)
 
     async def list_videos(self) -> tuple[Video, ...]:
@@ -395,7 +385,7 @@ class QameraSession:
         Raises:
             QameraError: the list can't be had or read.
         """
-        self._check()
+        self._binding.check()
         answer = await self._transport.retried(
             "list_videos",
             lambda: self._transport.get(protocol.VIDEOS_PATH, Priority.SUBMISSION),
@@ -431,9 +421,9 @@ class QameraSession:
             ConfigurationError: an argument that can't be used.
             SessionClosedError: the session is closed.
         """
-        from .batch import Batch  # noqa: PLC0415 - it stands on the session
+        from ..batch import Batch  # noqa: PLC0415 - it stands on the session
 
-        self._check_open()
+        self._binding.check_open()
         return Batch(
             self,
             requests,
@@ -473,8 +463,8 @@ class QameraSession:
                 ``FileExistsError`` too.
             QameraError: as ``Job.wait``.
         """
-        return await self._downloader.file(
-            await self._result(video_or_job),
+        return await self._results.downloader.file(
+            await self._video_of(video_or_job),
             path,
             overwrite=overwrite,
             allow_private=allow_private,
@@ -491,8 +481,8 @@ class QameraSession:
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> Path:
         """Fetch a thumbnail into a file, as ``download`` does a clip."""
-        return await self._downloader.file(
-            await self._result(video_or_job),
+        return await self._results.downloader.file(
+            await self._video_of(video_or_job),
             path,
             thumbnail=True,
             overwrite=overwrite,
@@ -514,53 +504,24 @@ class QameraSession:
             DownloadError: it can't be had; in the iteration where it ends too early.
             QameraError: as ``Job.wait``.
         """
-        video = await self._result(video_or_job)
-        async with self._downloader.stream(video, allow_private=allow_private) as pieces:
+        video = await self._video_of(video_or_job)
+        async with self._results.downloader.stream(video, allow_private=allow_private) as pieces:
             yield pieces
 
-    async def _result(self, video_or_job: Video | Job) -> Video:
-        self._check()
-        if isinstance(video_or_job, Job):
-            return await video_or_job
-        if isinstance(video_or_job, Video):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return video_or_job
-        raise InvalidRequestError(f"video_or_job: got {shown(video_or_job)}, allowed are a Video and a Job")
+    async def _video_of(self, video_or_job: Video | Job) -> Video:
+        self._binding.check()
+        return await self._results.video_of(video_or_job)
 
-    async def _looked_up(self, record_id: str) -> Video | None:
-        """A record as the list has it now."""
-        answer, listing = await self._poller.ask()
-        return protocol.read_some(answer, [record_id], listing, self._rules).get(record_id)
+    # What a batch asks for beside these.
 
     def _target(self, request: Request, job: Job | None, folder: Path) -> Path | None:
-        """Where a batch's clip goes; None while neither ref nor record is known."""
-        name = request.ref if request.ref is not None else None if job is None else job.record_ids[0]
-        return None if name is None else folder / safe_name(name, ".mp4")
+        return self._results.target(request, job, folder)
 
     async def _fetch(self, job: Job, video: Video, path: Path) -> Path:
-        """Fetch a batch's clip, unless the ledger says that the file is it."""
-        record_id = job.record_ids[0]
-        if not isinstance(self._ledger, Ledger):
-            return await self._downloader.file(video, path)
-        ledger, name = self._ledger, os.fspath(path)
-        size = await asyncio.to_thread(_size, path)
-        if size is not None and await ledger.has_file(record_id, name, size):
-            return path
-
-        async def keep(size: int) -> None:
-            await ledger.keep_file(record_id, name, size)
-
-        try:
-            return await self._downloader.file(video, path, before_final=keep)
-        except TargetExistsError:
-            # Another process, or another request of the same name, was quicker.
-            size = await asyncio.to_thread(_size, path)
-            if size is not None and await ledger.has_file(record_id, name, size):
-                return path
-            raise
+        return await self._results.fetch(job, video, path)
 
     @property
     def _keeps_receipts(self) -> bool:
-        """Whether what was submitted is kept beyond this process."""
         return self._ledger.kept
 
     # --- what the ledger knows ------------------------------------------------------------------
@@ -572,7 +533,8 @@ class QameraSession:
             ConfigurationError: the session has no ledger.
             LedgerError: the ledger can't be used.
         """
-        return [self._job_of(row) for row in await self._kept().unfinished()]
+        self._binding.check()
+        return await self._kept.unfinished()
 
     async def ambiguous(self) -> list[Intent]:
         """Give the requests of which nobody knows whether they were accepted, with their candidates.
@@ -585,20 +547,8 @@ class QameraSession:
             ConfigurationError: the session has no ledger.
             LedgerError: the ledger can't be used.
         """
-        ledger = self._kept()
-        rows = await ledger.doubtful()
-        found: dict[str, tuple[Video, ...]] = {}
-        if rows:
-            try:
-                async with asyncio.timeout(self._timeouts.lookup):
-                    found = await self._submitter.candidates.look_back(rows, self._timeouts.request)
-            except (TimeoutError, QameraError) as error:
-                _log.info("ambiguous requests can't be looked into: %s", error)
-        for row in rows:
-            # What was seen once stays a candidate. That nothing was seen is not kept: it may show up later.
-            if found.get(row.id) and found[row.id] != row.candidates:
-                await ledger.looked_into(row.id, found[row.id])
-        return [attrs.evolve(row.intent, candidates=found.get(row.id, row.candidates or ())) for row in rows]
+        self._binding.check()
+        return await self._kept.ambiguous()
 
     async def adopt(self, intent: Settled, *record_ids: str) -> Job:
         """Settle an ambiguous request: these records are what was made of it.
@@ -616,7 +566,8 @@ class QameraSession:
             LedgerError: the ledger can't be used, or has nothing to settle there.
         """
         ids = checked_ids(record_ids)
-        return self._job_of(await self._kept().adopt(_intent_id(intent), ids))
+        self._binding.check()
+        return await self._kept.adopt(intent, ids)
 
     async def abandon(self, intent: Settled) -> None:
         """Settle an ambiguous request: nothing was made of it, so it may be ordered anew.
@@ -628,43 +579,8 @@ class QameraSession:
             ConfigurationError: the session has no ledger.
             LedgerError: the ledger can't be used, or has nothing to settle there.
         """
-        await self._kept().abandon(_intent_id(intent))
-
-    def _kept(self) -> Ledger:
-        self._check()
-        if not isinstance(self._ledger, Ledger):
-            raise ConfigurationError("The session has no ledger: make it with QameraSession(ledger=PATH).")
-        return self._ledger
-
-    # --- misuse ---------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._state != "open":
-            raise SessionClosedError("The session is closed.")
-        if self._pid != os.getpid():
-            raise SessionClosedError("The session was made before a fork. Make one in each process.")
-
-    def _check(self) -> None:
-        """Bind to the running loop; refuse another one, a fork, and use after closing.
-
-        Raises:
-            SessionClosedError: it can't be used here or any more.
-        """
-        self._check_open()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            if self._loop is None:
-                raise SessionClosedError("The session is used without a running event loop.") from None
-            raise SessionClosedError("The session is used outside of its event loop.") from None
-        if self._loop is not loop:
-            if self._loop is not None:
-                raise SessionClosedError(
-                    "The session belongs to another event loop. Make one session for each loop."
-                )
-            self._loop = loop
-            if self._slots is not None:
-                self._budget.attach(self._slots)
+        self._binding.check()
+        await self._kept.abandon(intent)
 
 
 def _let_go_of(
@@ -677,22 +593,6 @@ def _let_go_of(
     if isinstance(ledger, Ledger):
         ledger.storage.release()
     leave()
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None
-
-
-def _intent_id(intent: object) -> str:
-    named = getattr(intent, "intent", intent)  # an error that carries one
-    if isinstance(named, Intent):
-        return named.id
-    if isinstance(named, str):
-        return named
-    raise InvalidRequestError(f"intent: got {shown(intent)}, allowed are an Intent and an error that has one")
 
 
 def _may_pass(error: QameraError) -> bool:
