@@ -8,6 +8,7 @@ import asyncio
 import platform
 import sys
 
+import download
 import ledger
 import quota
 import rows
@@ -26,6 +27,7 @@ async def main() -> None:
     await quota.main(quick)
     await speed.main(quick)
     await ledger.main(quick)
+    await download.main(quick)
     await rows.main(quick)
 
 

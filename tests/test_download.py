@@ -14,8 +14,15 @@ import attrs
 import pytest
 
 from qamera_async import RequestBudget, RetryPolicy, Timeouts
-from qamera_async.download import Downloader, parts
-from qamera_async.errors import DownloadError, QameraError, SessionClosedError, TargetExistsError
+from qamera_async.download import Downloader, parts, system
+from qamera_async.download.writer import Writer
+from qamera_async.errors import (
+    DownloadError,
+    InvalidRequestError,
+    QameraError,
+    SessionClosedError,
+    TargetExistsError,
+)
 from qamera_async.events import Downloading, Retrying
 from qamera_async.sandbox import Sandbox
 from qamera_async.sandbox.files import Clip
@@ -156,14 +163,40 @@ async def test_a_download_takes_no_slot_of_the_quota(place, quick):
     assert budget.used == 0
 
 
-async def test_a_record_without_a_url_is_told(place):
-    """No request is made."""
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_record_without_a_url_is_told(place, listed):
+    """When it has been looked up anew once, in vain; no request is made to anybody else."""
     video = attrs.evolve(place.video, video_url=None, thumbnail=None)
+    looked = []
+
+    async def fresh(record_id):
+        looked.append(record_id)
+        return video if listed else None
+
     for thumbnail in (False, True):
         with pytest.raises(DownloadError, match="There is no") as caught:
-            await place.downloader.file(video, place.target, thumbnail=thumbnail)
+            await place.another(fresh=fresh).file(video, place.target, thumbnail=thumbnail)
         assert (caught.value.record_id, caught.value.path) == (ID, str(place.target))
+    with pytest.raises(DownloadError, match="There is no"):
+        async with place.another(fresh=fresh).stream(video):
+            pass
+
+    assert looked == [ID] * 3
     assert place.asked() == []
+    assert place.names() == []
+
+
+async def test_a_record_whose_url_comes_late_is_looked_up_anew(place):
+    """A video may be done before it has its URL; an existing target costs not even that."""
+    late = attrs.evolve(place.video, video_url="")
+    await place.downloader.file(late, place.target)
+    assert place.is_whole()
+
+    before = len(place.sandbox.requests)
+    with pytest.raises(TargetExistsError):
+        await place.downloader.file(late, place.target)
+
+    assert len(place.sandbox.requests) == before
 
 
 async def test_before_final_is_awaited_when_the_bytes_are_on_disk(place):
@@ -187,16 +220,16 @@ async def test_before_final_is_awaited_when_the_bytes_are_on_disk(place):
 async def test_the_disk_has_it_before_it_has_its_name(place, monkeypatch):
     """The bytes are synced, then the name is given, then the folder is synced."""
     order = []
-    for name in ("_sync", "_sync_folder"):
-        real = getattr(parts, name)
+    for room, name in ((system, "sync"), (parts, "sync_folder")):
+        real = getattr(room, name)
         monkeypatch.setattr(
-            parts,
+            room,
             name,
             lambda what, name=name, real=real: (order.append((name, place.target.exists())), real(what)),
         )
     await place.fetch()
 
-    assert order == [("_sync", False), ("_sync_folder", True)]
+    assert order == [("sync", False), ("sync_folder", True)]
 
 
 # --- what is there already ----------------------------------------------------------------
@@ -239,7 +272,7 @@ async def test_what_has_appeared_meanwhile_is_left_alone(place, monkeypatch, lin
         def refuse(*_, **__):
             raise OSError(errno.EPERM, "no links here")
 
-        monkeypatch.setattr(parts.os, "link", refuse)
+        monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(TargetExistsError):
         await place.fetch(before_final=appear)
     assert place.target.read_bytes() == b"mine"
@@ -311,14 +344,58 @@ async def test_what_is_no_file_is_refused(place, kind):
     assert place.asked() == []
 
 
-@pytest.mark.parametrize("path", ["missing/clip.mp4", "nul\0.mp4", "", "x" * 300])
+@pytest.mark.parametrize(
+    "path", ["missing/clip.mp4", "", "x" * 300, "x" * 250, "x" * 246, "x" * 245, "x" * 242]
+)
 async def test_a_path_that_cant_be_is_told(place, path, monkeypatch):
-    """A missing folder, NUL, no name, one that is too long."""
+    """A missing folder, no name, one that is too long for itself or what is beside it: without a request."""
     monkeypatch.chdir(place.target.parent)
     with pytest.raises(DownloadError):
         await place.downloader.file(place.video, path)
 
     assert place.names() == []
+    assert place.asked() == []
+
+
+async def test_the_longest_name_that_can_be(place):
+    """Has just room for what is beside it."""
+    longest = place.target.with_name("x" * (255 - len(".part.json.new")))
+
+    assert await place.downloader.file(place.video, longest) == longest
+
+
+@pytest.mark.parametrize("path", [None, 5, b"clip.mp4", "nul\0.mp4", "\ud800.mp4", object()])
+async def test_what_is_no_path_is_refused(place, path, monkeypatch):
+    """Whatever no system takes for the path of a file, with an error of this library."""
+    monkeypatch.chdir(place.target.parent)
+    with pytest.raises(InvalidRequestError, match="path"):
+        await place.downloader.file(place.video, path)
+
+    assert place.names() == []
+    assert place.asked() == []
+
+
+async def test_a_name_that_is_no_unicode_is_one(place):
+    """Python's way to write a name that the system gave and that can't be decoded."""
+    path = place.target.with_name(os.fsdecode(b"\xff.mp4"))
+
+    assert (await place.downloader.file(place.video, path)).read_bytes() == CLIP
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+async def test_somebodys_own_part_is_left_alone(place, overwrite):
+    """What no note says to be a download's is neither truncated nor resumed."""
+    place.part.write_bytes(b"mine")
+    with pytest.raises(DownloadError, match="no note"):
+        await place.fetch(overwrite=overwrite)
+    assert place.part.read_bytes() == b"mine"
+    assert place.names() == ["clip.mp4.part"]
+    assert place.asked() == []
+
+    place.part.write_bytes(b"")
+    await place.fetch()
+
+    assert place.is_whole()
 
 
 async def test_two_tasks_one_target_one_writer(place):
@@ -336,9 +413,9 @@ async def test_what_another_one_finished_is_not_fetched_again(place, monkeypatch
     """Though the target was not there yet when it was looked for first."""
     real = parts.Part._opened
 
-    def late(target):
+    def late(target, record):
         place.target.write_bytes(b"mine")
-        return real(target)
+        return real(target, record)
 
     monkeypatch.setattr(parts.Part, "_opened", late)
     with pytest.raises(TargetExistsError):
@@ -351,7 +428,7 @@ async def test_what_another_one_finished_is_not_fetched_again(place, monkeypatch
 @pytest.mark.parametrize("step", ["locked", "linked"])
 async def test_a_part_that_changes_while_it_is_opened_is_opened_anew(place, monkeypatch, step):
     """Another writer gave it its final name, or removed it, between its opening and its lock."""
-    real, looks = parts._is_at, []
+    real, looks = parts.is_at, []
 
     def gone(descriptor, path):
         looks.append(path)
@@ -359,12 +436,47 @@ async def test_a_part_that_changes_while_it_is_opened_is_opened_anew(place, monk
             path.unlink()
             if step == "linked":
                 path.write_bytes(b"another one's")
+                place.note.write_bytes(b"{}")
         return real(descriptor, path)
 
-    monkeypatch.setattr(parts, "_is_at", gone)
+    monkeypatch.setattr(parts, "is_at", gone)
     await place.fetch()
 
     assert place.is_whole()
+
+
+async def test_a_task_may_wait_for_another_ones_download(place):
+    """With ``wait``: the file is fetched once, and whoever waited is told that it is there."""
+    results = await asyncio.gather(place.fetch(wait=True), place.fetch(wait=True), return_exceptions=True)
+
+    assert {type(result) for result in results} == {TargetExistsError, type(place.target)}
+    assert place.asked() == [(None, 200)]
+    assert place.is_whole()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed", "failed"])
+async def test_waiting_for_another_ones_download_ends(place, monkeypatch, end):
+    """By a cancellation, by closing the session, and by the other one's failure: then it is fetched."""
+    monkeypatch.setattr("qamera_async.download._LOOK_EACH", 0.01)
+    fetching = asyncio.create_task(place.fetch(before_final=lambda _: asyncio.sleep(60)))
+    while not place.part.exists():
+        await asyncio.sleep(0.001)
+    waiting = asyncio.create_task(place.fetch(wait=True))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    if end == "closed":
+        await place.session.aclose()
+    else:
+        (fetching if end == "failed" else waiting).cancel()
+
+    if end == "failed":
+        await waiting
+        assert place.is_whole()
+    else:
+        with pytest.raises(SessionClosedError if end == "closed" else asyncio.CancelledError):
+            await waiting
+    fetching.cancel()
+    await asyncio.gather(fetching, return_exceptions=True)
 
 
 async def test_there_is_one_writer_up_to_the_name(place):
@@ -442,7 +554,7 @@ async def test_a_host_in_trouble_is_asked_again(place, status):
     assert place.target.read_bytes() == CLIP
 
 
-@pytest.mark.parametrize("status", [204, 206, 304, 400, 416, 418])
+@pytest.mark.parametrize("status", [204, 206, 304, 416, 418])
 async def test_any_other_status_is_raised_at_once(place, status):
     """With the status; nothing is left behind."""
     place.sandbox.cdn_trouble("error", status=status)
@@ -535,12 +647,12 @@ async def test_no_note_outlives_its_bytes(place):
     task = asyncio.create_task(place.fetch())
     while not place.events:
         await asyncio.sleep(0.001)
-    noted = place.note.exists()
+    noted = json.loads(place.note.read_text("utf-8"))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert not noted
+    assert noted["etag"] == ""
     assert place.names() == []
 
 
@@ -705,7 +817,7 @@ async def test_it_is_looked_up_once(place):
     assert len(place.asked()) == 2
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 async def test_a_url_that_is_still_the_same_is_given_up(place, status):
     """No second request; nor where the record is gone from the list."""
     place.sandbox.cdn_trouble("error", status=status, times=2)
@@ -744,7 +856,7 @@ async def test_a_page_is_no_video(place, kind):
 # --- the disk ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["pwritev", "fdatasync", "close", "ftruncate"])
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync", "close"])
 async def test_a_full_disk_leaves_no_file(place, monkeypatch, call):
     """Whether it is found at a write, at the sync or at the close; later it is fetched after all."""
     real = getattr(os, call)
@@ -752,7 +864,7 @@ async def test_a_full_disk_leaves_no_file(place, monkeypatch, call):
 
     def full(number, *rest):
         big = os.fstat(number).st_size >= SIZE
-        if call in {"pwritev", "ftruncate"} or (big and not failed):
+        if call == "pwritev" or (big and not failed):
             failed.append(number)
             if call == "close":
                 real(number)
@@ -760,7 +872,7 @@ async def test_a_full_disk_leaves_no_file(place, monkeypatch, call):
         return real(number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts.os, call, full)
+        patch.setattr(os, call, full)
         with pytest.raises(DownloadError, match="No space left"):
             await place.fetch()
     assert failed
@@ -771,9 +883,65 @@ async def test_a_full_disk_leaves_no_file(place, monkeypatch, call):
     assert place.is_whole()
 
 
+async def test_the_last_write_counts(place, monkeypatch):
+    """It fails when all has been read: there is no file, and what was written before is resumed."""
+    real = system.write_at
+
+    def write_at(descriptor, pieces, at):
+        if at + sum(map(len, pieces)) == SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, pieces, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "write_at", write_at)
+        with pytest.raises(DownloadError, match="No space left"):
+            await place.fetch()
+    kept = place.part.stat().st_size
+    assert 0 < kept < SIZE
+    await place.fetch()
+
+    assert place.asked()[-1] == (f"bytes={kept}-", 206)
+    assert place.is_whole()
+
+
+async def test_a_name_that_cant_be_given_is_told(place, monkeypatch):
+    """By what the system says; the bytes are kept."""
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", fail)
+        with pytest.raises(DownloadError, match="Input/output"):
+            await place.fetch()
+    await place.fetch()
+
+    assert place.asked()[-1] == (f"bytes={SIZE}-", 416)
+    assert place.is_whole()
+
+
+async def test_a_part_that_cant_be_emptied_is_removed(place, monkeypatch):
+    """It is neither mixed with the new bytes nor resumed."""
+    await halved(place)
+    place.sandbox.cdn_trouble("other_etag")
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(DownloadError, match="Input/output"):
+            await place.fetch()
+    assert place.names() == []
+
+    await place.fetch()
+
+    assert place.is_whole()
+
+
 async def test_a_slow_download_is_written_each_second(place, monkeypatch):
     """So that a kill costs no more of it, and progress is told."""
-    monkeypatch.setattr("qamera_async.download.filling._PATIENCE", 0.0)
+    monkeypatch.setattr("qamera_async.download.ahead._PATIENCE", 0.0)
     told = []
     await place.fetch(on_progress=lambda done, _: told.append(done))
 
@@ -783,7 +951,7 @@ async def test_a_slow_download_is_written_each_second(place, monkeypatch):
 
 async def test_what_a_sync_on_the_way_reports_counts(place, monkeypatch):
     """The system reports a lost write once: whoever hears of it must tell, and nothing of it is resumed."""
-    monkeypatch.setattr("qamera_async.download.threads._SYNC_EACH", 1)
+    monkeypatch.setattr("qamera_async.download.ahead._SYNC_EACH", 1)
     calls = []
 
     def once(descriptor):
@@ -791,7 +959,7 @@ async def test_what_a_sync_on_the_way_reports_counts(place, monkeypatch):
         if len(calls) == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(parts, "_sync", once)
+    monkeypatch.setattr(system, "sync", once)
     with pytest.raises(DownloadError, match="Input/output"):
         await place.fetch()
     assert place.names() == []
@@ -802,11 +970,130 @@ async def test_what_a_sync_on_the_way_reports_counts(place, monkeypatch):
     assert place.is_whole()
 
 
+async def test_nothing_is_written_once_a_sync_has_failed(place, monkeypatch):
+    """The file is closed when nobody writes any more, so that no byte gets into somebody else's."""
+    monkeypatch.setattr("qamera_async.download.ahead._SYNC_EACH", 1)
+    real, real_close, failed, closed, late = system.write_at, os.close, threading.Event(), [], []
+
+    def sync(_):
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write_at(descriptor, pieces, at):
+        if at > 0:
+            failed.wait(5)
+            threading.Event().wait(0.2)  # a slow disk
+            late.extend(number for number in closed if number == descriptor)
+        return real(descriptor, pieces, at)
+
+    def close(descriptor):
+        closed.append(descriptor)
+        real_close(descriptor)
+
+    monkeypatch.setattr(system, "sync", sync)
+    monkeypatch.setattr(system, "write_at", write_at)
+    monkeypatch.setattr(Writer, "close", lambda writer, real=Writer.close: (patched(close), real(writer)))
+
+    def patched(close):
+        monkeypatch.setattr(os, "close", close)
+
+    with pytest.raises(DownloadError, match="Input/output"):
+        await place.fetch()
+    await asyncio.sleep(0.5)
+
+    assert late == []
+    assert place.names() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+async def test_cancelled_while_a_write_fails_there_is_no_gap(place, monkeypatch, number):
+    """What comes after a failed write is not written; what was there before counts if the disk was full."""
+    real, writes, go_on = system.write_at, [], threading.Event()
+
+    def write_at(descriptor, pieces, at):
+        writes.append(at)
+        if len(writes) == 2:
+            go_on.wait(5)
+            raise OSError(number, os.strerror(number))
+        return real(descriptor, pieces, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "write_at", write_at)
+        place.sandbox.cdn_trouble("slow", rate=20_000_000)
+        task = asyncio.create_task(place.fetch())
+        while len(writes) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # more comes meanwhile
+        task.cancel()
+        await asyncio.sleep(0.01)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert len(writes) == 2
+    kept = place.part.read_bytes() if place.part.exists() else b""
+    assert CLIP.startswith(kept)
+    assert (len(kept) > 0) == (number == errno.ENOSPC)
+
+    await place.fetch()
+
+    assert place.asked()[-1] == ((f"bytes={len(kept)}-", 206) if kept else (None, 200))
+    assert place.is_whole()
+
+
+def test_a_writer_is_closed_when_nobody_uses_it(tmp_path, monkeypatch):
+    """Not under a write or a sync; from then on it says no."""
+    writer = Writer(os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT))
+    order, begun, go_on = [], threading.Barrier(3), threading.Event()
+
+    def slow(name):
+        begun.wait(5)
+        go_on.wait(5)
+        order.append(name)
+        return 1
+
+    monkeypatch.setattr(system, "write_at", lambda *_: slow("write"))
+    monkeypatch.setattr(system, "sync", lambda _: slow("sync"))
+    threads = [threading.Thread(target=writer.write, args=([b"x"],)), threading.Thread(target=writer.sync)]
+    for thread in threads:
+        thread.start()
+    begun.wait(5)
+    closing = threading.Thread(target=lambda: (writer.close(), order.append("close")))
+    closing.start()
+    closing.join(0.05)
+    go_on.set()
+    for thread in (*threads, closing):
+        thread.join(5)
+    writer.close()
+
+    assert sorted(order[:2]) == ["sync", "write"]
+    assert order[2:] == ["close"]
+    for call in (writer.sync, writer.restart, lambda: writer.write([b"x"])):
+        with pytest.raises(OSError, match="Bad file"):
+            call()
+
+
+def test_whatever_ends_a_write_is_the_last_of_the_file(tmp_path, monkeypatch):
+    """Not only what the system says: a gap is a gap."""
+    writer = Writer(os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT))
+    writer.write([b"good"])
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "write_at", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer.write([b"lost"])
+    for call in (writer.sync, writer.restart, lambda: writer.write([b"x"])):
+        with pytest.raises(OSError, match="Input/output"):
+            call()
+    writer.close()
+
+    assert (writer.size, writer.is_lost) == (4, True)
+    assert (tmp_path / "a").read_bytes() == b"good"
+
+
 async def test_a_short_write_is_continued(place, monkeypatch):
     """The system may take less than it is given."""
     real = os.pwritev
     monkeypatch.setattr(
-        parts.os, "pwritev", lambda number, pieces, at: real(number, [bytes(pieces[0][:70_001])], at)
+        os, "pwritev", lambda number, pieces, at: real(number, [bytes(pieces[0][:70_001])], at)
     )
     await place.fetch()
 
@@ -860,7 +1147,7 @@ async def test_cancelled_at_any_turn_no_file_is_wrong(place):
 @pytest.mark.parametrize("last", [False, True])
 async def test_a_write_under_way_is_waited_for(place, monkeypatch, last):
     """A cancelled download doesn't close the file under its thread, nor write anything twice."""
-    real, under_way, closed_early = parts.Part.write, [], []
+    real, under_way, closed_early = Writer.write, [], []
 
     def slow(part, pieces):
         if last and part.size + sum(map(len, pieces)) < SIZE:
@@ -872,7 +1159,7 @@ async def test_a_write_under_way_is_waited_for(place, monkeypatch, last):
         under_way.pop()
 
     real_close = parts.Part.close
-    monkeypatch.setattr(parts.Part, "write", slow)
+    monkeypatch.setattr(Writer, "write", slow)
     monkeypatch.setattr(parts.Part, "close", lambda part: (closed_early.extend(under_way), real_close(part)))
     threads_go_on = threading.Event()
     task = asyncio.create_task(place.fetch())

@@ -1,9 +1,11 @@
 """Where a download may lead, what its files are called, and what is taken for a whole file."""
 
 import asyncio
+import contextlib
 import re
 import socket
 import ssl
+import traceback
 import unicodedata
 from contextlib import asynccontextmanager
 
@@ -12,11 +14,13 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qamera_async import JobState, QameraSession, Video
+from qamera_async import JobState, QameraSession, RetryPolicy, Timeouts, Video
 from qamera_async.download import Downloader, safe_name
 from qamera_async.download.guard import is_public, why_not
-from qamera_async.download.whole import Proof, is_page
-from qamera_async.errors import DownloadError
+from qamera_async.download.media import HEAD as LOOKED_AT
+from qamera_async.download.media import is_media
+from qamera_async.download.whole import Proof
+from qamera_async.errors import DownloadError, InvalidResponseError, RequestTimeoutError
 from qamera_async.sandbox.files import Clip, Still
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -72,6 +76,25 @@ async def raw():
     answer.asked = asked
     async with server:
         yield answer
+
+
+@asynccontextmanager
+async def serving(send):
+    """Serve what a function sends; gives the URL, and at its end waits until nobody sends any more."""
+    sending = []
+
+    async def handle(reader, writer):
+        sending.append(writer)
+        with contextlib.suppress(OSError):
+            await reader.readuntil(b"\r\n\r\n")
+            await send(reader, writer)
+        writer.close()
+        sending.remove(writer)
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        while sending:
+            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -231,6 +254,29 @@ async def test_where_the_api_is_private_so_may_its_cdn_be(quick, tmp_path, raw, 
     assert (tmp_path / "a").read_bytes() == MP4
 
 
+async def test_a_name_that_cant_be_resolved_now_decides_nothing(quick, tmp_path, raw, monkeypatch):
+    """The private API's name is asked for again by the next download, and then no more."""
+    real, asked = socket.getaddrinfo, []
+
+    def later(name, *rest, **more):
+        if name != "home.example":
+            return real(name, *rest, **more)
+        asked.append(name)
+        if len(asked) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real("10.0.0.1", *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", later)
+    url = f"http://127.0.0.1:{raw.port}/a.mp4"
+    async with downloading(quick, base_url="https://home.example") as get:
+        with pytest.raises(DownloadError, match="private"):
+            await get(url, tmp_path / "a")
+        await get(url, tmp_path / "a")
+        await get(url, tmp_path / "b")
+
+    assert len(asked) == 2
+
+
 # --- redirects ----------------------------------------------------------------
 
 
@@ -374,6 +420,10 @@ async def test_no_proxy_is_obeyed(quick, tmp_path, raw, monkeypatch):
         HEAD % (5, b"") + b"  \r\n\t",
         HEAD % (len(MP4), b"Content-Encoding: gzip\r\n") + MP4,
         HEAD % (len(MP4), b"Content-Encoding: br\r\n") + MP4,
+        HEAD % (len(MP4), b"Content-Encoding: gzip\r\nContent-Encoding: identity\r\n") + MP4,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n" + MP4,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(MP4), MP4),
+        HEAD % (2000, b"Content-Type: video/mp4\r\n") + b"\0\0Access denied." + b" " * 1984,
         b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 0-9/10\r\nContent-Length: 10\r\n\r\n0123456789",
         HEAD % (7, b"") + b'{"a":1}',
         HEAD % (8, b"") + b"\xef\xbb\xbf[1,2]",
@@ -401,6 +451,79 @@ async def test_what_is_no_http_is_tried_again(quick, tmp_path, raw, answer):
             await get(f"http://127.0.0.1:{raw.port}/", tmp_path / "a", allow_private=True)
 
     assert len(raw.asked) >= 3
+
+
+@pytest.mark.parametrize("way", ["headers", "body", "chunks", "nothing"])
+async def test_what_drips_is_a_stall(quick, tmp_path, way):
+    """So many seconds for an answer, and then for each 64 KiB of it, however often a byte comes."""
+    begun = {
+        "headers": b"HTTP/1.1 200 OK\r\nX: ",
+        "body": HEAD % (len(MP4) + 10**6, b"") + MP4,
+        "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n5;" % (len(MP4), MP4),
+        "nothing": b"",
+    }
+    asked = []
+
+    async def drip(reader, writer):
+        asked.append(way)
+        writer.write(begun[way])
+        while not reader.at_eof():
+            writer.write(b"" if way == "nothing" else b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with serving(drip) as url, downloading(quick, timeouts=Timeouts(request=0.2)) as get:
+        async with asyncio.timeout(5):
+            with pytest.raises(DownloadError, match="within the time") as caught:
+                await get(url, tmp_path / "a", allow_private=True)
+
+    assert isinstance(caught.value.__cause__, RequestTimeoutError)
+    assert len(asked) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_who_reads_slowly_blames_nobody(quick, raw):
+    """The time between two reads is the reader's own."""
+    async with downloading(quick, timeouts=Timeouts(request=0.1)) as get:
+        video = Video("vid_1", "DONE", JobState.DONE, video_url=f"http://127.0.0.1:{raw.port}/")
+        async with get.downloader.stream(video, allow_private=True) as pieces:
+            await asyncio.sleep(0.3)
+            got = b"".join([piece async for piece in pieces])
+
+    assert got == MP4
+
+
+async def test_a_fair_pace_is_no_stall(quick, tmp_path):
+    """64 KiB in time begin a new measure: all of it may take far longer."""
+    size = 640 * 1024
+    body = MP4[:24] + bytes(size - 24)
+
+    async def slowly(_, writer):
+        writer.write(HEAD % (size, b""))
+        for at in range(0, size, 64 * 1024):
+            writer.write(body[at : at + 64 * 1024])
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    options = {"timeouts": Timeouts(request=0.5), "retry": RetryPolicy(attempts=1)}
+    async with serving(slowly) as url, downloading(quick, **options) as get:
+        await get(url, tmp_path / "a", allow_private=True)
+
+    assert (tmp_path / "a").read_bytes() == body
+
+
+@pytest.mark.parametrize("begin", [b"\xff ", b"HTTP/1.1 200 OK\r\n\0"])
+async def test_what_a_host_echoes_is_not_shown(quick, tmp_path, raw, begin):
+    """A URL may be signed: what can't be read is in no error, not even as a cause."""
+    secret = "h" + "ush"
+    raw.reply = begin + secret.encode() + b": x\r\n\r\n"
+    async with downloading(quick) as get:
+        with pytest.raises(DownloadError) as caught:
+            await get(f"http://127.0.0.1:{raw.port}/?signed={secret}", tmp_path / "a", allow_private=True)
+
+    assert isinstance(caught.value.__cause__, InvalidResponseError)
+    shown = "".join(traceback.format_exception(caught.value)) + str(vars(caught.value.__cause__))
+    assert secret not in shown
 
 
 async def test_a_cookie_is_not_kept(quick, tmp_path, raw):
@@ -465,27 +588,65 @@ def test_what_an_mp4_needs_to_be_whole(body, whole):
     assert proves(body) is whole
 
 
+MEDIA = [
+    *(MP4, JPEG, PNG, b"GIF89a....", b"OggS\0\2", b"FLV\1\5", b"\x1a\x45\xdf\xa3\x9f", b"\0\0\1\xba\x44"),
+    *(b"RIFF\x24\0\0\0AVI LIST", b"RIFF\x24\0\0\0WEBPVP8 ", b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28"),
+    *(b"\0\0\0\x20" + name + b"...." for name in (b"styp", b"moov", b"mdat", b"free", b"wide", b"ftypavif")),
+    *((b"G" + bytes(187)) * packets for packets in (2, 3)),
+    b"{\0\0\0ftyp",
+]
+TEXTS = [
+    *(
+        b"<!doctype html>",
+        b"\n <HTML>",
+        b"<?xml ?>",
+        b' {"a":1}',
+        b"\xef\xbb\xbf[",
+        b"\xff\xfe<\0h\0",
+        b"  \r\n",
+    ),
+    *(b"Access denied", b"\0\0<html>sorry</html>", bytes(LOOKED_AT), b"a\0b\0c\0", "Доступ закрыт".encode()),
+    *(
+        "Доступ".encode()[:-1],
+        b"Acc\xe8s refus\xe9: adressez-vous \xe0 nous",
+        b"Get free money",
+        b"RIFF raff, and on",
+    ),
+    *(b"BM is a car that was refused", b"Gateway timed out", b"GIF87 and so on"),
+]
+
+
+@pytest.mark.parametrize("head", MEDIA)
+@pytest.mark.parametrize("kind", ["", "video/mp4", "image/jpeg", "application/octet-stream"])
+def test_what_begins_like_media_is_media(kind, head):
+    """Whatever is said of it."""
+    assert is_media(kind, head)
+
+
+@pytest.mark.parametrize("head", TEXTS)
+@pytest.mark.parametrize("kind", ["", "video/mp4", "image/jpeg", "application/octet-stream"])
+def test_a_text_is_no_media(kind, head):
+    """Whatever is said of it: blanks, markup, NULs, other letters than ASCII, and words of media's own."""
+    assert not is_media(kind, head)
+
+
 @pytest.mark.parametrize(
-    ("kind", "head", "page"),
+    ("kind", "head", "media"),
     [
+        *((kind, MP4, False) for kind in ("text/html", "TEXT/HTML; x=y", "text/plain", "application/json")),
+        *((kind, MP4, False) for kind in ("application/ld+json", "image/svg+xml", "application/xml")),
+        ("video/mp4, text/html", MP4, False),
+        *((kind, bytes(range(128, 256)), True) for kind in ("video/new", "IMAGE/new; x=y")),
+        *((kind, bytes(range(128, 256)), False) for kind in ("", "application/octet-stream", "video/")),
         *(
-            ("", text, True)
-            for text in (b"<!doctype html>", b"\n <HTML>", b"<?xml ?>", b" {", b"\xef\xbb\xbf[")
+            ("video/mp4", start + bytes(range(128, 256)), False)
+            for start in (b"\x1f\x8b\x08", b"PK\3\4", b"%PDF-")
         ),
-        *((kind, MP4, True) for kind in ("text/html", "TEXT/HTML; x=y", "text/plain", "application/json")),
-        *((kind, MP4, True) for kind in ("application/ld+json", "image/svg+xml", "application/xml")),
-        *(
-            (kind, MP4, False)
-            for kind in ("video/mp4", "", "application/octet-stream", "binary/octet-stream")
-        ),
-        ("", JPEG, False),
-        ("", PNG, False),
-        ("", b"{\0\0\0ftyp", False),
     ],
 )
-def test_what_is_a_page(kind, head, page):
-    """By its type or by its first bytes."""
-    assert is_page(kind, head) is page
+def test_what_a_type_decides(kind, head, media):
+    """A page's type refuses all; where the bytes say nothing a video's or an image's is believed."""
+    assert is_media(kind, head) is media
 
 
 # --- names ----------------------------------------------------------------------

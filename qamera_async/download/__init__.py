@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..events import Downloading
-from .attempts import Attempts, Errand, Interrupted
+from .ahead import BUFFER
+from .attempts import Attempts, Interrupted
+from .errand import Errand
 from .filing import filed
-from .filling import BUFFER, Filling, check_end
+from .filling import Filling, check_end
 from .guard import is_private_home
-from .names import safe_name
-from .parts import Part
+from .names import as_path, safe_name
+from .parts import BusyError, Part
 from .ranges import length
 from .route import Route
 from .threads import in_thread
@@ -22,6 +23,7 @@ from .whole import Proof
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from ..events import Emit
     from ..models import Video
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Downloader", "safe_name"]
 
 _log = logging.getLogger("qamera_async")
+_LOOK_EACH = 0.2  # seconds, at a part that another download is writing
 
 
 class Downloader:
@@ -60,7 +63,7 @@ class Downloader:
         self._timeouts = timeouts
         self._emit = emit
         self._fresh = fresh
-        self._home_is_private: bool | None = None
+        self._home_is_private: bool | None = None  # None while nobody knows
 
     async def file(
         self,
@@ -70,6 +73,7 @@ class Downloader:
         thumbnail: bool = False,
         overwrite: bool = False,
         allow_private: bool = False,
+        wait: bool = False,
         on_progress: Callable[[int, int | None], object] | None = None,
         before_final: Callable[[int], Awaitable[None]] | None = None,
     ) -> Path:
@@ -81,6 +85,8 @@ class Downloader:
             thumbnail: fetch the thumbnail instead.
             overwrite: whether a file may be there already.
             allow_private: whether it may come from inside a private network.
+            wait: wait while another download writes to the same path, and see then what is there; False: that
+                is an error at once.
             on_progress: called on the loop with the bytes there are and how many there will be, None where
                 nobody says; what it raises is logged.
             before_final: awaited with the size when all bytes are on the disk, before the file has its name;
@@ -90,17 +96,17 @@ class Downloader:
             The path.
 
         Raises:
+            InvalidRequestError: ``path`` is no path; nothing was asked for.
             TargetExistsError: there is a file already; nothing was asked for.
             DownloadError: there is no file at ``path``, or the one that was there before. What has come is
                 kept beside it where it can be resumed.
             SessionClosedError: the session was closed meanwhile.
         """
-        target = Path(path)
+        target = as_path(path)
         errand = Errand(video.id, thumbnail=thumbnail, path=str(target))
-        url = errand.url_of(video)
-        part = await filed(errand, lambda: Part.open(target, errand.record, overwrite=overwrite), _close)
+        part = await self._part(errand, target, overwrite=overwrite, wait=wait)
         try:
-            route = await self._route(errand, url, allow_private=allow_private)
+            route = await self._route(errand, errand.url_of(video), allow_private=allow_private)
             report = self._reporter(video.id, on_progress)
             await self._fill(errand, route, part, report)
             await filed(errand, part.finish)
@@ -148,11 +154,18 @@ class Downloader:
 
     # --- the way --------------------------------------------------------------------------------
 
-    async def _route(self, errand: Errand, url: str, *, allow_private: bool) -> Route:
-        if not allow_private and self._home_is_private is None:
-            self._home_is_private = is_private_home(*await self._elsewhere.home())
-        private = allow_private or bool(self._home_is_private)
+    async def _route(self, errand: Errand, url: str | None, *, allow_private: bool) -> Route:
+        private = allow_private or await self._is_home_private()
         return Route(self._elsewhere, errand, url, self._fresh, private=private)
+
+    async def _is_home_private(self) -> bool:
+        if self._home_is_private is not None:
+            return self._home_is_private
+        host, addresses = await self._elsewhere.home()
+        private = is_private_home(host, addresses)
+        if private or addresses:
+            self._home_is_private = private
+        return private  # where its name leads to nothing now, it is asked for again the next time
 
     def _attempts(self, errand: Errand, size: int = 0) -> Attempts:
         what = f"download of {errand.record_id}"
@@ -194,17 +207,31 @@ class Downloader:
 
     # --- a file ---------------------------------------------------------------------------------
 
+    async def _part(self, errand: Errand, target: Path, *, overwrite: bool, wait: bool) -> Part:
+        def opened() -> Part | None:
+            try:
+                return Part.open(target, errand.record, overwrite=overwrite)
+            except BusyError:
+                if not wait:
+                    raise
+                return None
+
+        while (part := await filed(errand, opened, _close)) is None:
+            await self._elsewhere.pause(_LOOK_EACH)
+        return part
+
     async def _fill(self, errand: Errand, route: Route, part: Part, report: Progress) -> None:
-        attempts = self._attempts(errand, part.size if part.note else 0)
+        attempts = self._attempts(errand, part.kept)
         filling = Filling(errand, route, part, report)
         while True:
             try:
                 await filling.attempt()
             except Interrupted as stop:
-                await attempts.again(stop, part.size if part.note else 0)
+                await attempts.again(stop, part.kept)
             else:
                 return
 
 
-def _close(part: Part) -> None:
-    part.close()
+def _close(part: Part | None) -> None:
+    if part is not None:
+        part.close()

@@ -1,18 +1,16 @@
-"""What is fetched for whom, and how often it is tried."""
+"""How often something is tried, and how long is waited in between."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import DownloadError
 from ..events import Retrying
-from .guard import host_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from ..errors import DownloadError
     from ..events import Emit
-    from ..models import Video
     from ..policies import RetryPolicy
 
 _PROGRESS = 1024 * 1024  # bytes, after which attempts are counted anew
@@ -30,42 +28,6 @@ class Interrupted(Exception):  # noqa: N818 - it ends an attempt, not the downlo
         super().__init__(str(error))
         self.error = error
         self.after = after
-
-
-class Errand:
-    """What is fetched: the clip or the thumbnail of a record, and where to.
-
-    Args:
-        record_id: the record.
-        thumbnail: its thumbnail, and not its clip.
-        path: where to; None: to no file.
-    """
-
-    def __init__(self, record_id: str, *, thumbnail: bool = False, path: str | None = None) -> None:
-        self.record_id = record_id
-        self.what = "thumbnail" if thumbnail else "video"
-        self.path = path
-
-    @property
-    def record(self) -> str:
-        """The record and what of it, as a note has it."""
-        return f"{self.record_id} {self.what}"
-
-    def url_of(self, video: Video) -> str:
-        """Give the URL as the list has it.
-
-        Raises:
-            DownloadError: it has none (yet).
-        """
-        url = video.thumbnail if self.what == "thumbnail" else video.video_url
-        if not url:
-            raise self.error(f"There is no {self.what} (yet)", None)
-        return url
-
-    def error(self, message: str, url: str | None, status: int | None = None) -> DownloadError:
-        """Give an error about it; of the URL only the host is told, as the rest may be a secret."""
-        host = None if url is None else host_of(url)
-        return DownloadError(message, record_id=self.record_id, path=self.path, status=status, host=host)
 
 
 class Attempts:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import TargetExistsError
-from .parts import UnusableError
+from .final import UnusableError
 from .threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..errors import DownloadError
-    from .attempts import Errand
+    from .errand import Errand
 
 _T = TypeVar("_T")
 
@@ -29,8 +29,6 @@ async def filed(errand: Errand, work: Callable[[], _T], undo: Callable[[_T], obj
         ) from None
     except OSError as error:
         raise disk_error(errand, error) from error
-    except ValueError:
-        raise errand.error("It can't be written: its path has a NUL in it", None) from None
 
 
 def disk_error(errand: Errand, error: OSError) -> DownloadError:

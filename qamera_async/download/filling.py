@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 import attrs
 
-from .._boot import boot_id
+from .ahead import Ahead
 from .attempts import Interrupted
 from .filing import disk_error, filed
-from .note import Note, is_strong
 from .ranges import PARTIAL, UNSATISFIABLE, fitting_total, is_all, length
-from .threads import Ahead
 from .whole import Proof
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..transport.fetch import Fetched
-    from .attempts import Errand
+    from .errand import Errand
     from .parts import Part
     from .route import Route
-
-_log = logging.getLogger("qamera_async")
-BUFFER = 2 * 1024 * 1024  # bytes; half of it costs a tenth of the speed
-_PATIENCE = 1.0  # seconds: so much of a slow download a kill may cost
-_MOST_PIECES = 512  # half of what the system takes at once
 
 
 class Filling:
@@ -80,53 +71,30 @@ class Filling:
         part, route = self._part, self._route
         total = length(answer) if part.note is None or part.note.total is None else part.note.total
         proof = Proof() if answer.ends == "connection" and total is None else None
-        ahead = Ahead(part)
-        pieces: list[bytes] = []
-        held = 0
-        clock = asyncio.get_running_loop().time
-        written = clock()
         come = part.size
         piece = head or await route.read(answer)
         try:
-            while piece:
-                come += len(piece)
-                if total is not None and come > total:
-                    break
-                pieces.append(piece)
-                held += len(piece)
-                if proof is not None:
-                    proof.feed(piece)
-                if held >= BUFFER or len(pieces) >= _MOST_PIECES or clock() >= written + _PATIENCE:
-                    await ahead.put(pieces)
-                    pieces, held, written = [], 0, clock()
-                    self._report(come, total)
-                piece = await route.read(answer)
-            await ahead.put(pieces)
-            pieces = []  # else a cancellation from here on would write it twice
-            await ahead.settle()
+            # Whatever ends it: what has come is worth keeping.
+            async with Ahead(part.writer) as ahead:
+                while piece:
+                    come += len(piece)
+                    if total is not None and come > total:
+                        break
+                    if proof is not None:
+                        proof.feed(piece)
+                    if await ahead.put(piece):
+                        self._report(come, total)
+                    piece = await route.read(answer)
         except OSError as error:
             raise disk_error(self._errand, error) from error
-        except BaseException:
-            # What has come is worth keeping, whatever ended it.
-            await _quietly_written(ahead, pieces)
-            raise
         if total is not None and come > total:
             # Whose bytes these are nobody knows.
-            await filed(self._errand, lambda: part.begin(None))
+            await filed(self._errand, lambda: part.begin("", None))
         check_end(route, proof, come, total)
 
     async def _begin(self, answer: Fetched) -> None:
-        etag = answer.headers.get("etag", "")
-        note = Note(self._errand.record, etag, length(answer), boot_id()) if is_strong(etag) else None
-        await filed(self._errand, lambda: self._part.begin(note))
-
-
-async def _quietly_written(ahead: Ahead, pieces: list[bytes]) -> None:
-    try:
-        await ahead.put(pieces)
-        await ahead.settle()
-    except Exception:
-        _log.debug("the last bytes of a download that ended early could not be kept", exc_info=True)
+        etag, total = answer.headers.get("etag", ""), length(answer)
+        await filed(self._errand, lambda: self._part.begin(etag, total))
 
 
 def check_end(route: Route, proof: Proof | None, done: int, total: int | None) -> None:

@@ -1,16 +1,36 @@
-"""Names of files that stay inside their folder, whatever the text they are made from."""
+"""Names of files: which can be one, and one for any text that stays inside its folder."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 import unicodedata
+from pathlib import Path
+
+from ..errors import InvalidRequestError, shown
 
 _LONGEST = 200  # bytes of UTF-8; what is added to a name while it is downloaded has room beside it
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _FORBIDDEN = frozenset('/\\<>:"|?*')
 _HASH_DIGITS = 8
 _LOOKS_CHANGED = re.compile(r".*-[0-9a-f]{8}")
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Give a path as one.
+
+    Raises:
+        InvalidRequestError: no system could take it.
+    """
+    text: object = None
+    with contextlib.suppress(TypeError, ValueError):
+        if b"\0" not in os.fsencode(path):
+            text = os.fspath(path)
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"path: got {shown(path)}, allowed is the path of a file, as text")
+    return Path(text)
 
 
 def safe_name(text: str, suffix: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
+
+from .system import AT_ONCE, SAFELY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SAFELY: Final[int] = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NOTE_LIMIT = 64 * 1024  # bytes
 
 
@@ -21,7 +22,7 @@ class Note:
 
     Attributes:
         record: the record's id, and what of it: ``vid_1 video``.
-        etag: the server's strong name for these very bytes.
+        etag: the server's strong name for these very bytes; "" where it has none, and they can't be resumed.
         total: how many there are in all; None where the server didn't say.
         boot: which run of the machine wrote it. In another one bytes that were written may be missing.
     """
@@ -33,9 +34,9 @@ class Note:
 
 
 def read_note(path: Path) -> Note | None:
-    """Give what a note says; None where there is none that can be read."""
+    """Give what a note says; None where there is none by which something can be resumed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | SAFELY)
+        descriptor = os.open(path, os.O_RDONLY | AT_ONCE | SAFELY)
         with os.fdopen(descriptor, "rb") as file:
             found: object = json.loads(file.read(_NOTE_LIMIT))
     except (OSError, ValueError, RecursionError):
@@ -53,12 +54,17 @@ def read_note(path: Path) -> Note | None:
 
 def write_note(path: Path, note: Note) -> None:
     """Write a note so that it is there as a whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = new_name(path)
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFELY, 0o666)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(attrs.asdict(note), file)
     fresh.replace(path)
+
+
+def new_name(path: Path) -> Path:
+    """Give the name that a note has while it is written."""
+    return path.with_name(f"{path.name}.new")
 
 
 def is_strong(etag: str) -> bool:

@@ -1,4 +1,4 @@
-"""The unfinished file beside its target.
+"""The unfinished file beside its target, with its note.
 
 Everything here blocks, and is called in a thread. One open ``Part`` is the one writer of its target.
 """
@@ -9,47 +9,58 @@ import contextlib
 import errno
 import os
 import stat
-import sys
 from typing import TYPE_CHECKING
 
 from .._boot import boot_id
-from .note import SAFELY, Note, read_note, write_note
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from .final import UnusableError, check_target, give_name
+from .note import Note, is_strong, new_name, read_note, write_note
+from .system import AT_ONCE, SAFELY, is_at, lock, sync_folder
+from .writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-# Without O_NONBLOCK a pipe of that name would keep a thread waiting for ever.
-_OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | SAFELY
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_OPEN = os.O_RDWR | os.O_CREAT | AT_ONCE | SAFELY
+_NOT_OPENED = frozenset({errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO})
 
 
-class UnusableError(Exception):
-    """The place can't be used for a download; the message says why."""
+class BusyError(UnusableError):
+    """Another download is writing it."""
 
 
 class Part:
     """An unfinished file, open and locked.
 
     Attributes:
-        size: its bytes so far.
+        writer: its bytes.
         note: what they are the beginning of; None: of nothing that can be resumed.
+
+    Args:
+        target: the final name.
+        record: as ``Note.record``.
+        descriptor: the file's.
+        lock: another descriptor of it: the lock is held until both are closed.
     """
 
-    def __init__(self, target: Path, descriptor: int, lock: int) -> None:
-        self.target = target
-        self.path = target.with_name(f"{target.name}.part")
+    def __init__(self, target: Path, record: str, descriptor: int, lock: int) -> None:
+        self._target = target
+        self._path = target.with_name(f"{target.name}.part")
         self._note_path = target.with_name(f"{target.name}.part.json")
-        self._descriptor: int | None = descriptor
+        self._record = record
         self._lock = lock
-        self._ours = False
-        self.size = os.fstat(descriptor).st_size
+        self._begun = False
+        self.writer = Writer(descriptor)
         self.note: Note | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes so far."""
+        return self.writer.size
+
+    @property
+    def kept(self) -> int:
+        """The bytes that need not be fetched again."""
+        return 0 if self.note is None else self.size
 
     @classmethod
     def open(cls, target: Path, record: str, *, overwrite: bool) -> Part:
@@ -62,91 +73,95 @@ class Part:
 
         Raises:
             FileExistsError: there is one, and there may not be.
-            UnusableError: a link, a folder or another writer is in the way, or the folder is missing.
+            BusyError: another download is writing it.
+            UnusableError: a link, a folder or somebody's file is in the way, or the folder is missing.
             OSError: what the system said.
         """
         if not target.name:
             raise UnusableError("the path has no file name")
         if not target.parent.is_dir():
             raise UnusableError("its folder doesn't exist")
-        _check_target(target, overwrite=overwrite)
+        check_target(target, overwrite=overwrite)
+        # The longest name that will be needed: one that is too long is told now.
+        with contextlib.suppress(FileNotFoundError):
+            new_name(target.with_name(f"{target.name}.part.json")).lstat()
         while True:
-            part = cls._opened(target)
+            part = cls._opened(target, record)
             if part is not None:
                 break
         try:
             # Once more, as the last writer may have finished it since.
-            _check_target(target, overwrite=overwrite)
-            part.recall(record)
+            check_target(target, overwrite=overwrite)
+            part.recall()
         except BaseException:
             part.close()
             raise
         return part
 
     @classmethod
-    def _opened(cls, target: Path) -> Part | None:
+    def _opened(cls, target: Path, record: str) -> Part | None:
+        """Open and lock it; None where it changed meanwhile."""
         path = target.with_name(f"{target.name}.part")
-        try:
-            descriptor = os.open(path, _OPEN, 0o666)
-        except OSError as error:
-            if error.errno in {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}:
-                raise UnusableError(f"{path.name} is a link, a folder or a device") from None
-            raise
-        lock = -1
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = os.open(path, _OPEN, 0o666)
+            except OSError as error:
+                if error.errno in _NOT_OPENED:
+                    raise UnusableError(f"{path.name} is a link, a folder or a device") from None
+                raise
+            stack.callback(os.close, descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UnusableError(f"{path.name} is no regular file")
-            if not _locked(descriptor):
-                raise UnusableError("another download is writing it")
+            if not lock(descriptor):
+                raise BusyError("another download is writing it")
             # Since it was opened, another one may have finished it and given it its final name.
-            if not _is_at(descriptor, path):
+            if not is_at(descriptor, path):
                 return None
             if os.fstat(descriptor).st_nlink != 1:
                 # Its bytes are somebody else's as well.
                 path.unlink()
                 return None
-            lock = os.dup(descriptor)
-            part = cls(target, descriptor, lock)
-            descriptor = lock = -1
+            second = os.dup(descriptor)
+            stack.callback(os.close, second)
+            part = cls(target, record, descriptor, second)
+            stack.pop_all()
             return part
-        finally:
-            for number in (descriptor, lock):
-                if number >= 0:
-                    os.close(number)
 
-    # --- the bytes --------------------------------------------------------------------------------
-
-    def begin(self, note: Note | None) -> None:
-        """Start anew; what there was is gone. ``note`` None: it can't be resumed."""
-        descriptor = self._writable()
-        # In this order, so that no note ever speaks of bytes that were another file's.
-        self._note_path.unlink(missing_ok=True)
-        os.ftruncate(descriptor, 0)
-        self.size, self.note, self._ours = 0, note, True
-        if note is not None:
-            write_note(self._note_path, note)
-
-    def write(self, pieces: Sequence[bytes]) -> None:
-        """Append pieces, all of them."""
-        descriptor = self._writable()
-        left = [memoryview(piece) for piece in pieces]
-        while left:
-            # As they are: to join them first would cost as much as to write them.
-            done = _written(descriptor, left, self.size)
-            self.size += done
-            while left and done >= len(left[0]):
-                done -= len(left.pop(0))
-            if left:
-                left[0] = left[0][done:]
-
-    def sync(self) -> None:
-        """Wait until what was written is on the disk.
+    def recall(self) -> None:
+        """Read what the bytes are the beginning of, if it can be relied on.
 
         Raises:
-            OSError: not all of it is; it won't be resumed.
+            UnusableError: they are somebody's, and no download's.
         """
-        self._or_lost(_sync)
+        if self.size == 0:
+            return
+        if not os.path.lexists(self._note_path):
+            raise UnusableError(
+                f"{self._path.name} is there, and no note says that a download left it; remove it, or choose "
+                "another name"
+            )
+        note = read_note(self._note_path)
+        if note is None or note.record != self._record or not note.boot or note.boot != boot_id():
+            return
+        if note.total is None or self.size <= note.total:
+            self.note = note
+
+    def begin(self, etag: str, total: int | None) -> None:
+        """Start anew; what there was is gone.
+
+        Args:
+            etag: the server's name for the bytes; unless it is a strong one they can't be resumed.
+            total: how many there will be; None where nobody says.
+        """
+        self.note, self._begun = None, True
+        note = Note(self._record, etag if is_strong(etag) else "", total, boot_id())
+        if self.size > 0:
+            # In this order, so that no note ever speaks of bytes that were another file's, and none without
+            # a note is taken for somebody's own.
+            write_note(self._note_path, Note(self._record, "", None, ""))
+            self.writer.restart()
+        write_note(self._note_path, note)
+        self.note = note if note.etag else None
 
     def finish(self) -> None:
         """Put it on the disk and close it; nobody else can write it before ``close``.
@@ -154,20 +169,8 @@ class Part:
         Raises:
             OSError: not all of it is there; it won't be resumed.
         """
-        self.sync()
-        self._or_lost(os.close)
-        self._descriptor = None
-
-    def _or_lost(self, call: Callable[[int], None]) -> None:
-        descriptor = self._writable()
-        try:
-            call(descriptor)
-        except OSError:
-            # What the system has lost it may still show: nothing here can be relied on.
-            self.note, self._ours = None, True
-            if call is os.close:
-                self._descriptor = None
-            raise
+        self.writer.sync()
+        self.writer.close()
 
     def rename(self, *, overwrite: bool) -> None:
         """Give it its final name.
@@ -176,109 +179,21 @@ class Part:
             FileExistsError: meanwhile there is a file, and it may not be overwritten.
             UnusableError: meanwhile something else is in the way.
         """
-        if not _is_at(self._lock, self.path):
-            raise UnusableError(f"{self.path.name} was replaced by somebody meanwhile")
-        if overwrite:
-            _check_target(self.target, overwrite=True)
-            self.path.replace(self.target)
-        else:
-            self._link()
+        if not is_at(self._lock, self._path):
+            raise UnusableError(f"{self._path.name} was replaced by somebody meanwhile")
+        give_name(self._path, self._target, overwrite=overwrite)
         self._note_path.unlink(missing_ok=True)
-        _sync_folder(self.target.parent)
-
-    def _link(self) -> None:
-        try:
-            # Unlike a rename it fails where anything has appeared at the target.
-            os.link(self.path, self.target, follow_symlinks=False)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _check_target(self.target, overwrite=False)
-            self.path.rename(self.target)
-        else:
-            self.path.unlink()
+        sync_folder(self._target.parent)
 
     def close(self) -> None:
         """Let go of it; what can't be resumed is removed."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            try:
-                os.close(descriptor)
-            except OSError:
-                self.note, self._ours = None, True
-        try:
-            useless = (self._ours and self.note is None) or os.fstat(self._lock).st_size == 0
-            if useless and _is_at(self._lock, self.path):
+        with contextlib.suppress(OSError):
+            self.writer.close()
+        useless = self.writer.is_lost or (self._begun and self.note is None)
+        with contextlib.suppress(OSError):
+            if (useless or os.fstat(self._lock).st_size == 0) and is_at(self._lock, self._path):
+                # In this order: without its note it is never resumed.
                 self._note_path.unlink(missing_ok=True)
-                self.path.unlink()
-        except OSError:
-            pass  # it is in nobody's way: without its note it will be started anew
-        finally:
-            with contextlib.suppress(OSError):
-                os.close(self._lock)
-
-    def _writable(self) -> int:
-        if self._descriptor is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return self._descriptor
-
-    def recall(self, record: str) -> None:
-        """Read what the bytes are the beginning of, if it can be relied on."""
-        note = read_note(self._note_path)
-        if note is None or note.record != record or not note.boot or note.boot != boot_id():
-            return
-        if self.size > 0 and (note.total is None or self.size <= note.total):
-            self.note = note
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    try:
-        found = target.lstat()
-    except FileNotFoundError:
-        return
-    if not overwrite:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    if not stat.S_ISREG(found.st_mode):
-        raise UnusableError("what is there is no regular file, and is not overwritten")
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _written(descriptor: int, pieces: list[memoryview], at: int) -> int:
-    if hasattr(os, "pwritev"):
-        return os.pwritev(descriptor, pieces, at)
-    os.lseek(descriptor, at, os.SEEK_SET)
-    return os.write(descriptor, pieces[0])
-
-
-def _sync(descriptor: int) -> None:
-    getattr(os, "fdatasync", os.fsync)(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    # Whole it is already; a system that can't do this for a folder loses the name at most.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+                self._path.unlink()
+        with contextlib.suppress(OSError):
+            os.close(self._lock)

@@ -1,4 +1,4 @@
-"""What an answer says of ranges and lengths. No I/O."""
+"""What an answer says of its body: ranges, lengths, encodings. No I/O."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ _NOTHING_ASKED = re.compile(r"bytes \*/(\d{1,18})", re.ASCII)
 def length(answer: Fetched) -> int | None:
     """Give what an answer announces as the length of its body; None where it doesn't."""
     return int(answer.headers["content-length"]) if answer.ends == "length" else None
+
+
+def is_encoded(answer: Fetched) -> bool:
+    """Say whether the body is something else than the file's own bytes, in chunks at most."""
+    content, transfer = (
+        {coding.strip().lower() for coding in answer.headers.get(name, "").split(",")} - {""}
+        for name in ("content-encoding", "transfer-encoding")
+    )
+    return not content <= {"identity"} or not transfer <= {"chunked"}
 
 
 def fitting_total(answer: Fetched, part: Part, note: Note) -> int | None:

@@ -1,4 +1,4 @@
-"""The way to the bytes: each hop checked, a refused URL looked up anew once, what may pass told apart."""
+"""The way to the bytes: each hop checked, a bad URL looked up anew once, what may pass told apart."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from yarl import URL
 
 from ..errors import InvalidResponseError, QameraError, SessionClosedError, TransportError
 from ..transport.fetch import AddressRefusedError
-from .attempts import Errand, Interrupted
+from .attempts import Interrupted
 from .guard import is_public, why_not
-from .ranges import PARTIAL, UNSATISFIABLE
-from .whole import HEAD, is_page
+from .media import HEAD, is_media, is_page_type
+from .ranges import PARTIAL, UNSATISFIABLE, is_encoded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from ..errors import DownloadError
     from ..models import Video
     from ..transport.fetch import Fetched, Fetcher
+    from .errand import Errand
 
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_REFUSED = frozenset({401, 403, 404, 410})  # what an expired URL may be answered with
+_REFUSED = frozenset({400, 401, 403, 404, 410})  # what an expired URL may be answered with
 _BUSY = 429
 _SERVER_ERROR = 500
 _OK: Final = 200
@@ -35,7 +36,7 @@ class Route:
     Args:
         elsewhere: fetches without a key.
         errand: what for.
-        url: where to begin.
+        url: where to begin; None: it has to be looked up.
         fresh: looks the record up anew; gives None where it isn't listed.
         private: whether private addresses are allowed.
     """
@@ -44,18 +45,18 @@ class Route:
         self,
         elsewhere: Fetcher,
         errand: Errand,
-        url: str,
+        url: str | None,
         fresh: Callable[[str], Awaitable[Video | None]],
         *,
         private: bool,
     ) -> None:
         self._elsewhere = elsewhere
         self._errand = errand
-        self._first: str = url
-        self._url = url
+        self._first = url
+        self._url: str | None = url
         self._fresh = fresh
         self._allowed = None if private else is_public
-        self._looked_up = False
+        self._was_looked_up = False
 
     def error(self, message: str, status: int | None = None) -> DownloadError:
         """Give an error that names the present host."""
@@ -71,27 +72,28 @@ class Route:
             SessionClosedError: the session was closed meanwhile.
         """
         # From the beginning each time: what a redirect leads to may soon expire.
-        self._url = self._first
+        url = self._first or await self._looked_up(f"There is no {self._errand.what} (yet)", None)
         came_from: str | None = None
         hops = 0
         while True:
-            reason = why_not(self._url, came_from=came_from, private=self._allowed is None)
+            self._url = url
+            reason = why_not(url, came_from=came_from, private=self._allowed is None)
             if reason is not None:
                 raise self.error(f"It is not fetched: {reason}")
-            async with self._fetched(headers) as answer:
+            async with self._fetched(url, headers) as answer:
                 if self._is_final(answer, headers):
                     yield answer
                     return
                 refused = answer.status in _REFUSED
                 location = answer.headers.get("location")
             if refused:
-                await self._look_up(answer.status)
+                url = await self._looked_up("The host refuses it", answer.status)
                 came_from, hops = None, 0
                 continue
             hops += 1
             if hops > _MOST_REDIRECTS or not location:
                 raise self.error("It is redirected too often, or to nowhere", answer.status)
-            came_from, self._url = self._url, self._joined(location)
+            came_from, url = url, _joined(url, location)
 
     async def read(self, answer: Fetched) -> bytes:
         """Give the next bytes of an answer, b"" at its end.
@@ -116,15 +118,15 @@ class Route:
             head += piece
         if not head:
             raise self.error("What came is empty", answer.status)
-        if is_page(answer.headers.get("content-type", ""), head):
-            raise self.error("What came is a page of text", answer.status)
+        if not is_media(answer.headers.get("content-type", ""), head):
+            raise self.error("What came is a page of text, or something else that is no video", answer.status)
         return head
 
     # --- one hop --------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _fetched(self, headers: Mapping[str, str]) -> AsyncGenerator[Fetched, None]:
-        context = self._elsewhere.fetch(self._url, headers, self._allowed)
+    async def _fetched(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[Fetched, None]:
+        context = self._elsewhere.fetch(url, headers, self._allowed)
         try:
             answer = await context.__aenter__()
         except SessionClosedError:
@@ -143,9 +145,7 @@ class Route:
     def _is_final(self, answer: Fetched, headers: Mapping[str, str]) -> bool:
         """Say whether an answer is what was asked for; False: it leads on."""
         status = answer.status
-        if status in _REDIRECTS:
-            return False
-        if status in _REFUSED:
+        if status in _REDIRECTS or status in _REFUSED:
             return False
         if status == _BUSY or status >= _SERVER_ERROR:
             raise Interrupted(self.error("The host is in trouble", status), _seconds(answer))
@@ -153,30 +153,26 @@ class Route:
             return True
         if status != _OK and not (status == PARTIAL and "Range" in headers):
             raise self.error("The host refuses it", status)
-        if answer.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+        if is_encoded(answer):
             raise self.error("What came is encoded, which was not asked for", status)
-        if is_page(answer.headers.get("content-type", ""), b"-"):
+        if is_page_type(answer.headers.get("content-type", "")):
             raise self.error("What came is a page of text", status)
         return True
 
-    async def _look_up(self, status: int) -> None:
-        if self._looked_up:
-            raise self.error("The host refuses it, though its URL was looked up anew", status)
-        self._looked_up = True
+    async def _looked_up(self, problem: str, status: int | None) -> str:
+        if self._was_looked_up:
+            raise self.error(f"{problem}, though it was looked up anew", status)
+        self._was_looked_up = True
         video = await self._fresh(self._errand.record_id)
         if video is None:
-            raise self.error("The host refuses it, and the record is no longer listed", status)
+            raise self.error(f"{problem}, and the record is no longer listed", status)
         url = self._errand.url_of(video)
+        if url is None:
+            raise self.error(f"There is no {self._errand.what} (yet)", status)
         if url == self._first:
-            raise self.error("The host refuses it, and its URL is still the same", status)
-        self._first = self._url = url
-
-    def _joined(self, location: str) -> str:
-        try:
-            there = URL(location, encoded=True)
-            return str(there if there.absolute else URL(self._url, encoded=True).join(there))
-        except ValueError:
-            return location  # and is refused as it is
+            raise self.error(f"{problem}, and its URL is still the same", status)
+        self._first = url
+        return url
 
     def _interrupted(self, error: QameraError) -> Exception:
         ours = self.error(f"It broke off: {error.message}")
@@ -184,6 +180,14 @@ class Route:
         permanent = isinstance(error, TransportError) and error.permanent
         known = isinstance(error, TransportError | InvalidResponseError)
         return ours if permanent or not known else Interrupted(ours)
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        there = URL(location, encoded=True)
+        return str(there if there.absolute else URL(url, encoded=True).join(there))
+    except ValueError:
+        return location  # and is refused as it is
 
 
 def _seconds(answer: Fetched) -> float | None:

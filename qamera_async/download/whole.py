@@ -1,40 +1,13 @@
-"""What came: a clip or an image, and whether its own bytes prove that nothing is missing. No I/O."""
+"""Whether a file's own bytes prove that nothing is missing. No I/O."""
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from .media import JPEG, PNG, starts_with_box
 
-HEAD: Final = 512  # bytes; so many are looked at before anything is written
-_BLANKS = b" \t\r\n\v\f"
-_BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-_PAGE_TYPES = re.compile(
-    r"text/.*|.*[/+](html|xml|json)|application/(xhtml\+xml|javascript|problem\+json|x-ndjson)"
-)
-_FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"})
-_JPEG = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _TAIL = 16  # bytes; as many as the longest end that is looked for
 _SHORT_HEAD, _LONG_HEAD = 8, 16  # bytes of a box's size and name
-
-
-def is_page(content_type: str, head: bytes) -> bool:
-    """Say whether an answer is text to be read by somebody, and no video or image.
-
-    Args:
-        content_type: the header's value; "" where there is none.
-        head: its first bytes, ``HEAD`` of them or all there are.
-    """
-    if _PAGE_TYPES.fullmatch(content_type.partition(";")[0].strip().lower()):
-        return True
-    if head[4:8] in _FIRST_BOXES:
-        return False  # the size before a box's name may look like anything
-    for bom in _BOMS:
-        head = head.removeprefix(bom)
-    text = head.lstrip(_BLANKS)
-    return not text or text[:1] in {b"<", b"{", b"["}
 
 
 class Proof:
@@ -60,11 +33,11 @@ class Proof:
 
     def is_whole(self) -> bool:
         """Say whether what came so far is a whole file for sure."""
-        if self._start.startswith(_JPEG):
+        if self._start.startswith(JPEG):
             return self._tail.endswith(_JPEG_END)
-        if self._start.startswith(_PNG):
+        if self._start.startswith(PNG):
             return self._tail.endswith(_PNG_END)
-        return self._start[4:8] in _FIRST_BOXES and self._boxes.is_whole()
+        return starts_with_box(self._start) and self._boxes.is_whole()
 
 
 class _Boxes:

@@ -14,11 +14,12 @@ import attrs
 from yarl import URL
 
 from .._version import __version__
-from ..errors import ConnectionFailedError, QameraError, SessionClosedError
+from ..errors import ConnectionFailedError, InvalidResponseError, QameraError, SessionClosedError
 from .border import translated
+from .pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
     from ..policies import Timeouts
     from .wire import Wire
@@ -43,9 +44,10 @@ class Fetched:
 
     Attributes:
         status: the HTTP status.
-        headers: by their names in lower case; of a repeated one the last.
+        headers: by their names in lower case; repeated ones are joined by a comma.
         ends: what ends the body: the "length" it announces, the last "chunk", or the "connection".
-        read: gives the next bytes, b"" at the end; raises a ``TransportError`` where the body breaks off.
+        read: gives the next bytes, b"" at the end; raises a ``TransportError`` where the body breaks off, or
+            where fewer than 64 KiB come while it is waited for them for ``Timeouts.request`` seconds.
     """
 
     status: int
@@ -59,16 +61,16 @@ class Fetcher:
 
     Args:
         wire: whose proxy, certificates and environment count here as well.
-        timeouts: ``connect`` for a connection, ``request`` for each wait for bytes, both in seconds.
+        timeouts: ``connect`` for a connection, ``request`` until there is an answer, and then for each 64 KiB
+            of it, both in seconds.
         conceal: takes secrets out of a text.
     """
 
     def __init__(self, wire: Wire, timeouts: Timeouts, conceal: Callable[[str], str]) -> None:
         self._wire = wire
         self._conceal = conceal
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=timeouts.connect, sock_read=timeouts.request
-        )
+        self._patience = timeouts.request
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._clients: dict[Callable[[str], bool] | None, aiohttp.ClientSession] = {}
         self._opening: set[asyncio.Timeout] = set()
         self._open: set[aiohttp.ClientResponse] = set()
@@ -92,17 +94,20 @@ class Fetcher:
         """
         target = as_url(url)
         where = target.host or "the server"
-        response = await self._bordered(self._sent(target, headers, allowed), where)
+        response = await self._bordered(self._sent(target, headers, allowed), where, self._patience)
         self._open.add(response)
         try:
-            head = {name.lower(): value for name, value in response.headers.items()}
+            head = _joined(response.headers.items())
             body = response.content
             chunked = "chunked" in head.get("transfer-encoding", "").lower()
+            pace = Pace(self._patience)
 
             async def read() -> bytes:
                 try:
-                    # Chunks may be tiny, so they are taken together; all else is taken as it came.
-                    piece = await body.readany() if chunked else (await body.readchunk())[0]
+                    async with pace:
+                        # Chunks may be tiny, so they are taken together; all else is taken as it came.
+                        piece = await body.readany() if chunked else (await body.readchunk())[0]
+                        pace.come(len(piece))
                 except Exception as error:
                     failure = self._failure(error, where)
                 else:
@@ -140,7 +145,7 @@ class Fetcher:
         Raises:
             SessionClosedError: closed, before or meanwhile.
         """
-        await self._bordered(asyncio.sleep(seconds), "the server")
+        await self._bordered(asyncio.sleep(seconds), "the server", None)
 
     async def aclose(self) -> None:
         """Cut everything off and close all connections; idempotent."""
@@ -158,10 +163,10 @@ class Fetcher:
 
     # --- the border -----------------------------------------------------------------------------
 
-    async def _bordered(self, work: Awaitable[_T], where: str) -> _T:
-        """Await what may be cut by closing; nothing of the HTTP client's gets out."""
+    async def _bordered(self, work: Awaitable[_T], where: str, seconds: float | None) -> _T:
+        """Await what may be cut by closing, so long at most; nothing of the HTTP client's gets out."""
         failure: QameraError
-        scope = asyncio.timeout(None)
+        scope = asyncio.timeout(seconds)
         try:
             async with scope:
                 self._opening.add(scope)
@@ -185,7 +190,11 @@ class Fetcher:
             error.os_error, _RefusedAddressError
         ):
             return AddressRefusedError(f"{where} is at an address that isn't allowed.", permanent=True)
-        return translated(error, where, self._conceal, sent=True)
+        failure = translated(error, where, self._conceal, sent=True)
+        if isinstance(failure, InvalidResponseError):
+            # A host that echoes what it was asked for would show a URL that is signed.
+            failure.excerpt = ""
+        return failure
 
     async def _sent(
         self, url: URL, headers: Mapping[str, str], allowed: Callable[[str], bool] | None
@@ -228,6 +237,14 @@ def as_url(text: str) -> URL:
     """
     # One that is encoded already stays as it is to the letter: it may be signed.
     return URL(text, encoded=all("!" <= char <= "~" for char in text))
+
+
+def _joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for written, value in headers:
+        name = written.lower()
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
 
 
 def _guarded_sockets(allowed: Callable[[str], bool]) -> Callable[[Any], socket.socket]:
