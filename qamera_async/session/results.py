@@ -63,7 +63,7 @@ class Results:
         """
         record_id, ledger = job.record_ids[0], self._ledger
         if not isinstance(ledger, Ledger):
-            return await self.downloader.file(video, path)
+            return await self.downloader.file(video, path, wait=True)
         if await self._is_there(ledger, record_id, path):
             return path
 
@@ -71,7 +71,7 @@ class Results:
             await ledger.keep_file(record_id, os.fspath(path), size)
 
         try:
-            return await self.downloader.file(video, path, before_final=keep)
+            return await self.downloader.file(video, path, wait=True, before_final=keep)
         except TargetExistsError:
             # Another process, or another request of the same name, may have been quicker.
             if await self._is_there(ledger, record_id, path):
