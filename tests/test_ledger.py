@@ -374,6 +374,21 @@ async def test_a_record_that_is_listed_late_is_a_candidate_then(quick, path):
     assert [video.id for video in intent.candidates] == [record_id]
 
 
+async def test_a_post_of_another_session_is_waited_for_before_its_record_is_a_candidate(session, sandbox):
+    """Its receipt may be on its way, and then the record is nobody else's."""
+    async with session() as first, session() as second:
+        sandbox.trouble("slow", seconds=0.15)
+        ordering = asyncio.ensure_future(order(second, ref="other"))
+        while not sandbox.orders:
+            await asyncio.sleep(0.001)
+        sandbox.trouble("reset_before")
+        with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+            await order(first)
+
+        assert (await ordering).record_ids == sandbox.orders[0].record_ids
+    assert ambiguous.value.candidates == ()
+
+
 async def test_a_receipt_that_comes_late_settles_what_was_taken_for_ambiguous(session, sandbox):
     """It is a fact, whatever another process has concluded meanwhile."""
     async with session() as first:
