@@ -15,6 +15,7 @@ import pytest
 
 from qamera_async import RequestBudget, RetryPolicy, Timeouts
 from qamera_async.download import Downloader, parts, system
+from qamera_async.download.threads import awaited
 from qamera_async.download.writer import Writer
 from qamera_async.errors import (
     DownloadError,
@@ -920,6 +921,22 @@ async def test_a_name_that_cant_be_given_is_told(place, monkeypatch):
     assert place.is_whole()
 
 
+async def test_a_part_that_cant_be_opened_is_told(place, monkeypatch):
+    """By what the system says, before any request."""
+    real = os.open
+
+    def refuse(path, *rest):
+        if Path(path) == place.part:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DownloadError, match="Permission denied"):
+        await place.fetch()
+
+    assert place.asked() == []
+
+
 async def test_a_part_that_cant_be_emptied_is_removed(place, monkeypatch):
     """It is neither mixed with the new bytes nor resumed."""
     await halved(place)
@@ -1175,6 +1192,19 @@ async def test_a_write_under_way_is_waited_for(place, monkeypatch, last):
 
     assert closed_early == []
     assert CLIP.startswith(place.part.read_bytes())
+
+
+async def test_work_that_is_cancelled_itself_ends_who_waits_for_it():
+    """As by a thread pool that is shut down; no exception is lost, and none is looked for."""
+    work = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(awaited(work))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    work.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
 
 
 async def test_cancelled_while_the_file_is_opened_frees_it(place):

@@ -119,7 +119,7 @@ class Route:
         if not head:
             raise self.error("What came is empty", answer.status)
         if not is_media(answer.headers.get("content-type", ""), head):
-            raise self.error("What came is a page of text, or something else that is no video", answer.status)
+            raise self.error("What came is a page of text, or else no video and no image", answer.status)
         return head
 
     # --- one hop --------------------------------------------------------------------------------
