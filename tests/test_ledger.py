@@ -854,6 +854,31 @@ async def test_a_process_that_dies_while_another_closes_locks_nobody_out(session
         assert (await order(second)).record_ids == job.record_ids
 
 
+DIE_CLOSING = (
+    "import asyncio, os, sys\n"
+    "from qamera_async.ledger.sqlite import SqliteStorage, opening\n"
+    "async def main():\n"
+    "    storage = SqliteStorage.of(sys.argv[1])\n"
+    "    await storage.open()\n"
+    "    opening._SETTLE = 'SELECT 1'\n"  # as where another process was alive a moment ago
+    "    opening._connected = lambda _: os.kill(os.getpid(), 9)\n"
+    "    await storage.aclose()\n"
+    "asyncio.run(main())\n"
+)
+
+
+async def test_a_process_that_dies_while_it_closes_locks_nobody_out(session, path):
+    """The -wal is gone by then, rightly; that it was being closed is on the disk."""
+    async with session() as first:
+        job = await order(first)
+    dying = await asyncio.create_subprocess_exec(sys.executable, "-c", DIE_CLOSING, str(path))
+    assert await dying.wait() == -9
+    assert {file.name for file in path.parent.iterdir()} == {"jobs.db", "jobs.db-owners"}
+    for _ in range(2):
+        async with session() as second:
+            assert (await order(second)).record_ids == job.record_ids
+
+
 async def test_an_opening_that_fails_locks_nobody_out(session, path, monkeypatch, sandbox):
     """After a kill the file needs its -wal; who can't get in must leave it as good."""
     await storage_of_a_dead_process(path, (sandbox.url, "claimed"))
