@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from qamera_async import (
     QameraSession,
     VideoRequest,
 )
+from qamera_async.events import Event, Retrying
 
 SOME_FAILED, REFUSED, IN_DOUBT, INTERRUPTED = 1, 2, 4, 130
 COLUMNS = ("image_id", "suggestion", "provider", "ref")
@@ -35,7 +37,33 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where the clips go")
     parser.add_argument("--ledger", type=Path, help="what is paid for; FOLDER.db unless you say otherwise")
     parser.add_argument("--max-credits", type=int, help="stop before more are spent")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.ledger is None:
+        if asked.folder.name in {"", ".."}:
+            parser.error(
+                f"{str(asked.folder)!r} has no name to call the ledger after: say where with --ledger"
+            )
+        asked.ledger = asked.folder.with_name(f"{asked.folder.name}.db")
+    return asked
+
+
+def text_of(catalogue: Path) -> str:
+    """Give the text of a file.
+
+    Raises:
+        ValueError: What no CSV file of UTF-8 has, with the number of its line.
+
+    """
+    content = catalogue.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{catalogue}, line {line}: it is not in UTF-8 ({error.reason})") from None
+    before, nul, _ = text.partition("\0")
+    if nul:
+        raise ValueError(f"{catalogue}, line {before.count(chr(10)) + 1}: there is a NUL in it")
+    return text
 
 
 def requests_of(catalogue: Path) -> list[VideoRequest]:
@@ -47,8 +75,8 @@ def requests_of(catalogue: Path) -> list[VideoRequest]:
     """
     requests: list[VideoRequest] = []
     lines: dict[str, int] = {}
-    with catalogue.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(text_of(catalogue), newline=""))
+    try:
         if "image_id" not in (rows.fieldnames or ()):
             raise ValueError(f"{catalogue}, line 1: there is no column image_id")
         for row in rows:
@@ -71,7 +99,24 @@ def requests_of(catalogue: Path) -> list[VideoRequest]:
             if earlier != line:
                 raise ValueError(f"{catalogue}, line {line}: ref {given['ref']!r} is on line {earlier} too")
             requests.append(request)
+    except csv.Error as error:
+        raise ValueError(f"{catalogue}, line {rows.line_num + 1}: {error}") from None
     return requests
+
+
+def tell(event: Event) -> None:
+    """Say that something is tried again: a run that waits should not look like one that hangs."""
+    if isinstance(event, Retrying):
+        text = f"{event.what}: attempt {event.attempt} failed, the next in {event.delay:.1f} s: {event.error}"
+        print(text, file=sys.stderr)
+
+
+def how_to_settle(ledger: Path, intent_id: str) -> str:
+    """Give the Python that settles what is in doubt."""
+    return f"""Look at each in the Qamera app and say what is so, then run this again:
+    async with QameraSession(ledger={str(ledger)!r}) as qamera:
+        await qamera.adopt({intent_id!r}, "RECORD_ID")  # that record was made of it
+        await qamera.abandon({intent_id!r})  # or: nothing was, so it may be ordered again"""
 
 
 async def make(qamera: QameraSession, asked: argparse.Namespace, requests: list[VideoRequest]) -> int:
@@ -91,13 +136,14 @@ async def make(qamera: QameraSession, asked: argparse.Namespace, requests: list[
     for intent in in_doubt:
         seen = ", ".join(video.id for video in intent.candidates) or "none seen"
         print(f"In doubt: {intent.request.ref} (intent {intent.id}), candidates: {seen}", file=sys.stderr)
+    if in_doubt:
+        print(how_to_settle(asked.ledger, in_doubt[0].id), file=sys.stderr)
     return IN_DOUBT if in_doubt else SOME_FAILED if failed or stopped else 0
 
 
 async def run(asked: argparse.Namespace, requests: list[VideoRequest]) -> int:
     """Open the session and run."""
-    ledger = asked.ledger or asked.folder.with_name(f"{asked.folder.name}.db")
-    async with QameraSession(ledger=ledger) as qamera:
+    async with QameraSession(ledger=asked.ledger, on_event=tell) as qamera:
         return await make(qamera, asked, requests)
 
 

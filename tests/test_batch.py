@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -162,7 +163,7 @@ async def test_nothing_to_do_is_no_request(session, sandbox, requests):
         *({"max_in_flight": bad} for bad in (0, -1, True, 1.0, None, "1")),
         *({"max_downloads": bad} for bad in (0, True, 2.5, None)),
         *({"max_credits": bad} for bad in (-1, False, 10.0, "10")),
-        *({"download_to": bad} for bad in (3, "", b"")),
+        *({"download_to": bad} for bad in (3, "", b"", b"a", "a\0b", "\ud800", "a/\udcff")),
     ],
 )
 def test_what_cant_be_worked_with_is_refused_when_it_is_made(options):
@@ -416,6 +417,73 @@ async def test_a_folder_that_is_a_file_costs_nothing(session, sandbox, tmp_path,
 
     assert source.read == 0
     assert sandbox.requests == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write, even as root")
+async def test_a_folder_that_cant_be_written_costs_nothing(session, sandbox):
+    """It is found before anything is read, in both forms."""
+    source = Counted(videos(2))
+    with pytest.raises(q.ConfigurationError, match=r"download_to: .*written"):
+        await make_batch(session, source, download_to="/proc/self")
+    with pytest.raises(q.ConfigurationError, match=r"download_to: .*written"):
+        await anext(aiter(make_batch(session, source, download_to="/proc/self")))
+
+    assert source.read == 0
+    assert sandbox.requests == []
+
+
+async def test_what_the_folder_is_tried_with_is_gone(session, tmp_path, monkeypatch):
+    """And the disk is asked in a thread."""
+    touched, real = [], Path.touch
+
+    def touch(path, *arguments, **options):
+        real(path, *arguments, **options)
+        touched.append((path, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    await make_batch(session, [], download_to=tmp_path / "clips")
+
+    assert [(path.parent, main) for path, main in touched] == [(tmp_path / "clips", False)]
+    assert list((tmp_path / "clips").iterdir()) == []
+
+
+async def test_the_error_of_a_file_in_the_way_says_what_to_do_about_it(session, tmp_path):
+    """What a batch can do: it has no overwrite=True. There is no record yet."""
+    (tmp_path / "sku-0.mp4").touch()
+    result = await make_batch(session, videos(1), download_to=tmp_path)
+    error = result.failures[0].error
+
+    assert (error.record_id, error.path) == (None, str(tmp_path / "sku-0.mp4"))
+    assert "move the file away, or give the request another ref" in error.message
+    assert "record" not in str(error)
+
+
+async def test_a_ref_that_comes_twice_is_one_job_and_one_file(sandbox, quick, tmp_path):
+    """With a ledger: the same job and path in all outcomes, one order, its credits counted once."""
+
+    class Kept(Stand):
+        async def _order(self, request, **options):
+            return await self.session._order(request, **options)
+
+        async def _fetch(self, job, video, path):
+            await asyncio.sleep(0.01)
+            return await super()._fetch(job, video, path)
+
+    requests = [*videos(1) * 7, *videos(3)]
+    async with sandbox.session(**quick, ledger=tmp_path / "jobs.db") as session:
+        result = await make_batch(Kept(session), requests, download_to=tmp_path / "clips", max_credits=30)
+        sandbox.trouble("fail_job")
+        failed = await make_batch(Kept(session), [q.VideoRequest("i", ref="f")] * 4, max_credits=10)
+
+    assert (result.failures, result.stopped, result.credits_reserved) == ((), None, 30)
+    same = [outcome for outcome in result.outcomes if outcome.request.ref == "sku-0"]
+    assert {(id(outcome.job), outcome.path) for outcome in same} == {
+        (id(same[0].job), tmp_path / "clips" / "sku-0.mp4")
+    }
+    assert len(same) == 8
+    assert [type(outcome.error) for outcome in failed.outcomes] == [q.JobFailedError] * 4
+    assert (failed.credits_reserved, failed.credits_refunded) == (10, 10)
+    assert len(posts(sandbox)) == 4
 
 
 async def test_the_folder_is_there_before_the_first_order(session, sandbox, tmp_path):

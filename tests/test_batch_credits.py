@@ -138,10 +138,9 @@ async def test_refunds_dont_come_back(session, sandbox):
 
 
 async def test_an_ambiguous_one_counts_at_its_kinds_price(session, sandbox):
-    """Whether it comes before the price is known or after."""
-    sandbox.trouble("error", status=500, taken=True)
+    """Once a receipt has told that, and however many there are."""
     sandbox.trouble("slow", seconds=0.0)
-    sandbox.trouble("error", status=500, taken=True)
+    sandbox.trouble("error", status=500, taken=True, times=2)
     result = await make_batch(session, videos(20), max_credits=50)
 
     assert len(sandbox.orders) == 5
@@ -149,13 +148,49 @@ async def test_an_ambiguous_one_counts_at_its_kinds_price(session, sandbox):
     assert result.credits_reserved == 30
 
 
-async def test_ambiguous_firsts_still_end_in_a_row(session, sandbox):
-    """With no price known, five of them stop it as ever."""
+@pytest.mark.parametrize("limit", [1, 10, 1000])
+async def test_an_ambiguous_first_stops_it_at_the_second(session, sandbox, limit):
+    """What the first takes nobody knows, so no limit could be kept; a refusal in between tells nothing."""
+    sandbox.trouble("error", status=400, times=2)
+    sandbox.trouble("error", status=500, taken=True)
+    sandbox.trouble("error", status=400)
+    result = await make_batch(session, videos(20), max_credits=limit)
+
+    assert (len(posts(sandbox)), len(sandbox.orders)) == (3, 1)
+    assert isinstance(result.stopped, CreditLimitError)
+    assert (result.stopped.price, result.stopped.max_credits, result.stopped.spent) == (None, limit, 0)
+    assert "price" in str(result.stopped)
+    assert len(result.failures) == 3
+
+
+async def test_ambiguous_firsts_dont_lift_the_limit(session, sandbox):
+    """Of sixty requests that end ambiguous three times in four, refused in between, one may be paid for."""
+    for _ in range(15):
+        sandbox.trouble("error", status=500, taken=True, times=3)
+        sandbox.trouble("error", status=400)
+    result = await make_batch(session, videos(60), max_credits=10)
+
+    assert spent(sandbox) == 10
+    assert isinstance(result.stopped, CreditLimitError)
+
+
+async def test_without_a_limit_ambiguous_firsts_end_in_a_row(session, sandbox):
+    """Five of them stop it as ever; no price is asked for."""
     sandbox.trouble("error", status=500, times=100)
-    result = await make_batch(session, videos(20), max_credits=1000)
+    result = await make_batch(session, videos(20))
 
     assert isinstance(result.stopped, AmbiguityLimitError)
     assert len(posts(sandbox)) == 5
+
+
+async def test_an_unknown_price_stops_only_its_own_kind(session, sandbox):
+    """A kind whose price is known goes on until the other one's next request is read."""
+    sandbox.trouble("error", status=500, taken=True)
+    requests = [q.ReelRequest(["a"]), *videos(5), q.ReelRequest(["b"]), *videos(5)]
+    result = await make_batch(session, requests, max_credits=1000, max_in_flight=1)
+
+    assert [order.kind for order in sandbox.orders] == ["reel", *["video"] * 5]
+    assert (result.stopped.price, result.stopped.spent) == (None, 50)
 
 
 class Priced(Stand):
@@ -189,14 +224,43 @@ async def test_a_lower_price_under_way_is_waited_for(session, sandbox):
     assert len(sandbox.orders) == 4
 
 
-async def test_a_receipt_without_credits_counts_at_the_known_price(session, sandbox):
-    """Where a price is known it counts; where none is, they go one by one."""
-    known = await make_batch(Priced(session, [None, 10, None, None, 10]), videos(20), max_credits=50)
-    before = len(sandbox.orders)
-    unknown = await make_batch(Priced(session, [None] * 3), videos(3), max_credits=1)
+@pytest.mark.parametrize("untold", [None, -50])
+async def test_a_receipt_without_credits_counts_at_the_known_price(session, sandbox, untold):
+    """So does one whose credits can't be: where a price is known, it counts."""
+    prices = [10, untold, untold, untold, 10]
+    result = await make_batch(Priced(session, prices), videos(20), max_credits=50)
 
-    assert (before, known.stopped.spent, known.credits_reserved) == (5, 50, 20)
-    assert unknown.stopped is None
+    assert len(sandbox.orders) == 5
+    assert (result.stopped.spent, result.credits_reserved) == (50, 20)
+
+
+@pytest.mark.parametrize("untold", [None, -50])
+async def test_a_first_receipt_without_credits_stops_it_at_the_second(session, sandbox, untold):
+    """A limit that can't be kept isn't passed in silence; without one nothing changes."""
+    limited = await make_batch(Priced(session, [untold] * 20), videos(20), max_credits=10_000)
+    before = len(sandbox.orders)
+    free = await make_batch(Priced(session, [untold] * 20), videos(20))
+
+    assert (before, len(limited.videos)) == (1, 1)
+    assert isinstance(limited.stopped, CreditLimitError)
+    assert (limited.stopped.price, limited.stopped.spent, limited.credits_reserved) == (None, 0, 0)
+    assert "not known" in str(limited.stopped)
+    assert (free.stopped, len(free.videos), free.credits_reserved) == (None, 20, 0)
+
+
+async def test_a_free_kind_has_a_price(session, sandbox):
+    """0 credits are a price like any other."""
+    result = await make_batch(Priced(session, [0] * 20), videos(20), max_credits=1)
+
+    assert (result.stopped, len(result.videos)) == (None, 20)
+
+
+async def test_a_failed_job_refunds_only_what_its_receipt_can_have_reserved(session, sandbox):
+    """A negative number is none."""
+    sandbox.trouble("fail_job", times=2)
+    result = await make_batch(Priced(session, [-50, 10]), videos(2), max_in_flight=1)
+
+    assert (result.credits_reserved, result.credits_refunded) == (10, 10)
 
 
 async def test_providers_and_lengths_are_kinds_of_their_own(session, sandbox):

@@ -134,6 +134,49 @@ async def test_what_was_given_a_moment_ago_is_not_in_the_log(session, caplog):
     assert warned(caplog) == ""
 
 
+async def test_an_iterator_that_was_ended_early_says_so(session, sandbox):
+    """What looks like the end of the batch is none: after a time that ran out, and after aclose()."""
+    sandbox.trouble("late", seconds=100.0, times=1000)
+    late = aiter(make_batch(session, videos(3)))
+    closed = aiter(make_batch(session, videos(3)))
+    unused = aiter(make_batch(session, videos(3)))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(late), 0.05)
+    await closed.aclose()
+    await unused.aclose()
+    await unused.aclose()
+
+    for outcomes in (late, closed, unused):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="left early"):
+                await anext(outcomes)
+
+
+async def test_an_iterator_that_came_to_its_end_stays_there(session, sandbox):
+    """After all of them, and after the reason was raised; closing it then changes nothing."""
+    whole = aiter(make_batch(session, videos(3)))
+    assert len([outcome async for outcome in whole]) == 3
+    sandbox.trouble("error", status=401, times=10)
+    stopped = aiter(make_batch(session, videos(3)))
+    with pytest.raises(q.AuthenticationError):
+        await anext(stopped)
+
+    for outcomes in (whole, stopped):
+        await outcomes.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(outcomes)
+        assert aiter(outcomes) is outcomes
+
+
+async def test_a_loop_can_be_taken_up_again(session, sandbox):
+    """With the iterator kept, a break is no end."""
+    outcomes = aiter(make_batch(session, videos(5)))
+    async for _ in outcomes:
+        break
+
+    assert len([outcome async for outcome in outcomes]) == 4
+
+
 async def test_an_iterator_that_is_forgotten_stops_it(session, sandbox, caplog):
     """Even where only the garbage collector finds it, in a cycle."""
     source = Generator()
@@ -304,6 +347,92 @@ async def test_a_receipt_that_couldnt_be_kept_nor_handed_out_is_in_the_log(sessi
     await asyncio.sleep(0.01)
 
     assert "vid_x, vid_y (ref 'sku-1')" in warned(caplog)
+
+
+async def left_with(session, requests, **options):
+    """Leave a batch with all but one of its outcomes ready."""
+    async for outcome in make_batch(session, requests):
+        await asyncio.sleep(0.15)
+        return outcome
+    raise AssertionError("it gave nothing")
+
+
+def told(caplog):
+    lines = [r for r in caplog.records if r.getMessage().startswith("a batch was left")]
+    return [(r.levelname, r.getMessage()) for r in lines]
+
+
+async def test_with_a_ledger_one_line_says_how_to_go_on(session, sandbox, caplog):
+    """It has the receipts, so their ids need no log."""
+    caplog.set_level("INFO", "qamera_async")
+    sandbox.trouble("error", status=500)
+    await left_with(Keeping(session), videos(30))
+    await settled(sandbox)
+    (line,) = told(caplog)
+
+    assert line[0] == "INFO"
+    # One that is just being looked into is neither told of nor left.
+    assert any(f"the {number} that are" in line[1] for number in (28, 29))
+    assert "run it again to go on" in line[1]
+    assert "vid_" not in line[1]
+
+
+async def test_what_a_ledger_cant_take_up_again_is_in_the_log_all_the_same(session, sandbox, caplog):
+    """What has no ref would be ordered anew."""
+    caplog.set_level("INFO", "qamera_async")
+    keeping = Keeping(session)
+    first = await left_with(keeping, [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")])
+    await settled(sandbox)
+    unnamed = [order.record_ids[0] for order in sandbox.orders if order.body["imageId"] == "i"]
+    lines = told(caplog)
+
+    assert first.request.ref is not None
+    assert sorted(level for level, _ in lines) == ["INFO", "WARNING"]
+    assert all(record_id in warned_of(lines) for record_id in unnamed)
+    assert "sku-" not in warned_of(lines)
+
+
+def warned_of(lines):
+    return "\n".join(text for level, text in lines if level == "WARNING")
+
+
+async def test_without_a_ledger_many_ids_are_many_lines(session, sandbox, caplog):
+    """At most 20 a line, and none is missing."""
+    given = await left_with(session, videos(50))
+    await settled(sandbox)
+    lines = told(caplog)
+
+    assert [line.count("vid_") for _, line in lines] == [20, 20, 9]
+    assert {level for level, _ in lines} == {"WARNING"}
+    assert_nothing_lost(sandbox, caplog, [given])
+
+
+async def test_what_await_had_collected_is_in_a_ledger(session, sandbox, caplog):
+    """A cancelled await says how to go on too."""
+    caplog.set_level("INFO", "qamera_async")
+
+    async def source():
+        for request in videos(3):
+            yield request
+        await asyncio.sleep(1e6)
+
+    async def collect():
+        await make_batch(Keeping(session), source())
+
+    task = asyncio.ensure_future(collect())
+    while len(sandbox.orders) < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.15)
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert {level for level, _ in told(caplog)} == {"INFO"}
+
+
+class Keeping(Stand):
+    """Says that there is a ledger."""
+
+    _keeps_receipts = True
 
 
 async def test_what_was_ambiguous_and_not_handed_out_is_in_the_log(sandbox, quick, caplog):

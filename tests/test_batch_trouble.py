@@ -205,6 +205,65 @@ async def test_jobs_that_meet_the_same_in_the_poll_are_outcomes(quick):
     assert len(posts(sandbox)) == 4
 
 
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [
+        *((("error", {"status": status}), q.ApiError) for status in (400, 401, 403, 404)),
+        (("error", {"status": 407, "html": True}), q.ApiError),
+        (("redirect", {"status": 301}), q.InvalidResponseError),
+    ],
+)
+async def test_a_list_that_cant_be_had_stops_it(quick, trouble, error):
+    """Nobody would learn what becomes of what is paid for, so nothing more is."""
+    name, options = trouble
+    async with Sandbox(job_seconds=1e6, quota=None, credits=10**6) as sandbox:
+        sandbox.trouble(name, on="GET", times=1000, **options)
+        async with sandbox.session(**quick) as session:
+            outcomes, reason = await handed_out(make_batch(session, videos(200), max_in_flight=10))
+
+    assert isinstance(reason, error)
+    assert reason.status == options["status"]
+    assert len(outcomes) == len(sandbox.orders) < 50
+    assert all(type(outcome.error) is type(reason) and outcome.job is not None for outcome in outcomes)
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_an_answer_that_may_be_a_proxys_is_waited_out(session, sandbox, status):
+    """A 404 of something in between says nothing of the list."""
+    sandbox.trouble("error", on="GET", times=2, status=status, html=True)
+    result = await make_batch(session, videos(5))
+
+    assert (result.stopped, len(result.videos)) == (None, 5)
+
+
+async def test_a_poll_that_can_never_connect_stops_it(session, sandbox):
+    """As a registration that can't does."""
+    error = q.ConnectionFailedError("certificate", permanent=True)
+    old = session.job("vid_nowhere")
+    sandbox.trouble("slow", seconds=0.3, times=1000)
+    requests = [q.VideoRequest("i", ref="old"), *videos(20)]
+    running = asyncio.ensure_future(collected(make_batch(Stand(session, {"old": old}), requests)))
+    while not posts(sandbox):
+        await asyncio.sleep(0.001)
+    old._failed(error)
+    result = await running
+
+    assert isinstance(result.stopped, q.ConnectionFailedError)
+    assert len(posts(sandbox)) <= 5
+
+
+async def test_what_a_download_meets_is_its_own(session, sandbox, tmp_path):
+    """A 404 there is no list that can't be had."""
+
+    async def fetch(job, video, path):
+        raise q.NotFoundError("no such record", status=404)
+
+    result = await make_batch(Stand(session, fetch=fetch), videos(10), download_to=tmp_path)
+
+    assert result.stopped is None
+    assert [type(outcome.error) for outcome in result.outcomes] == [q.NotFoundError] * 10
+
+
 async def test_a_permanent_failure_to_connect_stops_it(sandbox, quick):
     """A certificate that can't be trusted is not waited out."""
     source = Counted(videos(9))
@@ -294,6 +353,64 @@ async def test_an_iterable_that_cant_even_begin_stops_it(session):
     assert result.stopped is error
     assert isinstance(own.stopped, asyncio.CancelledError)
     assert len(own.videos) == 1
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
+@pytest.mark.parametrize("kind", ["iterator", "begin", "generator", "async iterator", "async generator"])
+async def test_an_iterable_that_raises_what_ends_loops_stops_it(session, kind, error):  # noqa: C901 - one of each kind
+    """Python takes these for an end where they aren't one: the reason names them, and nothing hangs."""
+
+    class Iterator(Counted):
+        def __next__(self):
+            if self.read == 1:
+                raise error("odd")
+            return super().__next__()
+
+    class Begin:
+        def __iter__(self):
+            raise error("odd")
+
+    def generator():
+        yield videos(1)[0]
+        raise error("odd")
+
+    class AsyncIterator(Counted):
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if self.read == 1:
+                raise error("odd")
+            return super().__next__()
+
+    async def agenerator():
+        yield videos(1)[0]
+        raise error("odd")
+
+    def source():
+        match kind:
+            case "iterator":
+                return Iterator(videos(5))
+            case "begin":
+                return Begin()
+            case "generator":
+                return generator()
+            case "async iterator":
+                return AsyncIterator(videos(5))
+            case _:
+                return agenerator()
+
+    ends = (kind, error) in {("iterator", StopIteration), ("async iterator", StopAsyncIteration)}
+    outcomes, reason = await asyncio.wait_for(handed_out(make_batch(session, source(), max_in_flight=1)), 5)
+    result = await asyncio.wait_for(collected(make_batch(session, source(), max_in_flight=1)), 5)
+
+    assert len(outcomes) == len(result.outcomes) == (0 if kind == "begin" else 1)
+    for stopped in (reason, result.stopped):
+        if ends:
+            assert stopped is None
+        else:
+            assert type(stopped) is RuntimeError
+            assert error.__name__ in str(stopped)
 
 
 async def test_a_source_that_hangs_doesnt_keep_a_stopped_batch(session, sandbox):
@@ -439,6 +556,50 @@ async def test_the_pause_follows_the_retry_policy_and_ends_for_all(session, sand
     assert waits[len(counted) :] == [1, 2, 3]
     assert len(posts(sandbox)) == 20
     assert real is asyncio.sleep
+
+
+async def test_a_pause_is_told_when_it_begins_and_when_it_ends(session, sandbox, caplog):
+    """One WARNING and one INFO for each, however often it is tried meanwhile."""
+    caplog.set_level("INFO", "qamera_async")
+
+    class Away(Stand):
+        left = 12
+
+        async def _order(self, request, *, retry_failed, approve, withdrawn):
+            async def then_fail():
+                await approve()
+                if Away.left:
+                    Away.left -= 1
+                    raise q.ConnectionFailedError("No connection to example.com")
+
+            return await super()._order(
+                request, retry_failed=retry_failed, approve=then_fail, withdrawn=withdrawn
+            )
+
+    def told():
+        lines = [r for r in caplog.records if r.name == "qamera_async" and "the batch" in r.getMessage()]
+        return [(r.levelname, r.getMessage()) for r in lines]
+
+    stand = Away(session)
+    await make_batch(stand, videos(10))
+    first = told()
+    Away.left = 1
+    await make_batch(stand, videos(2))
+
+    assert [level for level, _ in first] == ["WARNING", "INFO"]
+    assert "can't be reached: " in first[0][1]
+    assert "No connection to example.com" in first[0][1]
+    assert first[0][1].endswith("the batch waits and goes on by itself")
+    assert told() == first * 2
+
+
+async def test_a_batch_without_a_pause_tells_of_none(session, sandbox, caplog):
+    """Not of an end of one either."""
+    caplog.set_level("INFO", "qamera_async")
+    sandbox.trouble("error", status=400)
+    await make_batch(session, videos(3))
+
+    assert "the batch" not in caplog.text
 
 
 async def test_a_pause_can_be_stopped(session, sandbox):

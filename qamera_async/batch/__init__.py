@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, shown
-from .outcome import BatchResult, Outcome, log_left
+from .folder import checked
+from .iterator import Outcomes
+from .outcome import BatchResult, Outcome
 from .purse import Purse
 from .registrar import Seller
 from .run import Run
 from .source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+    import os
+    from collections.abc import AsyncIterable, Generator, Iterable
 
     from ..models import Request
     from ..policies import RetryPolicy
@@ -34,9 +35,11 @@ class Batch:
         requests: Any iterable or async iterable of requests; it is read only as far as they can go on.
         retry: How long to pause while the server can't be reached.
         max_in_flight: How many may be submitted and not handed out.
-        max_credits: What its new orders may take, in credits; None: no limit.
+        max_credits: What its new orders may take, in credits; None: no limit. Only the first of each kind may
+            pass it, and where its receipt doesn't tell its price, there is no second.
         retry_failed: Whether to order again what a ledger says has failed.
-        download_to: A folder for the results, made where there is none; None: they stay where they are.
+        download_to: A folder for the results, made where there is none, and tried with an empty file before
+            anything is read; None: they stay where they are.
         max_downloads: How many downloads may run at a time.
 
     Raises:
@@ -67,20 +70,20 @@ class Batch:
             retry=retry,
             max_in_flight=_check("max_in_flight", max_in_flight, 1),
             retry_failed=retry_failed,
-            folder=_folder(download_to),
+            folder=checked(download_to),
             max_downloads=_check("max_downloads", max_downloads, 1),
         )
 
-    def __aiter__(self) -> AsyncGenerator[Outcome, None]:
+    def __aiter__(self) -> Outcomes:
         """Give the outcomes as they come.
 
         Raises:
-            RuntimeError: It was consumed before.
+            RuntimeError: It was consumed before, or what this gave is gone on with after it was left early.
             BaseException: After the last outcome, why the batch stopped.
 
         """
         self._consume()
-        return self._run.iterator()
+        return Outcomes(self._run)
 
     def __await__(self) -> Generator[object, None, BatchResult]:
         """Give all outcomes, in the order given.
@@ -104,7 +107,7 @@ class Batch:
                 async for outcome in outcomes:
                     collected.append(outcome)  # noqa: PERF401 - what came before a cancellation counts
         except BaseException:
-            log_left(collected)
+            self._run.log_left(collected)
             raise
         collected.sort(key=lambda outcome: outcome.index)
         return BatchResult(tuple(collected), self._run.stopped, self._purse.reserved, self._run.refunded)
@@ -114,14 +117,3 @@ def _check(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name} must be a whole number from {least}, not {shown(value)}.")
     return value
-
-
-def _folder(path: str | os.PathLike[str] | None) -> Path | None:
-    if path is None:
-        return None
-    try:
-        if os.fspath(path):
-            return Path(path)
-    except TypeError:
-        pass
-    raise ConfigurationError(f"download_to must be the path of a folder or None, not {shown(path)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from ..errors import AmbiguityLimitError
@@ -10,8 +11,10 @@ from ..errors import AmbiguityLimitError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..errors import AmbiguousSubmissionError
+    from ..errors import AmbiguousSubmissionError, TransportError
     from ..policies import RetryPolicy
+
+_log = logging.getLogger("qamera_async")
 
 MOST_IN_DOUBT = 5
 """How many registrations of a batch may at most end ambiguous in a row."""
@@ -73,21 +76,28 @@ class Gate:
         """The one that tried has ended, one way or the other."""
         self._probe.release()
 
-    def not_reached(self) -> None:
+    def not_reached(self, error: TransportError) -> None:
         """The server couldn't be reached: pause."""
         if self._delays is None:
             self._delays = self._retry.delays()
+            reason = error.message.removesuffix(".")
+            _log.warning("the server can't be reached: %s; the batch waits and goes on by itself", reason)
+
+    def _reached(self) -> None:
+        if self._delays is not None:
+            self._delays = None
+            _log.info("the server can be reached again; the batch goes on")
 
     # --- the row --------------------------------------------------------------------------------
 
     def answered(self) -> None:
         """A new order was accepted or refused."""
-        self._delays = None
+        self._reached()
         self._row.clear()
 
     def in_doubt(self, error: AmbiguousSubmissionError) -> AmbiguityLimitError | None:
         """A new order ended ambiguous; give the reason to stop where it is one too many."""
-        self._delays = None
+        self._reached()
         self._row.append(error)
         if len(self._row) < MOST_IN_DOUBT:
             return None

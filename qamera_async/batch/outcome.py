@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..models import Receipt, Request, Video
 
 _log = logging.getLogger("qamera_async")
+_A_LINE = 20
 
 
 @attrs.frozen
@@ -102,9 +103,16 @@ def receipt_of(error: Exception | None) -> Receipt | None:
     return error.receipt if isinstance(error, LedgerUnavailableError) else None
 
 
-def log_left(outcomes: Iterable[Outcome]) -> None:
-    """Leave a trace of what was submitted, or may have been, and that nobody will be told of."""
+def log_left(outcomes: Iterable[Outcome], *, kept: bool) -> None:
+    """Leave a trace of what was submitted, or may have been, and that nobody will be told of.
+
+    Args:
+        outcomes: What was left.
+        kept: Whether a ledger has it too.
+
+    """
     left: list[str] = []
+    resumable = 0
     for outcome in outcomes:
         if outcome.job is not None:
             what = ", ".join(outcome.job.record_ids)
@@ -114,6 +122,17 @@ def log_left(outcomes: Iterable[Outcome]) -> None:
             what = "one that is ambiguous"
         else:
             continue
-        left.append(what if outcome.request.ref is None else f"{what} (ref {outcome.request.ref!r})")
-    if left:
-        _log.warning("a batch was left before all was handed out; its records: %s", "; ".join(left))
+        # A ledger finds again what has a ref; without one, the same request would be a new order.
+        if kept and receipt_of(outcome.error) is None and outcome.request.ref is not None:
+            resumable += 1
+        else:
+            left.append(what if outcome.request.ref is None else f"{what} (ref {outcome.request.ref!r})")
+    if resumable:
+        _log.info(
+            "a batch was left before all was handed out; the ledger has the %d that are, or may be, paid "
+            "for: run it again to go on",
+            resumable,
+        )
+    for start in range(0, len(left), _A_LINE):
+        line = "; ".join(left[start : start + _A_LINE])
+        _log.warning("a batch was left before all was handed out; its records: %s", line)

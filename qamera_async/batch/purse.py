@@ -30,7 +30,8 @@ class Kind:
 class Purse:
     """Lets new orders through as far as the credits allow.
 
-    Only the first of each kind may pass the limit, since nobody knows its price before its receipt.
+    Only the first of each kind may pass the limit, since nobody knows its price before its receipt. Where
+    that doesn't tell it either, there is no second: a limit that can't be kept isn't passed in silence.
 
     Args:
         limit: ``max_credits``; None: there is none.
@@ -52,7 +53,8 @@ class Purse:
         """Set the price of a new order aside, as soon as that is possible.
 
         Raises:
-            CreditLimitError: It would pass the limit, whatever becomes of those under way.
+            CreditLimitError: It would pass the limit, whatever becomes of those under way; or nobody can
+                tell.
 
         """
         kind = self._kinds.setdefault(_name(request), Kind())
@@ -70,8 +72,8 @@ class Purse:
         self._changed.set()
 
     def spend(self, kind: Kind, credits: int | None) -> None:  # noqa: A002 - the API's word
-        """It is, or may be, paid for; None: nobody told what it took, so it counts at its kind's price."""
-        if credits is None:
+        """It is, or may be, paid for; None or less than 0: not told, so it counts at its kind's price."""
+        if credits is None or credits < 0:
             kind.untold += 1
         else:
             self._told += credits
@@ -83,10 +85,17 @@ class Purse:
             return True
         if kind.price is None and kind.under_way:
             return False
-        # One that takes nobody knows how much takes something.
-        least = 1 if kind.price is None else kind.price
         prices = [(other, other.price or 0) for other in self._kinds.values()]
         spent = self._told + sum(other.untold * price for other, price in prices)
+        if kind.price is None and kind.untold:
+            raise CreditLimitError(
+                f"max_credits={self._limit} can't be kept: the price of the next request is not known, since "
+                "one of its kind is, or may be, paid for and no receipt told what it took.",
+                max_credits=self._limit,
+                spent=spent,
+            )
+        # One that takes nobody knows how much takes something.
+        least = 1 if kind.price is None else kind.price
         if spent + least > self._limit:
             raise CreditLimitError(
                 f"The next request would pass max_credits={self._limit}: {spent} are spent, "

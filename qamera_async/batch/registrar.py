@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 class Seller(Protocol):
     """What a batch needs of a session."""
 
+    @property
+    def _keeps_receipts(self) -> bool:
+        """Whether a ledger has what is paid for."""
+        ...
+
     async def _order(
         self,
         request: Request,
@@ -131,7 +136,7 @@ class Registrar:
                     if error.sent or error.permanent or not item.new:
                         self._settle(item, error)
                         raise
-                    self._gate.not_reached()
+                    self._gate.not_reached(error)
                     self._end_probe(item)
                 except Exception as error:
                     self._settle(item, error)
@@ -152,7 +157,8 @@ class Registrar:
             target = self._seller._target(item.request, None, self._folder)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             if target is not None and await asyncio.to_thread(os.path.lexists, target):
                 raise TargetExistsError(
-                    "There is a file already where the result was to be, so nothing was ordered.",
+                    "There is a file already where the result was to be, so nothing was ordered: "
+                    "move the file away, or give the request another ref.",
                     path=str(target),
                 )
         if item.kind is None:

@@ -8,8 +8,9 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ..errors import ConfigurationError, JobFailedError
+from ..errors import JobFailedError
 from .final import ends_a_batch
+from .folder import make
 from .gate import Gate
 from .outcome import Outcome, log_left, receipt_of
 from .registrar import Item, Registrar
@@ -75,20 +76,21 @@ class Run:
         self._ready: deque[Outcome] = deque()
         self._news = asyncio.Event()  # for who takes outcomes
         self._ending = False
-        self._iterator: weakref.ref[AsyncGenerator[Outcome, None]] | None = None
+        self._reader: weakref.ref[object] | None = None
+        # A stand-in for a session may have none.
+        self._kept: bool = getattr(seller, "_keeps_receipts", False)
+        self.ended = False  # and all of it was handed out
         self.stopped: BaseException | None = None
         self.refunded = 0
 
-    def iterator(self) -> AsyncGenerator[Outcome, None]:
-        """Give the outcomes, then raise why it stopped; forgotten, it reads nothing more at once."""
+    def given_to(self, reader: object) -> None:
+        """Read and submit nothing more once this one is forgotten."""
 
         def forgotten(_: object) -> None:
             self._ending = True
 
-        iterator = self.outcomes(raising=True)
-        # The loop is told too and closes it, but only a few turns later.
-        self._iterator = weakref.ref(iterator, forgotten)
-        return iterator
+        # The loop is told of the generator too and closes it, but only a few turns later.
+        self._reader = weakref.ref(reader, forgotten)
 
     async def outcomes(self, *, raising: bool) -> AsyncGenerator[Outcome, None]:
         """Give the outcomes as they come; ended early, it takes everything of it along.
@@ -97,12 +99,12 @@ class Run:
             raising: Whether to raise, after the last one, why the batch stopped.
 
         Raises:
-            ConfigurationError: The folder can't be made; nothing was read.
+            ConfigurationError: The folder can't be made or written; nothing was read.
 
         """
         try:
             if self._folder is not None:
-                await _make(self._folder)
+                await make(self._folder)
             self._feeder = asyncio.create_task(self._feed(), name="qamera-batch")
             self._feeder.add_done_callback(lambda _: self._news.set())
             while True:
@@ -117,6 +119,7 @@ class Run:
                 await self._news.wait()
         finally:
             await self._end()
+        self.ended = True
         if raising and self.stopped is not None:
             raise self.stopped
 
@@ -131,7 +134,11 @@ class Run:
             await _ended(tasks)
         finally:
             await self._source.aclose()
-            log_left([*self._ready, *(item.unfinished() for item in in_flight if not item.told)])
+            self.log_left([*self._ready, *(item.unfinished() for item in in_flight if not item.told)])
+
+    def log_left(self, outcomes: Iterable[Outcome]) -> None:
+        """Leave a trace of what nobody will be told of."""
+        log_left(outcomes, kept=self._kept)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -193,8 +200,8 @@ class Run:
                 path = await self._download(item.request, job, video, self._folder)
         except Exception as error:
             if isinstance(error, JobFailedError) and item.new and job.receipt is not None:
-                self.refunded += job.receipt.credits_reserved or 0
-            if ends_a_batch(error):
+                self.refunded += max(job.receipt.credits_reserved or 0, 0)
+            if ends_a_batch(error, polling=video is None):
                 self._stop(error)
             self._finish(item, video, path, error)
         else:
@@ -216,7 +223,7 @@ class Run:
         self._news.set()
         if task.cancelled() and not self._ending:
             # Somebody ends all tasks there are: not one of those of the batch may be missed.
-            log_left([item.unfinished()])
+            self.log_left([item.unfinished()])
             self._stop(asyncio.CancelledError())
 
     async def _download(self, request: Request, job: Job, video: Video, folder: Path) -> Path:
@@ -236,15 +243,6 @@ class Run:
             self._feeder.cancel()
         for item in self._tasks:
             item.withdrawn.set_result(None)
-
-
-async def _make(folder: Path) -> None:
-    try:
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"download_to: {folder} is no folder and can't be made one ({error.strerror or error})."
-        ) from error
 
 
 async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -38,12 +38,21 @@ class Source:
         self._iterator: Iterator[object] | AsyncIterator[object] | None = None
 
     async def read(self) -> object:
-        """Give the next one, or ``END``; raises what the iterable raises."""
-        if self._iterator is None:
-            self._iterator = self._begin()
-        if isinstance(self._iterator, AsyncIterator):
-            return await anext(self._iterator, END)
-        return next(self._iterator, END)
+        """Give the next one, or ``END``; raises what the iterable raises.
+
+        Raises:
+            RuntimeError: It raised what only ends loops and generators, and ended none.
+
+        """
+        try:
+            if self._iterator is None:
+                self._iterator = self._begin()
+            if isinstance(self._iterator, AsyncIterator):
+                return await anext(self._iterator, END)
+            return next(self._iterator, END)
+        except (StopIteration, StopAsyncIteration, GeneratorExit) as error:
+            # On its way up it would end what has nothing to do with it.
+            raise RuntimeError(f"The iterable of a batch's requests raised {error!r}.") from error
 
     async def aclose(self) -> None:
         """End a generator where it stands, whatever it says to that; idempotent."""
