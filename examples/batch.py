@@ -113,7 +113,7 @@ def tell(event: Event) -> None:
 
 def how_to_settle(ledger: Path, intent_id: str) -> str:
     """Give the Python that settles what is in doubt."""
-    return f"""Look at each in the Qamera app, say what is so, then run it again (README, "A catalogue, safely"):
+    return f"""Look at each in the Qamera app, say what is so, and run it again (see "A catalogue, safely"):
     async with QameraSession(ledger={str(ledger)!r}) as qamera:
         await qamera.adopt({intent_id!r}, "RECORD_ID")  # that record was made of it
         await qamera.abandon({intent_id!r})  # or: nothing was, so it may be ordered again"""
