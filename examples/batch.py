@@ -100,7 +100,7 @@ def requests_of(catalogue: Path) -> list[VideoRequest]:
                 raise ValueError(f"{catalogue}, line {line}: ref {given['ref']!r} is on line {earlier} too")
             requests.append(request)
     except csv.Error as error:
-        raise ValueError(f"{catalogue}, line {rows.line_num + 1}: {error}") from None
+        raise ValueError(f"{catalogue}, line {rows.reader.line_num}: {error}") from None
     return requests
 
 

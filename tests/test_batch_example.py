@@ -34,6 +34,7 @@ async def start(sandbox, name, *arguments, url):
         (b"image_id,ref\na,x\nimg\xe9,y\n", 3, "UTF-8"),
         ("image_id,ref\na,x\n".encode("utf-16"), 1, "UTF-8"),
         (b"image_id,ref\na,x\nb," + b"0" * 200_000 + b"\n", 3, "131072"),
+        (b"image_id,ref\na,x\n\n\nb," + b"0" * 200_000 + b"\n", 5, "131072"),
         (b"image_id,ref," + b"0" * 200_000 + b"\na,x\n", 1, "131072"),
         (b"image_id,ref\na,x\nb\0c,y\n", 3, "NUL"),
         (b"image_id,note\na,x\nb,y\0\n", 3, "NUL"),

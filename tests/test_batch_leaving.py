@@ -383,13 +383,25 @@ async def test_what_a_ledger_cant_take_up_again_is_in_the_log_all_the_same(sessi
     keeping = Keeping(session)
     first = await left_with(keeping, [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")])
     await settled(sandbox)
-    unnamed = [order.record_ids[0] for order in sandbox.orders if order.body["imageId"] == "i"]
+    unnamed = {order.record_ids[0] for order in sandbox.orders if order.body["imageId"] == "i"}
+    unnamed -= set(first.job.record_ids)
     lines = told(caplog)
 
-    assert first.request.ref is not None
+    assert unnamed
     assert sorted(level for level, _ in lines) == ["INFO", "WARNING"]
     assert all(record_id in warned_of(lines) for record_id in unnamed)
     assert "sku-" not in warned_of(lines)
+
+
+async def test_what_a_ledger_couldnt_keep_is_in_the_log_all_the_same(session, sandbox, caplog):
+    """Its receipt is in the error that nobody got, and nowhere else."""
+    unkept = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x",)))
+    await left_with(Keeping(session, {"sku-0": unkept, "sku-1": unkept}), videos(2))
+    await settled(sandbox)
+    ((level, line),) = told(caplog)
+
+    assert level == "WARNING"
+    assert "vid_x (ref 'sku-" in line
 
 
 def warned_of(lines):
