@@ -359,6 +359,31 @@ async def test_what_a_dead_process_was_sending_is_ambiguous(session, sandbox, pa
     assert sent == posts(sandbox) == 2
 
 
+async def test_all_that_a_dead_process_was_sending_is_told(sandbox, quick, path):
+    """Also where it is more than is read at a time."""
+    code = (
+        "import asyncio, os, sys\n"
+        "import attrs\n"
+        "from qamera_async import VideoRequest\n"
+        "from qamera_async.ledger.rows import Row, State\n"
+        "from qamera_async.ledger.sqlite import SqliteStorage\n"
+        "async def main():\n"
+        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    sending = lambda row: attrs.evolve(row, state=State.SENDING)\n"
+        "    rows = [Row(f'int_{n}', sys.argv[2], VideoRequest('i', ref=f'r{n}')) for n in range(450)]\n"
+        "    await asyncio.gather(*(storage.claim(row, retry_failed=False) for row in rows))\n"
+        "    await asyncio.gather(*(storage.change(row.id, frozenset(State), sending) for row in rows))\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    dying = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path), sandbox.url)
+    assert await dying.wait() == -9
+    async with sandbox.session(**quick, ledger=path) as first:
+        intents = await first.ambiguous()
+
+    assert {intent.id for intent in intents} == {f"int_{n}" for n in range(450)}
+
+
 async def test_a_record_that_is_listed_late_is_a_candidate_then(quick, path):
     """None seen is not "not made", so it is looked for each time."""
     async with Sandbox(job_seconds=math.inf, quota=None, show="finished") as sandbox:

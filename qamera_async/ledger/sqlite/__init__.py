@@ -162,23 +162,20 @@ class SqliteStorage:
 
     async def rows(self, origin: str, states: Collection[State]) -> list[Row]:
         """Give all rows in these states, the oldest first."""
-        asked = [state.value for state in states]
+        # What is being sent may turn out to be ambiguous, so it is looked at whatever is asked for.
+        looked_at = [state.value for state in {*states, State.SENDING}]
         found: list[Row] = []
         last = 0
 
-        def settle_the_dead(connection: sqlite3.Connection) -> None:
-            for _, row in self._some(connection, "origin = ? AND state = 'sending'", origin):
-                self._found(connection, row)
-
         def page(connection: sqlite3.Connection) -> list[tuple[int, Row]]:
-            where = f"origin = ? AND state IN ({_marks(asked)}) AND number > ?"
-            return self._some(connection, where, origin, *asked, last)
+            where = f"origin = ? AND state IN ({_marks(looked_at)}) AND number > ?"
+            rows = self._some(connection, where, origin, *looked_at, last)
+            return [(number, self._found(connection, row).row) for number, row in rows]
 
-        await self._worker.run("be read", settle_the_dead)
         # In pieces, so that a registration, of another process too, is never far behind in the queue.
         while rows := await self._worker.run("be read", page):
             last = rows[-1][0]
-            found += [row for _, row in rows]
+            found += [row for _, row in rows if row.state in states]
         return found
 
     def adopt(self, intent_id: str, record_ids: tuple[str, ...]) -> Awaitable[Row | set[str] | None]:
@@ -190,15 +187,7 @@ class SqliteStorage:
                 return None
             if set(row.record_ids) == set(record_ids):
                 return row
-            taken = {
-                record_id
-                for record_id in record_ids
-                if connection.execute(
-                    "SELECT 1 FROM records WHERE origin = ? AND record_id = ? AND intent != ?",
-                    (row.origin, record_id, intent_id),
-                ).fetchone()
-            }
-            if taken:
+            if taken := _claimed(connection, row.origin, record_ids, but=intent_id):
                 return taken
             connection.execute("DELETE FROM records WHERE intent = ?", (intent_id,))
             adopted = attrs.evolve(row, state=State.ADOPTED, record_ids=record_ids)
@@ -209,17 +198,9 @@ class SqliteStorage:
 
     def claimed(self, origin: str, record_ids: Collection[str]) -> Awaitable[set[str]]:
         """Give those of the records that a row has."""
-
-        def operation(connection: sqlite3.Connection) -> set[str]:
-            return {
-                record_id
-                for record_id in record_ids
-                if connection.execute(
-                    "SELECT 1 FROM records WHERE origin = ? AND record_id = ?", (origin, record_id)
-                ).fetchone()
-            }
-
-        return self._worker.run("look for claims", operation)
+        return self._worker.run(
+            "look for claims", lambda connection: _claimed(connection, origin, record_ids)
+        )
 
     def slots(self, account: str, grace: float) -> SqliteSlots:
         """Give the log of an account's slots."""
@@ -351,6 +332,18 @@ def _columns(row: Row) -> tuple[Any, ...]:
     searched = row.id, row.origin, row.request.ref, row.state.value, row.owner
     body = row.encoded()
     return (*searched, body, _digest(*searched, body))
+
+
+def _claimed(
+    connection: sqlite3.Connection, origin: str, record_ids: Collection[str], but: str = ""
+) -> set[str]:
+    """Those of the records that a row has, one row aside."""
+    query = "SELECT 1 FROM records WHERE origin = ? AND record_id = ? AND intent != ?"
+    return {
+        record_id
+        for record_id in record_ids
+        if connection.execute(query, (origin, record_id, but)).fetchone()
+    }
 
 
 def _digest(*columns: object) -> int:
