@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..errors import QameraError
     from ..models import Intent, Receipt, Video
-    from .storage import Storage
+    from .storage import Found, Storage
 
 _log = logging.getLogger("qamera_async")
 
@@ -222,6 +222,8 @@ class Ledger(NoLedger):
 
     async def unclaimed(self, record_ids: Collection[str]) -> set[str]:
         """Give those of the records that no receipt in the ledger has."""
+        if not record_ids:
+            return set()
         return set(record_ids) - await self.storage.claimed(self._origin, record_ids)
 
     # --- what became of it ----------------------------------------------------------------------
@@ -270,7 +272,7 @@ class Ledger(NoLedger):
         await self._catch_up()
         rows = await self.storage.rows(self._origin, {State.AMBIGUOUS})
         seen = {video.id for row in rows for video in row.candidates or ()}
-        left = await self.unclaimed(seen) if seen else seen
+        left = await self.unclaimed(seen)
         return [_with_those(row, left) for row in rows]
 
     async def looked_into(self, intent_id: str, candidates: tuple[Video, ...]) -> None:
@@ -297,7 +299,7 @@ class Ledger(NoLedger):
         found = await self.storage.find(intent_id)
         if found is not None and set(found.row.record_ids) == set(record_ids):
             return found.row
-        raise await self._nothing_to_settle(intent_id)
+        raise self._nothing_to_settle(intent_id, found)
 
     async def abandon(self, intent_id: str) -> None:
         """Settle an ambiguous request: nothing was made of it.
@@ -307,10 +309,9 @@ class Ledger(NoLedger):
         """
         change = _to(State.ABANDONED, "abandoned by hand")
         if await self.storage.change(intent_id, {*OPEN_TO_ADOPTION, State.ABANDONED}, change) is None:
-            raise await self._nothing_to_settle(intent_id)
+            raise self._nothing_to_settle(intent_id, await self.storage.find(intent_id))
 
-    async def _nothing_to_settle(self, intent_id: str) -> LedgerError:
-        found = await self.storage.find(intent_id)
+    def _nothing_to_settle(self, intent_id: str, found: Found | None) -> LedgerError:
         state = "not in the ledger" if found is None else f"{found.row.state.value} in the ledger"
         return LedgerError(
             f"The intent {shown(intent_id)} is {state}, so there is nothing to settle.",
@@ -319,7 +320,7 @@ class Ledger(NoLedger):
 
     async def _in_doubt(self, row: Row) -> AmbiguousSubmissionError:
         seen = {video.id for video in row.candidates or ()}
-        row = _with_those(row, await self.unclaimed(seen) if seen else seen)
+        row = _with_those(row, await self.unclaimed(seen))
         return AmbiguousSubmissionError(
             f"It was sent at {_when(row.sent_at)}, and whether it was accepted is not known. "
             "Nothing was sent now.",

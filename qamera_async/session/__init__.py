@@ -247,7 +247,8 @@ class QameraSession:
     def _closed(self) -> None:
         if self._binding.state != "closed":
             self._binding.state = "closed"
-            self._part()
+            self._budget.release(id(self))
+            self._leave_budget()
 
     def _begin(self) -> None:
         """Take part in the quota that a ledger shares; from the first use on."""
@@ -263,10 +264,6 @@ class QameraSession:
         if isinstance(self._ledger, Ledger):
             async with asyncio.timeout(self._timeouts.close):
                 await self._ledger.aclose()
-
-    def _part(self) -> None:
-        self._budget.release(id(self))
-        self._leave_budget()
 
     @property
     def budget(self) -> RequestBudget:

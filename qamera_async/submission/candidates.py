@@ -115,5 +115,5 @@ class Candidates:
 
     async def unclaimed(self, found: dict[str, Video]) -> tuple[Video, ...]:
         """Leave out what any receipt that is known has claimed by now."""
-        left = await self._ledger.unclaimed(found) if found else set[str]()
+        left = await self._ledger.unclaimed(found)
         return tuple([video for video in self.without_claims(found).values() if video.id in left])

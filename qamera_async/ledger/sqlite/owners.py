@@ -127,12 +127,10 @@ class Owners:
         return LedgerUnavailableError(f"{self._path} was replaced or removed while it was in use.")
 
     def _in_place(self) -> bool:
-        mine = os.fstat(self._file)
         try:
-            there = Path(self._path).stat()
+            return os.path.samestat(os.fstat(self._file), Path(self._path).stat())
         except FileNotFoundError:
             return False
-        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
     def _lock(self, byte: int) -> bool:
         assert fcntl is not None  # noqa: S101 - else this couldn't be made
