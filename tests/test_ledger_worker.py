@@ -106,6 +106,7 @@ async def test_the_failure_of_what_nobody_waits_for_is_logged(worker, caplog):
     caplog.set_level(logging.WARNING)
     worker.post("say it twice", lambda connection: (saying("a")(connection), saying("a")(connection)))
     await worker.run("say", saying("b"))
+    await worker.run("say", saying("c"))  # by now the thread is through with what it did before
 
     assert "could not say it twice" in caplog.text
 
