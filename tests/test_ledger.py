@@ -17,7 +17,7 @@ import pytest
 import qamera_async as q
 from qamera_async import ledger
 from qamera_async.budget import accounts
-from qamera_async.ledger.rows import Row, State, decoded
+from qamera_async.ledger.rows import Row, LedgerState, decoded
 from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
 from qamera_async.sandbox import Sandbox
 
@@ -316,14 +316,14 @@ async def storage_of_a_dead_process(path, state):
         "from datetime import UTC, datetime\n"
         "import attrs\n"
         "from qamera_async import VideoRequest\n"
-        "from qamera_async.ledger.rows import Row, State\n"
+        "from qamera_async.ledger.rows import Row, LedgerState\n"
         "from qamera_async.ledger.sqlite import SqliteStorage\n"
         "async def main():\n"
         "    storage = SqliteStorage.of(sys.argv[1])\n"
         "    row = Row('int_1', sys.argv[2], VideoRequest('img_1', ref='sku-1'))\n"
         "    await storage.claim(row, retry_failed=False)\n"
-        "    change = lambda row: attrs.evolve(row, state=State(sys.argv[3]), sent_at=datetime.now(UTC))\n"
-        "    await storage.change('int_1', frozenset(State), change)\n"
+        "    change = lambda row: attrs.evolve(row, state=LedgerState(sys.argv[3]), sent_at=datetime.now(UTC))\n"
+        "    await storage.change('int_1', frozenset(LedgerState), change)\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
@@ -365,14 +365,14 @@ async def test_all_that_a_dead_process_was_sending_is_told(sandbox, quick, path)
         "import asyncio, os, sys\n"
         "import attrs\n"
         "from qamera_async import VideoRequest\n"
-        "from qamera_async.ledger.rows import Row, State\n"
+        "from qamera_async.ledger.rows import Row, LedgerState\n"
         "from qamera_async.ledger.sqlite import SqliteStorage\n"
         "async def main():\n"
         "    storage = SqliteStorage.of(sys.argv[1])\n"
-        "    sending = lambda row: attrs.evolve(row, state=State.SENDING)\n"
+        "    sending = lambda row: attrs.evolve(row, state=LedgerState.SENDING)\n"
         "    rows = [Row(f'int_{n}', sys.argv[2], VideoRequest('i', ref=f'r{n}')) for n in range(450)]\n"
         "    await asyncio.gather(*(storage.claim(row, retry_failed=False) for row in rows))\n"
-        "    await asyncio.gather(*(storage.change(row.id, frozenset(State), sending) for row in rows))\n"
+        "    await asyncio.gather(*(storage.change(row.id, frozenset(LedgerState), sending) for row in rows))\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
@@ -787,7 +787,9 @@ async def test_a_full_disk_at_the_receipt_leaves_the_receipt_in_the_error(sessio
 
         def fails_from_the_receipt_on(intent_id, allowed, changing):
             tried = changing(Row("x", "o", BIG))
-            return full_disk() if tried.state is State.SUBMITTED else change(intent_id, allowed, changing)
+            return (
+                full_disk() if tried.state is LedgerState.SUBMITTED else change(intent_id, allowed, changing)
+            )
 
         storage.change = fails_from_the_receipt_on
         with pytest.raises(q.LedgerUnavailableError) as unkept:

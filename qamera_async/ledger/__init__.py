@@ -22,7 +22,7 @@ from ..errors import (
     shown,
 )
 from ..models import JobState
-from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, Row, State
+from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, Row, LedgerState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("qamera_async")
 
-_BEFORE_A_RECEIPT = frozenset({*UNDER_WAY, State.AMBIGUOUS, State.ABANDONED})
+_BEFORE_A_RECEIPT = frozenset({*UNDER_WAY, LedgerState.AMBIGUOUS, LedgerState.ABANDONED})
 _PAUSE = 1.0  # seconds between attempts to write down what couldn't be
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 0.5  # seconds between looks at what another process has under way
 
@@ -129,7 +129,7 @@ class Ledger(NoLedger):
             if found is None:
                 return None
             row = found.row
-            if row.state is State.AMBIGUOUS:
+            if row.state is LedgerState.AMBIGUOUS:
                 raise await self._in_doubt(row)
             if not found.busy:
                 return row
@@ -144,7 +144,7 @@ class Ledger(NoLedger):
         """
 
         def change(row: Row) -> Row:
-            return attrs.evolve(row, state=State.SENDING, sent_at=intent.sent_at)
+            return attrs.evolve(row, state=LedgerState.SENDING, sent_at=intent.sent_at)
 
         if await self.storage.change(intent.id, UNDER_WAY, change) is None:
             raise LedgerUnavailableError(
@@ -154,7 +154,9 @@ class Ledger(NoLedger):
     def unsent(self, intent: Intent) -> None:
         """Keep that provably nothing of it was sent, and that it will be tried again."""
         _log_failure(
-            self.storage.change(intent.id, UNDER_WAY, lambda row: attrs.evolve(row, state=State.CLAIMED))
+            self.storage.change(
+                intent.id, UNDER_WAY, lambda row: attrs.evolve(row, state=LedgerState.CLAIMED)
+            )
         )
 
     def withdraw(self, intent: Intent) -> None:
@@ -172,7 +174,7 @@ class Ledger(NoLedger):
 
     async def refused(self, intent: Intent, error: QameraError) -> None:
         """Keep that the server said no; a failure is logged, since nothing was paid for."""
-        change = _to(State.REFUSED, str(error))
+        change = _to(LedgerState.REFUSED, str(error))
         try:
             await self.storage.change(intent.id, UNDER_WAY, change)
         except LedgerError as failure:
@@ -187,7 +189,9 @@ class Ledger(NoLedger):
         """
 
         def change(row: Row) -> Row:
-            return attrs.evolve(row, state=State.SUBMITTED, record_ids=receipt.record_ids, receipt=receipt)
+            return attrs.evolve(
+                row, state=LedgerState.SUBMITTED, record_ids=receipt.record_ids, receipt=receipt
+            )
 
         try:
             # It is a fact, whatever somebody has thought of it meanwhile.
@@ -207,7 +211,7 @@ class Ledger(NoLedger):
         def change(row: Row) -> Row:
             # None seen is not "not made": then it is looked for again.
             seen = intent.candidates or None
-            return attrs.evolve(row, state=State.AMBIGUOUS, reason=reason, candidates=seen)
+            return attrs.evolve(row, state=LedgerState.AMBIGUOUS, reason=reason, candidates=seen)
 
         try:
             await self.storage.change(intent.id, UNDER_WAY, change)
@@ -217,7 +221,7 @@ class Ledger(NoLedger):
 
     async def alone(self, intent: Intent) -> bool:
         """Tell whether no other process has a POST under way that may still bring a receipt."""
-        rows = await self.storage.rows(self._origin, {State.SENDING})
+        rows = await self.storage.rows(self._origin, {LedgerState.SENDING})
         return all(row.id == intent.id for row in rows)
 
     async def unclaimed(self, record_ids: Collection[str]) -> set[str]:
@@ -238,7 +242,7 @@ class Ledger(NoLedger):
             by_id = {video.id: video for video in videos}
             return attrs.evolve(
                 row,
-                state=State.FAILED if failed else State.DONE,
+                state=LedgerState.FAILED if failed else LedgerState.DONE,
                 videos=tuple([by_id[i] for i in row.record_ids if i in by_id]),
             )
 
@@ -255,7 +259,7 @@ class Ledger(NoLedger):
         def change(row: Row) -> Row:
             return attrs.evolve(row, files={**row.files, self._relative(path): size})
 
-        await self.storage.change_of_record(self._origin, record_id, frozenset(State), change)
+        await self.storage.change_of_record(self._origin, record_id, frozenset(LedgerState), change)
 
     def _relative(self, path: str) -> str:
         """A path as seen from the ledger, so that both may move together; one that isn't UTF-8 in escapes."""
@@ -270,7 +274,7 @@ class Ledger(NoLedger):
     async def doubtful(self) -> list[Row]:
         """Give what is ambiguous, without the candidates that receipts have claimed since."""
         await self._catch_up()
-        rows = await self.storage.rows(self._origin, {State.AMBIGUOUS})
+        rows = await self.storage.rows(self._origin, {LedgerState.AMBIGUOUS})
         seen = {video.id for row in rows for video in row.candidates or ()}
         left = await self.unclaimed(seen)
         return [_with_those(row, left) for row in rows]
@@ -278,7 +282,7 @@ class Ledger(NoLedger):
     async def looked_into(self, intent_id: str, candidates: tuple[Video, ...]) -> None:
         """Keep what was found later of an ambiguous request."""
         await self.storage.change(
-            intent_id, {State.AMBIGUOUS}, lambda row: attrs.evolve(row, candidates=candidates)
+            intent_id, {LedgerState.AMBIGUOUS}, lambda row: attrs.evolve(row, candidates=candidates)
         )
 
     async def adopt(self, intent_id: str, record_ids: tuple[str, ...]) -> Row:
@@ -307,8 +311,8 @@ class Ledger(NoLedger):
         Raises:
             LedgerError: there is none, or it is settled otherwise.
         """
-        change = _to(State.ABANDONED, "abandoned by hand")
-        if await self.storage.change(intent_id, {*OPEN_TO_ADOPTION, State.ABANDONED}, change) is None:
+        change = _to(LedgerState.ABANDONED, "abandoned by hand")
+        if await self.storage.change(intent_id, {*OPEN_TO_ADOPTION, LedgerState.ABANDONED}, change) is None:
             raise self._nothing_to_settle(intent_id, await self.storage.find(intent_id))
 
     def _nothing_to_settle(self, intent_id: str, found: Found | None) -> LedgerError:
@@ -382,7 +386,7 @@ def _with_those(row: Row, left: set[str]) -> Row:
     return attrs.evolve(row, candidates=tuple([video for video in row.candidates if video.id in left]))
 
 
-def _to(state: State, reason: str) -> Callable[[Row], Row]:
+def _to(state: LedgerState, reason: str) -> Callable[[Row], Row]:
     return lambda row: attrs.evolve(row, state=state, reason=reason)
 
 

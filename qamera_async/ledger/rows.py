@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cattrs import Converter
 
 
-class State(enum.Enum):
+class LedgerState(enum.Enum):
     """How far a request has come.
 
     CLAIMED: its owner lives, nothing is sent. SENDING: a byte may have left. REFUSED: the server said no.
@@ -35,13 +35,13 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-UNDER_WAY = frozenset({State.CLAIMED, State.SENDING})
-UNFINISHED = frozenset({State.SUBMITTED, State.ADOPTED})
-OPEN_TO_ANEW = frozenset({State.REFUSED, State.ABANDONED})
+UNDER_WAY = frozenset({LedgerState.CLAIMED, LedgerState.SENDING})
+UNFINISHED = frozenset({LedgerState.SUBMITTED, LedgerState.ADOPTED})
+OPEN_TO_ANEW = frozenset({LedgerState.REFUSED, LedgerState.ABANDONED})
 """The states after which the same ref may be ordered anew, whatever the request."""
 
 
-OPEN_TO_ADOPTION = frozenset({State.AMBIGUOUS, State.ADOPTED})
+OPEN_TO_ADOPTION = frozenset({LedgerState.AMBIGUOUS, LedgerState.ADOPTED})
 """The states in which a person may say what became of it, or take back what was said."""
 
 
@@ -68,7 +68,7 @@ class Row:
     id: str
     origin: str
     request: Request
-    state: State = State.CLAIMED
+    state: LedgerState = LedgerState.CLAIMED
     owner: int = 0
     sent_at: datetime | None = None
     record_ids: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from ..budget.shared import SlotLog
-    from .rows import Row, State
+    from .rows import Row, LedgerState
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class Storage(Protocol):
         ...
 
     def change(
-        self, intent_id: str, allowed: Collection[State], change: Callable[[Row], Row]
+        self, intent_id: str, allowed: Collection[LedgerState], change: Callable[[Row], Row]
     ) -> Awaitable[Row | None]:
         """Change a row that is in one of the allowed states; None where it isn't."""
         ...
@@ -84,12 +84,12 @@ class Storage(Protocol):
         ...
 
     def change_of_record(
-        self, origin: str, record_id: str, allowed: Collection[State], change: Callable[[Row], Row]
+        self, origin: str, record_id: str, allowed: Collection[LedgerState], change: Callable[[Row], Row]
     ) -> Awaitable[Row | None]:
         """Change the row that has this record, as ``change`` does."""
         ...
 
-    def rows(self, origin: str, states: Collection[State]) -> Awaitable[list[Row]]:
+    def rows(self, origin: str, states: Collection[LedgerState]) -> Awaitable[list[Row]]:
         """Give all rows in these states, the oldest first; what nobody alive is sending becomes ambiguous."""
         ...
 

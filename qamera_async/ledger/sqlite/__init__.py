@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ...errors import LedgerCorruptError, LedgerUnavailableError, RefConflictError
-from ..rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, Row, State, decoded, same_request
+from ..rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, Row, LedgerState, decoded, same_request
 from ..storage import Found
 from .opening import closed, opened
 from .owners import owners_at
@@ -101,19 +101,19 @@ class SqliteStorage:
         return self._worker.run("claim a request", operation)
 
     def change(
-        self, intent_id: str, allowed: Collection[State], change: Callable[[Row], Row]
+        self, intent_id: str, allowed: Collection[LedgerState], change: Callable[[Row], Row]
     ) -> Awaitable[Row | None]:
         """Change a row that is in one of the allowed states; None where it isn't."""
         return self._change(allowed, change, "id = ?", intent_id)
 
     def change_of_record(
-        self, origin: str, record_id: str, allowed: Collection[State], change: Callable[[Row], Row]
+        self, origin: str, record_id: str, allowed: Collection[LedgerState], change: Callable[[Row], Row]
     ) -> Awaitable[Row | None]:
         """Change the row that has this record, as ``change`` does."""
         return self._change(allowed, change, _HAS_RECORD, origin, record_id)
 
     def _change(
-        self, allowed: Collection[State], change: Callable[[Row], Row], where: str, *values: str
+        self, allowed: Collection[LedgerState], change: Callable[[Row], Row], where: str, *values: str
     ) -> Awaitable[Row | None]:
         def operation(connection: sqlite3.Connection) -> Row | None:
             row = self._one(connection, where, *values)
@@ -160,10 +160,10 @@ class SqliteStorage:
 
         return self._worker.run("find a record", operation)
 
-    async def rows(self, origin: str, states: Collection[State]) -> list[Row]:
+    async def rows(self, origin: str, states: Collection[LedgerState]) -> list[Row]:
         """Give all rows in these states, the oldest first."""
         # What is being sent may turn out to be ambiguous, so it is looked at whatever is asked for.
-        looked_at = [state.value for state in {*states, State.SENDING}]
+        looked_at = [state.value for state in {*states, LedgerState.SENDING}]
         found: list[Row] = []
         last = 0
 
@@ -190,7 +190,7 @@ class SqliteStorage:
             if taken := _claimed(connection, row.origin, record_ids, but=intent_id):
                 return taken
             connection.execute("DELETE FROM records WHERE intent = ?", (intent_id,))
-            adopted = attrs.evolve(row, state=State.ADOPTED, record_ids=record_ids)
+            adopted = attrs.evolve(row, state=LedgerState.ADOPTED, record_ids=record_ids)
             self._update(connection, adopted)
             return adopted
 
@@ -249,7 +249,7 @@ class SqliteStorage:
         Raises:
             RefConflictError: it is for another request.
         """
-        if earlier.state is State.CLAIMED and not self._busy(earlier):
+        if earlier.state is LedgerState.CLAIMED and not self._busy(earlier):
             connection.execute("DELETE FROM intents WHERE id = ?", (earlier.id,))
             return True
         if earlier.state not in OPEN_TO_ANEW and not same_request(earlier.request, row.request):
@@ -259,17 +259,17 @@ class SqliteStorage:
                 request=row.request,
                 earlier=earlier.request,
             )
-        if earlier.state in OPEN_TO_ANEW or (retry_failed and earlier.state is State.FAILED):
+        if earlier.state in OPEN_TO_ANEW or (retry_failed and earlier.state is LedgerState.FAILED):
             connection.execute("UPDATE intents SET current = 0 WHERE id = ?", (earlier.id,))
             return True
         return False
 
     def _found(self, connection: sqlite3.Connection, row: Row) -> Found:
         busy = self._busy(row)
-        if row.state is State.SENDING and not busy:
+        if row.state is LedgerState.SENDING and not busy:
             row = attrs.evolve(
                 row,
-                state=State.AMBIGUOUS,
+                state=LedgerState.AMBIGUOUS,
                 reason="The process that sent it ended before the answer was kept.",
             )
             self._update(connection, row)
