@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ._version import __version__
     from .batch import Batch, BatchResult, Outcome
     from .budget import RequestBudget
+    from .download import safe_name
     from .errors import (
         AmbiguityLimitError,
         AmbiguousSubmissionError,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
         Updated,
     )
     from .job import Job
+    from .ledger.file import LedgerEntry, LedgerFile
+    from .ledger.rows import LedgerState
     from .models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
     from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .session import QameraSession
@@ -64,6 +67,7 @@ _ROOMS = {
     "_version": "__version__",
     "batch": "Batch BatchResult Outcome",
     "budget": "RequestBudget",
+    "download": "safe_name",
     "errors": (
         "AmbiguityLimitError AmbiguousSubmissionError ApiError AuthenticationError BadRequestError "
         "BatchStoppedError ConfigurationError ConnectionFailedError CreditLimitError DownloadError "
@@ -74,6 +78,8 @@ _ROOMS = {
     ),
     "events": "Ambiguous Downloading Event Failed Finished Polled QuotaWait Retrying Submitted Updated",
     "job": "Job",
+    "ledger.file": "LedgerEntry LedgerFile",
+    "ledger.rows": "LedgerState",
     "models": "Intent JobState Receipt ReelRequest Request Video VideoRequest",
     "policies": "PollPolicy RetryPolicy StatusRules Timeouts",
     "session": "QameraSession",
@@ -109,7 +115,10 @@ __all__ = [
     "JobState",
     "JobTimeoutError",
     "LedgerCorruptError",
+    "LedgerEntry",
     "LedgerError",
+    "LedgerFile",
+    "LedgerState",
     "LedgerUnavailableError",
     "LedgerVersionError",
     "NotFoundError",
@@ -139,6 +148,7 @@ __all__ = [
     "Video",
     "VideoRequest",
     "__version__",
+    "safe_name",
 ]
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .errors import ConfigurationError, InvalidRequestError, JobFailedError, JobTimeoutError
+from .errors import ConfigurationError, JobFailedError, JobTimeoutError
 from .events import Failed, Finished
-from .models import JobState, checked_text
+from .models import JobState
 from .poller.records import Record
 
 if TYPE_CHECKING:
@@ -301,15 +301,3 @@ class _TimeIsUp(Exception):  # noqa: N818 - a signal between two lines of this r
 def _ring(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_exception(_TimeIsUp())
-
-
-def checked_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Give the ids to attach to, each once.
-
-    Raises:
-        InvalidRequestError: none, or one that is no id.
-    """
-    if not record_ids:
-        raise InvalidRequestError("record_ids: got none, allowed is one or more")
-    checked = (checked_text(record_id, f"record_ids[{place}]") for place, record_id in enumerate(record_ids))
-    return tuple(dict.fromkeys(checked))

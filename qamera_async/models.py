@@ -155,6 +155,18 @@ def checked_text(value: object, name: str, allowed: str = "a non-empty str") -> 
     return _encodable(value, name)
 
 
+def checked_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the ids to attach to, each once.
+
+    Raises:
+        InvalidRequestError: none, or one that is no id.
+    """
+    if not record_ids:
+        raise InvalidRequestError("record_ids: got none, allowed is one or more")
+    checked = (checked_text(record_id, f"record_ids[{place}]") for place, record_id in enumerate(record_ids))
+    return tuple(dict.fromkeys(checked))
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 - checked by the validator
     # A subclass (of an enum, say) would be spelled by its own rules later on.
     return str.__str__(value) if isinstance(value, str) else value

@@ -17,7 +17,7 @@ import pytest
 import qamera_async as q
 from qamera_async import ledger
 from qamera_async.budget import accounts
-from qamera_async.ledger.rows import Row, LedgerState, decoded
+from qamera_async.ledger.rows import LedgerState, Row, decoded
 from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
 from qamera_async.sandbox import Sandbox
 
@@ -322,7 +322,8 @@ async def storage_of_a_dead_process(path, state):
         "    storage = SqliteStorage.of(sys.argv[1])\n"
         "    row = Row('int_1', sys.argv[2], VideoRequest('img_1', ref='sku-1'))\n"
         "    await storage.claim(row, retry_failed=False)\n"
-        "    change = lambda row: attrs.evolve(row, state=LedgerState(sys.argv[3]), sent_at=datetime.now(UTC))\n"
+        "    state = LedgerState(sys.argv[3])\n"
+        "    change = lambda row: attrs.evolve(row, state=state, sent_at=datetime.now(UTC))\n"
         "    await storage.change('int_1', frozenset(LedgerState), change)\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
@@ -372,7 +373,8 @@ async def test_all_that_a_dead_process_was_sending_is_told(sandbox, quick, path)
         "    sending = lambda row: attrs.evolve(row, state=LedgerState.SENDING)\n"
         "    rows = [Row(f'int_{n}', sys.argv[2], VideoRequest('i', ref=f'r{n}')) for n in range(450)]\n"
         "    await asyncio.gather(*(storage.claim(row, retry_failed=False) for row in rows))\n"
-        "    await asyncio.gather(*(storage.change(row.id, frozenset(LedgerState), sending) for row in rows))\n"
+        "    states = frozenset(LedgerState)\n"
+        "    await asyncio.gather(*(storage.change(row.id, states, sending) for row in rows))\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,11 +23,10 @@ from ..errors import (
     shown,
 )
 from ..models import JobState
-from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, Row, LedgerState
+from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, LedgerState, Row
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
-    from datetime import datetime
 
     from ..errors import QameraError
     from ..models import Intent, Receipt, Video
@@ -124,7 +124,8 @@ class Ledger(NoLedger):
         while True:
             await self._catch_up()
             found = await self.storage.claim(
-                Row(intent.id, self._origin, intent.request), retry_failed=retry_failed
+                Row(intent.id, self._origin, intent.request, claimed_at=intent.sent_at),
+                retry_failed=retry_failed,
             )
             if found is None:
                 return None
@@ -187,10 +188,15 @@ class Ledger(NoLedger):
         Raises:
             LedgerUnavailableError: it could not be kept, and is in the error.
         """
+        now = datetime.now(UTC)
 
         def change(row: Row) -> Row:
             return attrs.evolve(
-                row, state=LedgerState.SUBMITTED, record_ids=receipt.record_ids, receipt=receipt
+                row,
+                state=LedgerState.SUBMITTED,
+                record_ids=receipt.record_ids,
+                receipt=receipt,
+                submitted_at=now,
             )
 
         try:
@@ -221,7 +227,7 @@ class Ledger(NoLedger):
 
     async def alone(self, intent: Intent) -> bool:
         """Tell whether no other process has a POST under way that may still bring a receipt."""
-        rows = await self.storage.rows(self._origin, {LedgerState.SENDING})
+        rows = await self._rows({LedgerState.SENDING})
         return all(row.id == intent.id for row in rows)
 
     async def unclaimed(self, record_ids: Collection[str]) -> set[str]:
@@ -234,7 +240,7 @@ class Ledger(NoLedger):
 
     def settled(self, record_ids: tuple[str, ...], videos: tuple[Video, ...]) -> None:
         """Keep the final state of a job's records, where they are all of a row's."""
-        failed = any(video.state is JobState.FAILED for video in videos)
+        failed, now = any(video.state is JobState.FAILED for video in videos), datetime.now(UTC)
 
         def change(row: Row) -> Row:
             if set(row.record_ids) != set(record_ids):
@@ -243,6 +249,7 @@ class Ledger(NoLedger):
             return attrs.evolve(
                 row,
                 state=LedgerState.FAILED if failed else LedgerState.DONE,
+                settled_at=now,
                 videos=tuple([by_id[i] for i in row.record_ids if i in by_id]),
             )
 
@@ -257,7 +264,9 @@ class Ledger(NoLedger):
         """Keep, before it has its final name, that a file is a record's result."""
 
         def change(row: Row) -> Row:
-            return attrs.evolve(row, files={**row.files, self._relative(path): size})
+            return attrs.evolve(
+                row, files={**row.files, self._relative(path): size}, downloaded_at=datetime.now(UTC)
+            )
 
         await self.storage.change_of_record(self._origin, record_id, frozenset(LedgerState), change)
 
@@ -269,15 +278,18 @@ class Ledger(NoLedger):
     async def unfinished(self) -> list[Row]:
         """Give what is paid for and not seen finished."""
         await self._catch_up()
-        return await self.storage.rows(self._origin, UNFINISHED)
+        return await self._rows(UNFINISHED)
 
     async def doubtful(self) -> list[Row]:
         """Give what is ambiguous, without the candidates that receipts have claimed since."""
         await self._catch_up()
-        rows = await self.storage.rows(self._origin, {LedgerState.AMBIGUOUS})
+        rows = await self._rows({LedgerState.AMBIGUOUS})
         seen = {video.id for row in rows for video in row.candidates or ()}
         left = await self.unclaimed(seen)
-        return [_with_those(row, left) for row in rows]
+        return [row.with_those(left) for row in rows]
+
+    async def _rows(self, states: Collection[LedgerState]) -> list[Row]:
+        return [found.row async for found in self.storage.rows(self._origin, states)]
 
     async def looked_into(self, intent_id: str, candidates: tuple[Video, ...]) -> None:
         """Keep what was found later of an ambiguous request."""
@@ -324,7 +336,7 @@ class Ledger(NoLedger):
 
     async def _in_doubt(self, row: Row) -> AmbiguousSubmissionError:
         seen = {video.id for video in row.candidates or ()}
-        row = _with_those(row, await self.unclaimed(seen))
+        row = row.with_those(await self.unclaimed(seen))
         return AmbiguousSubmissionError(
             f"It was sent at {_when(row.sent_at)}, and whether it was accepted is not known. "
             "Nothing was sent now.",
@@ -377,13 +389,6 @@ def checked_path(ledger: object) -> str:
     if not isinstance(path, str) or not path.strip() or "\0" in path or "://" in path or path == ":memory:":
         raise ConfigurationError(f"ledger: {allowed}")
     return path
-
-
-def _with_those(row: Row, left: set[str]) -> Row:
-    """A row with those of its candidates that are left."""
-    if row.candidates is None:
-        return row
-    return attrs.evolve(row, candidates=tuple([video for video in row.candidates if video.id in left]))
 
 
 def _to(state: LedgerState, reason: str) -> Callable[[Row], Row]:

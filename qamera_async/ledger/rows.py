@@ -13,6 +13,8 @@ import msgspec
 from ..models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cattrs import Converter
 
 
@@ -49,13 +51,20 @@ OPEN_TO_ADOPTION = frozenset({LedgerState.AMBIGUOUS, LedgerState.ADOPTED})
 class Row:
     """One paid request and what became of it.
 
+    Its moments are for people who look: the clock may have been set between them, and nothing is decided by
+    them but which candidates an ambiguous request has.
+
     Args:
         id: The intent's id.
         origin: The API's origin that it was meant for.
         request: What was meant.
         state: How far it has come.
         owner: Who works on it, while it is under way.
+        claimed_at: When it was claimed; None where an earlier version claimed it.
         sent_at: When sending began; None before.
+        submitted_at: When the receipt was there; None before.
+        settled_at: When it was seen done or failed; None before.
+        downloaded_at: When its result was downloaded last; None before.
         record_ids: The records that were made of it.
         receipt: The server's answer; None before, and where somebody adopted records.
         videos: The final state of its records, in their order.
@@ -70,7 +79,11 @@ class Row:
     request: Request
     state: LedgerState = LedgerState.CLAIMED
     owner: int = 0
+    claimed_at: datetime | None = None
     sent_at: datetime | None = None
+    submitted_at: datetime | None = None
+    settled_at: datetime | None = None
+    downloaded_at: datetime | None = None
     record_ids: tuple[str, ...] = ()
     receipt: Receipt | None = None
     videos: tuple[Video, ...] = ()
@@ -82,6 +95,12 @@ class Row:
     def intent(self) -> Intent:
         """The same for a caller."""
         return Intent(self.id, self.request, self.sent_at or datetime.now(UTC), self.candidates or ())
+
+    def with_those(self, left: Collection[str]) -> Row:
+        """Give it with those of its candidates that are left."""
+        if self.candidates is None:
+            return self
+        return attrs.evolve(self, candidates=tuple([video for video in self.candidates if video.id in left]))
 
     def encoded(self) -> bytes:
         """Give all of it as JSON."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from ..budget.shared import SlotLog
-    from .rows import Row, LedgerState
+    from .rows import LedgerState, Row
 
 
 @attrs.frozen
@@ -20,11 +20,13 @@ class Found:
     Args:
         row: What it says now.
         busy: Whether somebody alive is at work on it.
+        current: Whether it is the one that counts for its ref; where that was ordered anew, it isn't.
 
     """
 
     row: Row
     busy: bool
+    current: bool = True
 
 
 class Storage(Protocol):
@@ -89,8 +91,11 @@ class Storage(Protocol):
         """Change the row that has this record, as ``change`` does."""
         ...
 
-    def rows(self, origin: str, states: Collection[LedgerState]) -> Awaitable[list[Row]]:
-        """Give all rows in these states, the oldest first; what nobody alive is sending becomes ambiguous."""
+    def rows(self, origin: str | None, states: Collection[LedgerState]) -> AsyncIterator[Found]:
+        """Give the rows in these states, the oldest first; what nobody alive is sending becomes ambiguous.
+
+        None means those of every origin.
+        """
         ...
 
     def claimed(self, origin: str, record_ids: Collection[str]) -> Awaitable[set[str]]:

@@ -26,9 +26,9 @@ from ..errors import (
     TransportError,
 )
 from ..events import guarded
-from ..job import Job, JobContext, checked_ids
+from ..job import Job, JobContext
 from ..ledger import Ledger, NoLedger, checked_path, ledger_at
-from ..models import Intent, ReelRequest, Request, Video, VideoRequest
+from ..models import Intent, ReelRequest, Request, Video, VideoRequest, checked_ids
 from ..policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from ..poller import Poller
 from ..submission import Submitter
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from ..batch import Batch
     from ..budget.shared import SlotLog
     from ..events import Event
-    from .kept import Settled
+    from ..ledger.file import Settled
 
 DEFAULT_BASE_URL = "https://app.qamera.ai"
 

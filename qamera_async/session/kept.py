@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import attrs
 
-from ..errors import (
-    AmbiguousSubmissionError,
-    ConfigurationError,
-    InvalidRequestError,
-    LedgerUnavailableError,
-    QameraError,
-    shown,
-)
+from ..errors import ConfigurationError, QameraError
 from ..job import Job, JobContext
 from ..ledger import Ledger
-from ..models import Intent
+from ..ledger.file import intent_id
 
 if TYPE_CHECKING:
     from ..ledger import NoLedger
+    from ..ledger.file import Settled
     from ..ledger.rows import Row
-    from ..models import Video
+    from ..models import Intent, Video
     from ..policies import Timeouts
     from ..submission.candidates import Candidates
 
 _log = logging.getLogger("qamera_async")
-
-Settled: TypeAlias = Intent | AmbiguousSubmissionError | LedgerUnavailableError | str
-"""How an ambiguous request may be named: by its intent, the error that carries it, or its id."""
 
 
 class Kept:
@@ -84,22 +75,13 @@ class Kept:
 
     async def adopt(self, intent: Settled, record_ids: tuple[str, ...]) -> Job:
         """Settle an ambiguous request: these records are what was made of it."""
-        return self.job_of(await self._there().adopt(_intent_id(intent), record_ids))
+        return self.job_of(await self._there().adopt(intent_id(intent), record_ids))
 
     async def abandon(self, intent: Settled) -> None:
         """Settle an ambiguous request: nothing was made of it."""
-        await self._there().abandon(_intent_id(intent))
+        await self._there().abandon(intent_id(intent))
 
     def _there(self) -> Ledger:
         if not isinstance(self._ledger, Ledger):
             raise ConfigurationError("The session has no ledger: make it with QameraSession(ledger=PATH).")
         return self._ledger
-
-
-def _intent_id(intent: object) -> str:
-    named = getattr(intent, "intent", intent)  # an error that carries one
-    if isinstance(named, Intent):
-        return named.id
-    if isinstance(named, str):
-        return named
-    raise InvalidRequestError(f"intent: got {shown(intent)}, allowed are an Intent and an error that has one")

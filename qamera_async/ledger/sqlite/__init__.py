@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ...errors import LedgerCorruptError, LedgerUnavailableError, RefConflictError
-from ..rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, Row, LedgerState, decoded, same_request
+from ..rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, LedgerState, Row, decoded, same_request
 from ..storage import Found
 from .opening import closed, opened
 from .owners import owners_at
@@ -21,7 +21,7 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from .owners import Owners
 
@@ -160,23 +160,28 @@ class SqliteStorage:
 
         return self._worker.run("find a record", operation)
 
-    async def rows(self, origin: str, states: Collection[LedgerState]) -> list[Row]:
-        """Give all rows in these states, the oldest first."""
+    async def rows(self, origin: str | None, states: Collection[LedgerState]) -> AsyncIterator[Found]:
+        """Give the rows in these states, the oldest first."""
         # What is being sent may turn out to be ambiguous, so it is looked at whatever is asked for.
         looked_at = [state.value for state in {*states, LedgerState.SENDING}]
-        found: list[Row] = []
+        where = f"state IN ({_marks(looked_at)}) AND number > ?"
+        if origin is not None:
+            where = f"origin = ? AND {where}"
         last = 0
 
-        def page(connection: sqlite3.Connection) -> list[tuple[int, Row]]:
-            where = f"origin = ? AND state IN ({_marks(looked_at)}) AND number > ?"
-            rows = self._some(connection, where, origin, *looked_at, last)
-            return [(number, self._found(connection, row).row) for number, row in rows]
+        def page(connection: sqlite3.Connection) -> list[tuple[int, Found]]:
+            values = [*looked_at, last] if origin is None else [origin, *looked_at, last]
+            return [
+                (number, attrs.evolve(self._found(connection, row), current=bool(current)))
+                for number, current, row in self._some(connection, where, *values)
+            ]
 
         # In pieces, so that a registration, of another process too, is never far behind in the queue.
         while rows := await self._worker.run("be read", page):
             last = rows[-1][0]
-            found += [row for _, row in rows if row.state in states]
-        return found
+            for _, found in rows:
+                if found.row.state in states:
+                    yield found
 
     def adopt(self, intent_id: str, record_ids: tuple[str, ...]) -> Awaitable[Row | set[str] | None]:
         """Give an ambiguous row its records."""
@@ -283,12 +288,15 @@ class SqliteStorage:
         ).fetchone()
         return None if found is None else self._row(found)
 
-    def _some(self, connection: sqlite3.Connection, where: str, *values: object) -> list[tuple[int, Row]]:
+    def _some(
+        self, connection: sqlite3.Connection, where: str, *values: object
+    ) -> list[tuple[int, int, Row]]:
         found = connection.execute(
-            f"SELECT number, {_COLUMNS} FROM intents WHERE {where} ORDER BY number LIMIT {_PAGE}",  # noqa: S608
+            f"SELECT number, current, {_COLUMNS} FROM intents WHERE {where} "  # noqa: S608
+            f"ORDER BY number LIMIT {_PAGE}",
             values,
         )
-        return [(number, self._row(columns)) for number, *columns in found.fetchall()]
+        return [(number, current, self._row(columns)) for number, current, *columns in found.fetchall()]
 
     def _row(self, columns: Sequence[Any]) -> Row:
         *searched, body, digest = columns

@@ -1,0 +1,213 @@
+"""A ledger's file for who looks into it: what it has, and what settles a doubt, without a key."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import attrs
+
+from ..errors import (
+    AmbiguousSubmissionError,
+    InvalidRequestError,
+    LedgerUnavailableError,
+    SessionClosedError,
+    shown,
+)
+from ..models import Intent, checked_ids
+from . import Ledger, checked_path, ledger_at
+from .rows import LedgerState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from datetime import datetime
+    from types import TracebackType
+
+    from ..models import Receipt, Request, Video
+    from .storage import Found
+
+
+@attrs.frozen
+class LedgerEntry:
+    """One paid request, as the ledger has it.
+
+    Its moments are aware datetimes in UTC by the clock of the machine, which may have been set between them.
+
+    Args:
+        id: The intent's id.
+        origin: The API's origin that it was meant for, such as ``https://app.qamera.ai``.
+        request: What was meant.
+        state: How far it has come.
+        current: Whether it is the one that counts for its ref; False for one that was ordered anew since.
+        busy: Whether a process that lives is at work on it.
+        record_ids: The records that were made of it; empty where that isn't known.
+        receipt: The server's answer; None before, and where somebody adopted records.
+        videos: The final state of its records; empty before.
+        candidates: The videos that may have come of it, where that isn't known.
+        reason: Why it was refused or is ambiguous, in words; empty elsewhere.
+        files: What was downloaded of it: the sizes in bytes by path, whether they are still there or not.
+        claimed_at: When it was claimed; None where that isn't known.
+        sent_at: When sending began; None before.
+        submitted_at: When the receipt was there; None before.
+        settled_at: When it was seen done or failed; None before.
+        downloaded_at: When its result was downloaded last; None before.
+
+    """
+
+    id: str
+    origin: str
+    request: Request
+    state: LedgerState
+    current: bool = True
+    busy: bool = False
+    record_ids: tuple[str, ...] = ()
+    receipt: Receipt | None = None
+    videos: tuple[Video, ...] = ()
+    candidates: tuple[Video, ...] = ()
+    reason: str = ""
+    files: Mapping[Path, int] = attrs.field(factory=dict[Path, int])
+    claimed_at: datetime | None = None
+    sent_at: datetime | None = None
+    submitted_at: datetime | None = None
+    settled_at: datetime | None = None
+    downloaded_at: datetime | None = None
+
+
+Settled: TypeAlias = Intent | LedgerEntry | AmbiguousSubmissionError | LedgerUnavailableError | str
+"""How an ambiguous request may be named: by its intent or entry, the error that carries it, or its id."""
+
+
+class LedgerFile:
+    """A ledger to look into, while others work with it or not; an async context manager.
+
+    It needs neither a key nor the network, and shows what was meant for every origin.
+
+    Args:
+        path: The file that a session was given as its ``ledger``; it must be there.
+
+    Raises:
+        ConfigurationError: The path is none.
+
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = checked_path(path)
+        self._ledger: Ledger | None = None
+
+    def __repr__(self) -> str:
+        return f"<LedgerFile {self._path!r}>"
+
+    async def __aenter__(self) -> Self:
+        """Open it.
+
+        Raises:
+            LedgerError: There is none, or it can't be used.
+
+        """
+        # Not made where a name was mistyped; what is there is looked at more closely when it is opened.
+        if not await asyncio.to_thread(os.path.lexists, self._path):
+            raise LedgerUnavailableError("There is no such ledger.", path=self._path)
+        ledger = ledger_at(self._path, "")
+        try:
+            await ledger.storage.open()
+        except BaseException:
+            await ledger.aclose()
+            raise
+        self._ledger = ledger
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ledger, self._ledger = self._there(), None
+        await ledger.aclose()
+
+    async def entries(self) -> AsyncIterator[LedgerEntry]:
+        """Give all that it has, the oldest first, as ``async for``; read as it goes on.
+
+        Raises:
+            LedgerError: it can't be used.
+
+        """
+        ledger = self._there()
+        async for found in ledger.storage.rows(None, set(LedgerState)):
+            row = found.row
+            if row.candidates:
+                claimed = await ledger.storage.claimed(row.origin, {video.id for video in row.candidates})
+                row = row.with_those({video.id for video in row.candidates} - claimed)
+            yield self._entry(attrs.evolve(found, row=row))
+
+    async def adopt(self, intent: Settled, *record_ids: str) -> None:
+        """Settle an ambiguous request: these records are what was made of it.
+
+        Args:
+            intent: The entry, or what an error names, or the intent's id.
+            record_ids: The records, as the Qamera app or the candidates have them.
+
+        Raises:
+            InvalidRequestError: No id, or one of a record that belongs to another request.
+            LedgerError: It can't be used, or has nothing to settle there.
+
+        """
+        ids = checked_ids(record_ids)
+        await self._there().adopt(intent_id(intent), ids)
+
+    async def abandon(self, intent: Settled) -> None:
+        """Settle an ambiguous request: nothing was made of it, so it may be ordered anew.
+
+        Args:
+            intent: As for ``adopt``.
+
+        Raises:
+            LedgerError: It can't be used, or has nothing to settle there.
+
+        """
+        await self._there().abandon(intent_id(intent))
+
+    def _there(self) -> Ledger:
+        if self._ledger is None:
+            raise SessionClosedError("The ledger is not open: use async with LedgerFile(PATH).")
+        return self._ledger
+
+    def _entry(self, found: Found) -> LedgerEntry:
+        row = found.row
+        folder = Path(self._there().storage.path).parent
+        return LedgerEntry(
+            row.id,
+            row.origin,
+            row.request,
+            row.state,
+            current=found.current,
+            busy=found.busy,
+            record_ids=row.record_ids,
+            receipt=row.receipt,
+            videos=row.videos,
+            candidates=row.candidates or (),
+            reason=row.reason,
+            files={Path(os.path.normpath(folder / path)): size for path, size in row.files.items()},
+            claimed_at=row.claimed_at,
+            sent_at=row.sent_at,
+            submitted_at=row.submitted_at,
+            settled_at=row.settled_at,
+            downloaded_at=row.downloaded_at,
+        )
+
+
+def intent_id(intent: object) -> str:
+    """Give the id of what was named to be settled.
+
+    Raises:
+        InvalidRequestError: it names none.
+
+    """
+    named = getattr(intent, "intent", intent)  # an error that carries one
+    if isinstance(named, Intent | LedgerEntry):
+        return named.id
+    if isinstance(named, str):
+        return named
+    raise InvalidRequestError(f"intent: got {shown(intent)}, allowed are an Intent and an error that has one")
