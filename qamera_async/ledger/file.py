@@ -106,8 +106,9 @@ class LedgerFile:
             LedgerError: There is none, or it can't be used.
 
         """
-        # Not made where a name was mistyped; what is there is looked at more closely when it is opened.
-        if not await asyncio.to_thread(os.path.lexists, self._path):
+        # Not made where a name was mistyped, or a link leads nowhere; what is there is looked at more closely
+        # when it is opened.
+        if not await asyncio.to_thread(os.path.exists, self._path):
             raise LedgerUnavailableError("There is no such ledger.", path=self._path)
         ledger = ledger_at(self._path, "")
         try:

@@ -32,7 +32,10 @@ from qamera_async import (
     JobState,
     JobTimeoutError,
     LedgerCorruptError,
+    LedgerEntry,
     LedgerError,
+    LedgerFile,
+    LedgerState,
     LedgerUnavailableError,
     LedgerVersionError,
     NotFoundError,
@@ -61,6 +64,7 @@ from qamera_async import (
     Updated,
     Video,
     VideoRequest,
+    safe_name,
 )
 
 
@@ -129,6 +133,27 @@ async def use_a_ledger() -> None:
             job: Job = await qamera.adopt(intent, *(video.id for video in intent.candidates))
             print(job.record_ids)
             await qamera.abandon(intent.id)
+
+
+async def look_into_a_ledger() -> None:
+    """Use what needs no key."""
+    async with LedgerFile(Path("jobs.db")) as ledger:
+        async for entry in ledger.entries():
+            one: LedgerEntry = entry
+            state: LedgerState = one.state
+            ref: str = one.request.ref or one.id
+            print(
+                state.value.upper(), safe_name(ref, ".mp4").upper(), one.origin.upper(), one.current, one.busy
+            )
+            print(one.receipt and one.receipt.credits_reserved, one.reason.upper(), len(one.videos))
+            for path, size in one.files.items():
+                print(path.name, size + 1)
+            moments = one.claimed_at, one.sent_at, one.submitted_at, one.settled_at, one.downloaded_at
+            print([moment.isoformat() for moment in moments if moment is not None])
+            if state is LedgerState.AMBIGUOUS and one.candidates:
+                await ledger.adopt(one, one.candidates[0].id, *one.record_ids)
+            elif state is LedgerState.AMBIGUOUS:
+                await ledger.abandon(one.id)
 
 
 def tell(event: Event) -> str:  # noqa: PLR0911 - one for each event

@@ -1,0 +1,58 @@
+"""A session as the command line asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from yarl import URL
+
+from .. import PollPolicy, QameraSession, RequestBudget, Timeouts
+from ..session import DEFAULT_BASE_URL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from .. import Event
+    from .options import Api
+    from .progress import Progress
+    from .running import Running
+
+
+def session_of(
+    api: Api,
+    *,
+    ledger: str | os.PathLike[str] | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> QameraSession:
+    """Give a session, not yet entered; where the API is and the key come from the environment.
+
+    Raises:
+        ConfigurationError: A key, URL or setting that can't be used.
+
+    """
+    limit, window = api.limits
+    return QameraSession(
+        budget=RequestBudget(limit, window),
+        polling=PollPolicy(interval=api.interval),
+        timeouts=Timeouts(job=api.timeout, lookup=min(api.timeout, Timeouts().lookup)),
+        ledger=ledger,
+        on_event=on_event,
+    )
+
+
+@contextlib.asynccontextmanager
+async def shown(running: Running, progress: Progress, session: QameraSession) -> AsyncGenerator[None]:
+    """Show the progress as long as this lasts."""
+    budget = session.budget
+    running.screen.live(lambda: progress.snapshot(budget.used, budget.held_for))
+    try:
+        yield
+    finally:
+        running.screen.live(None)
+
+
+def origin() -> str:
+    """Give the API's origin, as a ledger keeps it."""
+    return str(URL(os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL).origin())

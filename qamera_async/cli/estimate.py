@@ -1,0 +1,124 @@
+"""How long it will take: from the quota, and from how long it took so far."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+
+_REMEMBERED = 200
+_STALE_AFTER = 15.0  # seconds; the library leaves the polls one slot in as many
+_MOST_SLOTS = 2000  # in a window; a quota above that isn't what one waits for
+_ENOUGH = 20  # submissions
+
+
+class Estimate:
+    """Learns from each job, and tells what the rest will take.
+
+    Args:
+        limit: How many requests the quota allows in a window.
+        window: The length of the window in seconds.
+
+    """
+
+    def __init__(self, limit: int, window: float) -> None:
+        # What the library leaves to its polls isn't there for submissions.
+        self._slots = max(1, limit - int(min(window / _STALE_AFTER, limit // 2)))
+        self._window = window
+        self._taken: deque[float] = deque(maxlen=min(self._slots, _MOST_SLOTS))
+        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._durations = Median()
+        self._downloads = Median()
+
+    def submitted(self, now: float) -> None:
+        """Take note of a submission.
+
+        Args:
+            now: When it was, in seconds of the clock.
+
+        """
+        self._taken.append(now)
+        self._recent.append(now)
+
+    def finished(self, seconds: float) -> None:
+        """Take note of how long a job took, in seconds."""
+        self._durations.add(seconds)
+
+    def downloaded(self, seconds: float) -> None:
+        """Take note of how long a download took, in seconds."""
+        self._downloads.add(seconds)
+
+    def remaining(
+        self,
+        now: float,
+        *,
+        to_submit: int,
+        youngest: float | None,
+        to_download: int,
+        at_once: int,
+        held: float,
+    ) -> float | None:
+        """Give the seconds until all is done; None while nobody can know.
+
+        Args:
+            now: In seconds of the clock.
+            to_submit: How many requests are still to be sent.
+            youngest: The age of the job that was submitted last and still runs, in seconds; None: none runs.
+            to_download: How many results wait for their download, or are at it.
+            at_once: How many downloads are under way.
+            held: How long the quota holds everybody after a 429, in seconds.
+
+        """
+        job = self._durations.value
+        download = self._downloads.value or 0.0
+        queued = download * to_download / max(at_once, 1)
+        if to_submit <= 0 and youngest is None:
+            return queued
+        if job is None:
+            return None
+        if to_submit > 0:
+            last = max(self._last_slot(now, to_submit), self._at_this_pace(now, to_submit), held)
+            return last + job + download
+        return max(job - (youngest or 0.0), 0.0) + max(download, queued)
+
+    def _last_slot(self, now: float, number: int) -> float:
+        """Give the seconds until the quota has given slots to so many."""
+        if self._slots > _MOST_SLOTS:
+            return 0.0
+        while self._taken and self._taken[0] + self._window <= now:
+            self._taken.popleft()
+        waiting = number - (self._slots - len(self._taken))
+        if waiting <= 0:
+            return 0.0
+        # Slots come back in the order they were taken, those that are free now behind all others.
+        rounds, place = divmod(waiting - 1, self._slots)
+        taken = self._taken[place] if place < len(self._taken) else now
+        return max(taken + self._window * (rounds + 1) - now, 0.0)
+
+    def _at_this_pace(self, now: float, number: int) -> float:
+        """Give the seconds for so many at the pace of late: a batch may be slower than its quota."""
+        if len(self._recent) < _ENOUGH:
+            return 0.0
+        first, last = self._recent[0], self._recent[-1]
+        # They come in bursts, a window apart: only what is longer than that is a slower pace.
+        passed = max(last - first, now - first - self._window)
+        return number * passed / len(self._recent)
+
+
+class Median:
+    """The median of the last values."""
+
+    def __init__(self) -> None:
+        self._order: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Take one more, and forget the oldest of too many."""
+        self._order.append(value)
+        insort(self._sorted, value)
+        if len(self._order) > _REMEMBERED:
+            del self._sorted[bisect_left(self._sorted, self._order.popleft())]
+
+    @property
+    def value(self) -> float | None:
+        """The median; None where there is no value yet."""
+        return self._sorted[len(self._sorted) // 2] if self._sorted else None

@@ -1,0 +1,168 @@
+"""``video``, ``reel``, ``wait``, ``videos`` and ``download``: a few jobs at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from typing import TYPE_CHECKING, cast
+
+from .. import Outcome, QameraError, safe_name
+from . import values
+from .asking import agreed, say_first
+from .codes import Code, gravest
+from .connection import session_of, shown
+from .progress import Progress
+from .running import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from pathlib import Path
+
+    from .. import Job, QameraSession, Request
+    from .options import Api, Manners
+    from .running import Running
+
+_DOWNLOADS = 4  # at a time
+
+
+def order(
+    make: Callable[[], Request], api: Api, manners: Manners, *, out: Path | None, wait: bool, yes: bool
+) -> Code:
+    """Register one, once it is agreed to, wait for it, and fetch its clip where it is wanted."""
+    requests: list[Request] = []
+
+    async def prepare(running: Running) -> Code:
+        requests.append(make())
+        await say_first(running, requests, None, api)
+        return Code.DONE
+
+    code = run(manners, prepare)
+    if code is not Code.DONE:
+        return code
+    if not agreed(len(requests), yes=yes):
+        return Code.INTERRUPTED
+    return run(manners, lambda running: _order(running, requests[0], api, out=out, wait=wait))
+
+
+async def _order(running: Running, request: Request, api: Api, *, out: Path | None, wait: bool) -> Code:
+    progress = Progress(1, *api.limits)
+    session = session_of(api, on_event=progress.on_event)
+    async with session, shown(running, progress, session):
+        job = await session.register(request)
+        running.how_to_go_on = f"It is paid for: qamera wait {shlex.join(job.record_ids)}"
+        if running.manners.json:
+            running.screen.out(values.line("submitted", values.plain(job.receipt)))
+        elif not wait:
+            running.screen.out(" ".join(job.record_ids))
+        else:
+            running.screen.note(f"registered: {_paid(job)}")
+        return await Settling(running, session, progress).one(job, out) if wait else Code.DONE
+
+
+async def wait(running: Running, record_ids: Sequence[str], api: Api) -> Code:
+    """Wait for jobs of earlier, and tell of each as it ends."""
+    progress = Progress(len(record_ids), *api.limits)
+    running.how_to_go_on = "The jobs go on: run it again to wait for them."
+    session = session_of(api, on_event=progress.on_event)
+    async with session, shown(running, progress, session):
+        settling = Settling(running, session, progress)
+        return await _all([settling.one(session.job(record_id)) for record_id in record_ids])
+
+
+async def download(
+    running: Running, record_ids: Sequence[str], folder: Path, api: Api, *, overwrite: bool
+) -> Code:
+    """Fetch the clips of jobs into a folder, each named after its record; wait for those under way."""
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    progress = Progress(len(record_ids), *api.limits)
+    running.how_to_go_on = "Run it again for those that are missing."
+    session = session_of(api, on_event=progress.on_event)
+    async with session, shown(running, progress, session):
+        settling = Settling(running, session, progress, overwrite=overwrite)
+        return await _all(
+            [
+                settling.one(session.job(record_id), folder / safe_name(record_id, ".mp4"))
+                for record_id in record_ids
+            ]
+        )
+
+
+async def videos(running: Running, statuses: Sequence[str], api: Api) -> Code:
+    """Show the list, or what in it has one of the statuses."""
+    wanted = {status.casefold() for status in statuses}
+    async with session_of(api) as session:
+        listed = await session.list_videos()
+    found = [video for video in listed if not wanted or video.status.casefold() in wanted]
+    if running.manners.json:
+        for video in found:
+            running.screen.out(values.line("video", values.plain(video)))
+        return Code.DONE
+    rows = [
+        (
+            video.id,
+            video.status,
+            video.name or "",
+            "" if video.created_at is None else f"{video.created_at:%Y-%m-%d %H:%M}",
+            video.video_url or "",
+        )
+        for video in found
+    ]
+    running.screen.table(("id", "status", "name", "created (UTC)", "clip"), rows)
+    running.screen.note(f"{len(found)} of {len(listed)} videos" if wanted else f"{len(found)} videos")
+    return Code.DONE
+
+
+class Settling:
+    """Waits for jobs, fetches their clips where they are wanted, and tells of each.
+
+    Args:
+        running: Where it is told.
+        session: Whose jobs they are.
+        progress: What counts them.
+        overwrite: Whether to replace files that are there.
+
+    """
+
+    def __init__(
+        self, running: Running, session: QameraSession, progress: Progress, *, overwrite: bool = False
+    ) -> None:
+        self._running = running
+        self._session = session
+        self._progress = progress
+        self._overwrite = overwrite
+        self._places = asyncio.Semaphore(_DOWNLOADS)
+
+    async def one(self, job: Job, path: Path | None = None) -> Code:
+        """See one job through."""
+        name = " ".join(job.record_ids)
+        try:
+            video = await job
+            if path is not None:
+                async with self._places:
+                    await self._session.download(video, path, overwrite=self._overwrite)
+        except QameraError as error:
+            self._ended(job, error)
+            return self._running.report(error, name)
+        self._ended(job, None)
+        self._running.result(
+            f"{name}  {video.status}  {video.video_url or 'no clip'}" if path is None else str(path),
+            "video",
+            lambda: {**values.plain(video), "path": None if path is None else str(path)},
+        )
+        return Code.DONE
+
+    def _ended(self, job: Job, error: QameraError | None) -> None:
+        request = cast("Request", job.request)  # one that was registered elsewhere has none
+        self._progress.outcome(Outcome(0, request, job=job, error=error))
+
+
+async def _all(jobs: Sequence[Coroutine[object, object, Code]]) -> Code:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(job) for job in jobs]
+    return gravest([task.result() for task in tasks])
+
+
+def _paid(job: Job) -> str:
+    credit = None if job.receipt is None else job.receipt.credits_reserved
+    ids = " ".join(job.record_ids)
+    return ids if credit is None else f"{ids}, {credit} credits reserved"
