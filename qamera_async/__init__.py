@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ._version import __version__
     from .batch import Batch, BatchResult, Outcome
     from .budget import RequestBudget
+    from .cli.report import write_report
     from .download import safe_name
     from .errors import (
         AmbiguityLimitError,
@@ -61,12 +62,13 @@ if TYPE_CHECKING:
     from .ledger.rows import LedgerState
     from .models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
     from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
-    from .session import QameraSession
+    from .session import DEFAULT_BASE_URL, QameraSession
 
 _ROOMS = {
     "_version": "__version__",
     "batch": "Batch BatchResult Outcome",
     "budget": "RequestBudget",
+    "cli.report": "write_report",
     "download": "safe_name",
     "errors": (
         "AmbiguityLimitError AmbiguousSubmissionError ApiError AuthenticationError BadRequestError "
@@ -82,11 +84,12 @@ _ROOMS = {
     "ledger.rows": "LedgerState",
     "models": "Intent JobState Receipt ReelRequest Request Video VideoRequest",
     "policies": "PollPolicy RetryPolicy StatusRules Timeouts",
-    "session": "QameraSession",
+    "session": "DEFAULT_BASE_URL QameraSession",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "DEFAULT_BASE_URL",
     "AmbiguityLimitError",
     "Ambiguous",
     "AmbiguousSubmissionError",
@@ -149,6 +152,7 @@ __all__ = [
     "VideoRequest",
     "__version__",
     "safe_name",
+    "write_report",
 ]
 
 

@@ -194,7 +194,7 @@ async def test_download_replaces_only_when_told(sandbox, tmp_path):
 
 
 async def test_an_error_as_json_has_its_evidence(sandbox):
-    """stdout has objects only, the readable line is on stderr."""
+    """There are only objects on stdout, the readable line is on stderr."""
     sandbox.trouble("error", status=402)
     ended = await qamera("video", "img_1", "--json", *QUICK, sandbox=sandbox)
 
@@ -205,12 +205,12 @@ async def test_an_error_as_json_has_its_evidence(sandbox):
 
 async def test_debug_adds_the_traceback_and_never_the_key(sandbox):
     """It is wherever a server may have echoed it, and masked there."""
-    secret = "mk_live_canary.0123456789abcdef"
-    sandbox.trouble("error", status=400, body='{"error": "bad key ' + secret + '"}')
-    ended = await qamera("video", "img_1", "--debug", *QUICK, sandbox=sandbox, QAMERA_API_KEY=secret)
-    plain = await qamera("video", "img_1", *QUICK, sandbox=sandbox, QAMERA_API_KEY=secret)
+    canary = "mk_live_canary.0123456789abcdef"
+    sandbox.trouble("error", status=400, body='{"error": "bad key ' + canary + '"}')
+    ended = await qamera("video", "img_1", "--debug", *QUICK, sandbox=sandbox, QAMERA_API_KEY=canary)
+    plain = await qamera("video", "img_1", *QUICK, sandbox=sandbox, QAMERA_API_KEY=canary)
 
     assert ended.code == plain.code == 3
     assert "Traceback" in ended.err
     assert "Traceback" not in plain.err
-    assert secret not in ended.err + ended.out + plain.err + plain.out
+    assert canary not in ended.err + ended.out + plain.err + plain.out

@@ -573,6 +573,16 @@ def test_the_overall_line_has_bar_counts_and_time():
     assert "000123" in jobs[4]
 
 
+@pytest.mark.parametrize(
+    ("remaining", "ending"), [(None, " 41 %"), (0.4, "nearly done"), (42.0, "about 40 s left")]
+)
+def test_the_rest_of_the_time_is_told_as_far_as_it_is_known(remaining, ending):
+    """Nothing where nobody knows, and no countdown of zeros."""
+    first = drawn(attrs.evolve(SNAPSHOT, remaining=remaining), 80, color_system=None).splitlines()[0]
+
+    assert first.endswith(ending)
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_hold_and_a_network_that_is_away_are_seen(width):
     """Also on a narrow terminal."""

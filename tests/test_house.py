@@ -79,6 +79,17 @@ def test_each_outside_library_has_one_border(library, room):
     assert set(users) == {room}
 
 
+def test_the_command_is_a_skin_over_the_public_names():
+    """Whatever it does, a caller of the library can do too; and no room knows of it."""
+    public = {f"qamera_async.{name}" for name in [*qamera_async.__all__, "sandbox.Sandbox"]}
+    used = {name for f in files("cli") for name in imports(f) if name.startswith("qamera_async.")}
+    foreign = {name for name in used if not name.startswith("qamera_async.cli.")} - public
+    above = {name for room in ROOMS for f in files(room) for name in imports(f)}
+
+    assert foreign == {"qamera_async._version.__version__"}  # so that --help needn't import the rest
+    assert [name for name in above if name.startswith("qamera_async.cli")] == []
+
+
 def test_all_is_what_is_visible():
     """Each name of __all__ can be had, and nothing else public can."""
     assert sorted(qamera_async.__all__) == sorted(set(qamera_async.__all__))

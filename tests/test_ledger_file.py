@@ -432,3 +432,15 @@ async def test_looking_leaves_nothing_behind(session, path):
     await entries(path)
 
     assert {item.name for item in path.parent.iterdir()} == before
+
+
+async def test_one_that_is_open_is_not_opened_again(quick, tmp_path):
+    """A second entry says so, and the first goes on."""
+    async with Sandbox(quota=None) as sandbox, sandbox.session(ledger=tmp_path / "jobs.db", **quick):
+        pass
+    ledger = q.LedgerFile(tmp_path / "jobs.db")
+    async with ledger:
+        with pytest.raises(q.LedgerError, match="open already"):
+            await ledger.__aenter__()
+
+        assert [entry async for entry in ledger.entries()] == []

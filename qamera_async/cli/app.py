@@ -201,7 +201,7 @@ def download(
 
 @app.command(group=_MANY, help_epilogue=_CATALOGUE)
 def batch(
-    file: str,
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
     /,
     *,
     to: Path,

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 class Code(enum.IntEnum):
     """How a command ended, for the shell.
 
-    DONE: all went well. FAILED: some of it failed. USAGE: it can't be done as it was asked for, and nothing was.
-    REFUSED: the API said no. DOUBT: registrations that nobody can be sure of; look at them first.
-    INTERRUPTED: by Ctrl-C or SIGTERM, or declined. GONE: nobody reads its output any more.
+    DONE: all went well. FAILED: some of it failed. USAGE: it can't be done as it was asked for. REFUSED: the
+    API said no. DOUBT: registrations that nobody can be sure of; look at them first. INTERRUPTED: by Ctrl-C or
+    SIGTERM, or declined. GONE: nobody reads its output any more.
     """
 
     DONE = 0

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
-from .. import PollPolicy, QameraSession, RequestBudget, Timeouts
-from ..session import DEFAULT_BASE_URL
+from .. import DEFAULT_BASE_URL, PollPolicy, QameraSession, RequestBudget, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 
@@ -76,7 +77,7 @@ class Estimate:
         if job is None:
             return None
         if to_submit > 0:
-            last = max(self._last_slot(now, to_submit), self._at_this_pace(now, to_submit), held)
+            last = max(self._last_slot(now, to_submit) + self._behind(now, to_submit), held)
             return last + job + download
         return max(job - (youngest or 0.0), 0.0) + max(download, queued)
 
@@ -94,14 +95,12 @@ class Estimate:
         taken = self._taken[place] if place < len(self._taken) else now
         return max(taken + self._window * (rounds + 1) - now, 0.0)
 
-    def _at_this_pace(self, now: float, number: int) -> float:
-        """Give the seconds for so many at the pace of late: a batch may be slower than its quota."""
+    def _behind(self, now: float, number: int) -> float:
+        """Give the seconds that so many take longer than by the quota: something else may hold a batch up."""
         if len(self._recent) < _ENOUGH:
             return 0.0
-        first, last = self._recent[0], self._recent[-1]
-        # They come in bursts, a window apart: only what is longer than that is a slower pace.
-        passed = max(last - first, now - first - self._window)
-        return number * passed / len(self._recent)
+        allowed = math.ceil(len(self._recent) / self._slots) * self._window
+        return number * max(now - self._recent[0] - allowed, 0.0) / len(self._recent)
 
 
 class Median:

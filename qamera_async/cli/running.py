@@ -84,8 +84,8 @@ class Running:
 def run(manners: Manners, body: Callable[[Running], Awaitable[Code]]) -> Code:
     """Run a command to its end.
 
-    The first Ctrl-C or SIGTERM cancels it, which waits for registrations under way; the second leaves at
-    once. An error is one line, with what to do; ``--debug`` adds its traceback.
+    The first Ctrl-C, SIGTERM or hang-up cancels it, which waits for registrations under way; the second
+    leaves at once. An error is one line, with what to do; ``--debug`` adds its traceback.
 
     Args:
         manners: How to speak.
@@ -128,9 +128,12 @@ async def _until_left(
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - this is one
     loop = asyncio.get_running_loop()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else it is nohup's
+        numbers.append(signal.SIGHUP)
 
     def first() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
             # Not by the loop, so that it works where that hangs.
             signal.signal(number, lambda *_: _leave(running.screen))
@@ -138,7 +141,7 @@ async def _until_left(
         running.screen.error("Stopping: what is under way is waited for. Once more leaves at once.")
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         # Without signal handlers of the loop, as on Windows, Ctrl-C is a KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, first)

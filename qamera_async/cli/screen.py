@@ -98,8 +98,12 @@ class Screen:
         """Write all there is, and take the display away."""
         self.live(None)
         for writer in dict.fromkeys(self._writers):
-            bounded = kind is not None or any(stream.is_terminal for stream in writer.streams)
-            writer.close(self._patience if bounded else None)
+            writer.close(self._patience if kind is not None or writer.at_terminal else None)
+
+    def flush(self) -> None:
+        """Wait until all so far is written: before something else writes to the same terminal."""
+        for writer in dict.fromkeys(self._writers):
+            writer.flush(self._patience if writer.at_terminal else None)
 
     def restore(self) -> None:
         """Give the terminal back, without waiting: for a signal handler right before ``os._exit``."""
@@ -134,6 +138,8 @@ class Screen:
             rows: The cells of each.
 
         """
+        if self._as_json:
+            return
         lines = [tuple(map(clean, row)) for row in (headings, *rows)]
         if not self._out.is_terminal:
             self._to_out("".join(["\t".join(line) + "\n" for line in lines]))
@@ -149,7 +155,12 @@ class Screen:
         self.show_rich(table)
 
     def show_rich(self, renderable: RenderableType) -> None:
-        """Write what rich can draw to standard output: without colours where that is no terminal."""
+        """Write what rich can draw to standard output: without colours where that is no terminal.
+
+        Nothing with ``as_json``, as for a table: both are for people.
+        """
+        if self._as_json:
+            return
         from rich.console import Console  # noqa: PLC0415 - costs time, and JSON and plain lines don't need it
 
         terminal = self._out.is_terminal
@@ -209,8 +220,13 @@ class Screen:
 
     def _show(self) -> None:
         self._to_show = False
-        if self._latest is not None:
+        if self._latest is None:
+            return
+        try:
             self._display.show(self._latest)
+        except Exception as error:  # the lines are to come all the same
+            self._display = Display()
+            self._err.write(f"error: the progress can't be shown: {clean(repr(error))}\n")
 
     def _end(self) -> None:
         with contextlib.suppress(Exception):
@@ -233,7 +249,13 @@ class Screen:
     def _stdout_gone(self, error: OSError) -> None:
         """Take note that results can't be written; in the thread that writes."""
         if not isinstance(error, BrokenPipeError):
-            self.error(f"error: standard output can't be written: {error.strerror}")
+            line = partial(
+                self._line, self._err, f"error: standard output can't be written: {error.strerror}\n"
+            )
+            if self._writers[0] is self._writers[1]:
+                line()  # in its thread, which may be at its last errand
+            else:
+                self._writers[1].put(line)
         if self._on_gone is None:
             return
         try:

@@ -38,7 +38,7 @@ class Stream:
         self.file = file
         self.gone = False
         self.written = 0
-        """Grows with what was written, in bytes or characters."""
+        """How many bytes were written."""
         self._on_gone = on_gone
         self._encoding: str = getattr(file, "encoding", None) or "utf-8"
         try:
@@ -60,13 +60,14 @@ class Stream:
         """Write all of it; blocks for as long as nobody reads."""
         if self.gone or not text:
             return
+        data = text.encode(self._encoding, "replace")
         try:
             if self._descriptor is None:
-                self.file.write(text)
+                self.file.write(data.decode(self._encoding))
                 self.file.flush()
-                self.written += len(text)
+                self.written += len(data)
             else:
-                self._write(self._descriptor, text.encode(self._encoding, "replace"))
+                self._write(self._descriptor, data)
         except ValueError:  # closed meanwhile
             self._leave(OSError(errno.EBADF, os.strerror(errno.EBADF)))
         except OSError as error:
@@ -112,7 +113,9 @@ class Writer:
     """
 
     def __init__(self, streams: tuple[Stream, ...], idle: Callable[[], None] | None = None) -> None:
-        self.streams = streams
+        self._streams = streams
+        self.at_terminal = any(stream.is_terminal for stream in streams)
+        """Whether a terminal is among them."""
         self._idle = idle
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # A thread that is stuck in a write must not keep the interpreter from its exit.
@@ -123,24 +126,41 @@ class Writer:
         """Let the thread run this after all the others."""
         self._errands.put(errand)
 
-    def close(self, patience: float | None) -> None:
-        """Wait until all errands are run.
+    def flush(self, patience: float | None) -> None:
+        """Wait until all errands so far are run.
 
         Args:
             patience: For how long it waits while nothing can be written, in seconds; None: without limit.
 
         """
+        done = threading.Event()
+        self._errands.put(done.set)
+        self._wait(done.wait, patience)
+
+    def close(self, patience: float | None) -> None:
+        """Wait until all errands are run, and end the thread.
+
+        Args:
+            patience: As for `flush`.
+
+        """
         self._errands.put(None)
+        self._wait(self._ended, patience)
+
+    def _ended(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _wait(self, over: Callable[[float], bool], patience: float | None) -> None:
         written, since = self._written(), time.monotonic()
-        while self._thread.is_alive():
-            self._thread.join(_LOOK_EVERY)
+        while not over(_LOOK_EVERY):
             if (now_written := self._written()) != written:
                 written, since = now_written, time.monotonic()
             if patience is not None and time.monotonic() - since >= patience:
                 return
 
     def _written(self) -> int:
-        return sum(stream.written for stream in self.streams)
+        return sum(stream.written for stream in self._streams)
 
     def _run(self) -> None:
         if hasattr(signal, "pthread_sigmask"):  # a signal that cuts a write short would tear a line

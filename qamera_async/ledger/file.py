@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping  # noqa: TC003 - who turns entries into JSON reads the annotations
+from datetime import datetime  # noqa: TC003 - the same
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -12,20 +14,19 @@ import attrs
 from ..errors import (
     AmbiguousSubmissionError,
     InvalidRequestError,
+    LedgerError,
     LedgerUnavailableError,
     SessionClosedError,
     shown,
 )
-from ..models import Intent, checked_ids
+from ..models import Intent, Receipt, Request, Video, checked_ids
 from . import Ledger, checked_path, ledger_at
 from .rows import LedgerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from datetime import datetime
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from ..models import Receipt, Request, Video
     from .storage import Found
 
 
@@ -103,9 +104,11 @@ class LedgerFile:
         """Open it.
 
         Raises:
-            LedgerError: There is none, or it can't be used.
+            LedgerError: There is none, or it can't be used, or this has it open already.
 
         """
+        if self._ledger is not None:
+            raise LedgerError("It is open already: make another LedgerFile for it.", path=self._path)
         # Not made where a name was mistyped, or a link leads nowhere; what is there is looked at more closely
         # when it is opened.
         if not await asyncio.to_thread(os.path.exists, self._path):

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ..ledger.file import Settled
 
 DEFAULT_BASE_URL = "https://app.qamera.ai"
+"""Where the API is, unless a session is told otherwise."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from qamera_async import (
+    DEFAULT_BASE_URL,
     AmbiguityLimitError,
     Ambiguous,
     AmbiguousSubmissionError,
@@ -65,6 +66,7 @@ from qamera_async import (
     Video,
     VideoRequest,
     safe_name,
+    write_report,
 )
 
 
@@ -137,6 +139,8 @@ async def use_a_ledger() -> None:
 
 async def look_into_a_ledger() -> None:
     """Use what needs no key."""
+    page: Path = await write_report("jobs.db", Path("report.html"), title=DEFAULT_BASE_URL.upper())
+    print(page.name)
     async with LedgerFile(Path("jobs.db")) as ledger:
         async for entry in ledger.entries():
             one: LedgerEntry = entry
