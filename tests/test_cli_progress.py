@@ -170,6 +170,30 @@ def test_a_job_submitted_by_an_earlier_run_is_in_flight_while_it_is_pending(prog
     assert (before.in_flight, before.submitted, after.in_flight) == (2, 0, 0)
 
 
+def test_an_update_that_came_before_the_receipt_makes_no_second_job(progress):
+    """Its records are those of the receipt."""
+    progress.on_event(Updated(video("a2")))
+    progress.on_event(submitted("a1", "a2"))
+
+    assert progress.snapshot(1).in_flight == 1
+
+
+def test_nothing_is_kept_of_what_is_over(progress):
+    """Memory is that of the jobs in flight."""
+    for name in ("a", "b", "c"):
+        progress.on_event(submitted(name))
+        progress.on_event(Downloading(name, 1, 10))
+    progress.on_event(Finished(video("a", JobState.DONE)))
+    progress.outcome(outcome("a"))
+    progress.on_event(Failed(("b",), failed("b")))
+    failed_ = set(progress._records)
+    progress.outcome(outcome("b", error=failed("b")))
+    progress.outcome(outcome("c", error=JobTimeoutError("late", record_ids=("c",), timeout=1.0)))
+
+    assert failed_ == {"c"}
+    assert (progress._records, progress._running, progress._finished, progress._downloads) == ({}, {}, {}, {})
+
+
 RECORDS = st.sampled_from(["a", "b", "c", "d"])
 EVENTS = st.one_of(
     st.builds(lambda ids: submitted(*ids), st.lists(RECORDS, min_size=1, max_size=3, unique=True)),
@@ -377,6 +401,16 @@ def test_nobody_knows_before_the_first_job_is_finished(progress, now):
     assert endless.snapshot(1).remaining is None
 
 
+def test_a_job_of_an_earlier_run_tells_nothing_of_how_long_jobs_take(progress, now):
+    """Nobody knows when it was submitted."""
+    progress.on_event(Updated(video("old")))
+    progress.on_event(submitted("a"))
+    now.now += 1
+    progress.on_event(Finished(video("old", JobState.DONE)))
+
+    assert progress.snapshot(1).remaining is None
+
+
 def test_with_all_submitted_it_is_the_rest_of_the_youngest(now):
     """A typical job less its age, never negative; nothing once all have their outcome."""
     progress = Progress(2, clock=now)
@@ -418,7 +452,7 @@ def simulated(total, limit, window, job_seconds, now):
         now.now += 1
 
 
-@pytest.mark.parametrize(("total", "job_seconds"), [(50, 40), (300, 40), (300, 200), (1000, 90)])
+@pytest.mark.parametrize(("total", "job_seconds"), [(50, 40), (224, 40), (300, 40), (300, 200), (1000, 90)])
 def test_the_estimate_is_right_and_steady_under_the_quota(now, total, job_seconds):
     """From the first finished job on it is right to some seconds, and doesn't jump."""
     told = simulated(total, 60, 60.0, job_seconds, now)
@@ -466,10 +500,12 @@ def test_a_hold_and_queued_downloads_count(now):
     now.now += 3
     progress.outcome(outcome("a", path="a.mp4"))
     progress.outcome(outcome(error=ValueError("no")))
-    for name in ("b", "c"):
-        progress.on_event(Finished(video(name, JobState.DONE)))
+    progress.on_event(Finished(video("b", JobState.DONE)))
+    one_runs = progress.snapshot(60).remaining
+    progress.on_event(Finished(video("c", JobState.DONE)))
 
     assert before == pytest.approx(60)
+    assert one_runs == pytest.approx(3)
     assert progress.snapshot(60).remaining == pytest.approx(6)
 
 
@@ -583,6 +619,15 @@ def test_the_rest_of_the_time_is_told_as_far_as_it_is_known(remaining, ending):
     assert first.endswith(ending)
 
 
+def test_what_has_no_room_is_left_out_as_a_whole():
+    """Nothing is cut in its middle."""
+    waiting = attrs.evolve(SNAPSHOT, wait=Wait("next slot", 14.0, trouble=False))
+    thirds = [drawn(waiting, width, color_system=None).splitlines()[2] for width in (60, 80)]
+
+    assert thirds[0] == "quota ━━━━━━━─── 44/60 · 4,680 credits, 20 back"
+    assert thirds[1] == "quota ━━━━━━━─── 44/60 · 4,680 credits, 20 back · next slot in 14 s"
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_hold_and_a_network_that_is_away_are_seen(width):
     """Also on a narrow terminal."""
@@ -605,6 +650,8 @@ def test_a_single_failure_among_many_is_seen_and_the_bar_is_full_only_at_the_end
     assert "╍─" in almost.splitlines()[0]
     assert "99 %" in almost.splitlines()[0]
     assert "╍  10,000/10,000" in all_.splitlines()[0]
+    thirds = drawn(attrs.evolve(SNAPSHOT, total=3, done=1, failed=1, ambiguous=1), 80, color_system=None)
+    assert "─" not in thirds.splitlines()[0]
 
 
 def test_no_colour_means_none(monkeypatch):

@@ -131,10 +131,10 @@ def test_results_go_to_stdout_and_the_rest_to_stderr():
 
 def test_quiet_leaves_out_notes_and_display_but_no_error():
     """Results and errors are always there."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err, taken = io.StringIO(), io.StringIO(), []
 
     async def main(screen):
-        screen.live(lambda: SNAPSHOT)
+        screen.live(lambda: taken.append(1) or SNAPSHOT)
         await asyncio.sleep(0.03)
         screen.live(None)
 
@@ -146,6 +146,7 @@ def test_quiet_leaves_out_notes_and_display_but_no_error():
 
     assert out.getvalue() == "result\n"
     assert err.getvalue() == "error\n"
+    assert taken == []
 
 
 def test_quiet_draws_nothing_on_a_terminal():
@@ -254,6 +255,7 @@ async def test_the_display_is_drawn_in_place_and_gone_at_the_end():
             await until(lambda: there.shows("5 done"))
             during = there.lines
             screen.live(None)
+            await asyncio.sleep(0.05)
             screen.note("over")
         there.close()
 
@@ -284,6 +286,37 @@ async def test_lines_stand_above_the_display():
     assert "in flight" in during[8]
     assert len(during) == 11
     assert there.lines[-1] == "error 29"
+
+
+async def test_the_display_comes_back_after_a_line_by_itself():
+    """Not only with the next snapshot."""
+    with terminal() as there:
+        with Screen(stdout=there.file, stderr=there.file) as screen:
+            screen.live(snapshots())
+            await until(lambda: there.shows("in flight"))
+            screen._task.cancel()
+            await asyncio.sleep(0.05)
+            screen.out("result")
+            await until(lambda: there.shows("result") and there.shows("in flight"))
+            await until(lambda: there.seen.cursor.y == 5)
+        there.close()
+
+    assert there.lines == ["result"]
+
+
+async def test_a_display_that_has_less_to_say_leaves_nothing_behind():
+    """Lines of jobs come and go."""
+    now = [SNAPSHOT]
+    with terminal() as there:
+        with Screen(stdout=there.file, stderr=there.file) as screen:
+            screen.live(lambda: now[0])
+            await until(lambda: there.shows("sku-1"))
+            now[0] = attrs.evolve(SNAPSHOT, jobs=())
+            await until(lambda: not there.shows("sku-1"))
+            during = there.lines
+        there.close()
+
+    assert len(during) == 3
 
 
 async def test_results_in_a_file_don_t_touch_the_display():
@@ -467,6 +500,18 @@ async def test_without_a_terminal_progress_is_a_plain_line_now_and_then():
     ]
 
 
+async def test_the_last_line_is_about_the_end():
+    """What has come since the last look is in it."""
+    err, now = io.StringIO(), [SNAPSHOT]
+    with Screen(stdout=io.StringIO(), stderr=err) as screen:
+        screen.live(lambda: now[0])
+        await asyncio.sleep(0.05)
+        now[0] = attrs.evolve(SNAPSHOT, done=9)
+        screen.live(None)
+
+    assert err.getvalue().startswith("9 of 10 done")
+
+
 async def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     """TERM=dumb can't move its cursor."""
     monkeypatch.setenv("TERM", "dumb")
@@ -544,7 +589,7 @@ def test_a_slow_terminal_gets_everything():
         def slowly():
             nonlocal got
             while not got.endswith(b"last\r\n"):
-                time.sleep(0.01)
+                time.sleep(0.02)
                 got += os.read(there.master, 2000)
 
         reader = threading.Thread(target=slowly)
@@ -553,8 +598,13 @@ def test_a_slow_terminal_gets_everything():
                 screen.out("x" * 99)
             screen.out("last")
             reader.start()
+            start = time.perf_counter()
+        seconds = time.perf_counter() - start
+        waited_for = not screen._writers[0]._thread.is_alive()
         reader.join()
 
+    assert waited_for
+    assert seconds > 0.2
     assert got.count(b"\n") == 601
 
 
@@ -566,10 +616,11 @@ async def test_a_stuck_terminal_keeps_no_results_from_a_file():
             screen.error("x" * 100_000)
             await asyncio.sleep(0.02)
             screen.out("result")
+        written = out.getvalue()
         there._reader.start()
         screen._writers[1]._thread.join(5)
 
-    assert out.getvalue() == "result\n"
+    assert written == "result\n"
 
 
 def test_a_pipe_is_waited_for_unless_an_exception_ends_it():
@@ -677,6 +728,17 @@ async def test_a_reader_that_has_gone_is_told_of_once_on_the_loop():
     assert err.getvalue() == ""
 
 
+def test_what_is_closed_is_gone():
+    """A file that was closed under it is told of once, like a reader that has gone."""
+    gone, closed = [], io.StringIO()
+    closed.close()
+    with Screen(stdout=closed, stderr=io.StringIO(), on_gone=lambda: gone.append(1)) as screen:
+        for _ in range(3):
+            screen.out("result")
+
+    assert gone == [1]
+
+
 def test_a_reader_that_has_gone_is_told_of_where_there_is_no_loop():
     """Directly; also where the loop is closed already."""
     gone = []
@@ -760,6 +822,24 @@ def test_no_traceback_at_the_exit_of_the_interpreter():
 
     assert process.wait() == 0
     assert said == ""
+
+
+def test_a_terminal_that_is_stuck_keeps_no_interpreter_from_its_exit():
+    """The thread that can't write is left behind."""
+    code = (
+        "from qamera_async.cli.screen import Screen\n"
+        "with Screen(patience=0.05) as screen:\n"
+        "    screen.out('x' * 100_000)\n"
+    )
+    with terminal(reads=False) as there:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=there.slave, stderr=there.slave)
+        try:
+            code = process.wait(10)
+        finally:
+            process.kill()
+            process.wait()
+
+    assert code == 0
 
 
 def test_lines_and_json_need_no_rich():

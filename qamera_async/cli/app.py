@@ -37,7 +37,9 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-app.register_install_completion_command(help="Let your shell complete commands and options.")
+app.register_install_completion_command(  # pyright: ignore[reportUnknownMemberType]
+    help="Let your shell complete commands and options."
+)
 
 
 # --- to try it ----------------------------------------------------------------------------------
@@ -119,9 +121,14 @@ def video(
     from .single import order
 
     _check_out(out, no_wait=no_wait)
-    ids = (None, image_id) if generated else (image_id, None)
+    source = (None, image_id) if generated else (image_id, None)
     return order(
-        lambda: VideoRequest(*ids, suggestion, provider), api, manners, out=out, wait=not no_wait, yes=yes
+        lambda: VideoRequest(source[0], source[1], suggestion, provider),
+        api,
+        manners,
+        out=out,
+        wait=not no_wait,
+        yes=yes,
     )
 
 

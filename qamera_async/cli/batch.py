@@ -55,10 +55,20 @@ def batch(asked: Catalogue, api: Api, manners: Manners) -> Code:
     """Check the rows, say what they take, ask, and run."""
     requests: Sequence[Request] = ()
     orders = 0
+    try:
+        # Before there is a loop, so that Ctrl-C ends a read from a terminal.
+        content = sys.stdin.buffer.read() if asked.file == "-" else Path(asked.file).read_bytes()
+    except OSError as error:
+        unreadable = error
+
+        async def tell(running: Running) -> Code:
+            running.report(unreadable)
+            return Code.USAGE
+
+        return run(manners, tell)
 
     async def prepare(running: Running) -> Code:
         nonlocal requests, orders
-        content = await asyncio.to_thread(_content, asked.file)
         try:
             requests = (await asyncio.to_thread(read_rows, asked.file, content)).requests
         except CatalogueError as error:
@@ -110,10 +120,6 @@ async def conclude(running: Running, ledger: Path, folder: Path, summary: str, t
         lambda: {"summary": summary, "report": None if report is None else str(report)},
     )
     return code
-
-
-def _content(file: str) -> bytes:
-    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
 
 
 def _tell_of_rows(running: Running, error: CatalogueError) -> None:

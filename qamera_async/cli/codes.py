@@ -13,8 +13,8 @@ class Code(enum.IntEnum):
     """How a command ended, for the shell.
 
     DONE: all went well. FAILED: some of it failed. USAGE: it can't be done as it was asked for. REFUSED: the
-    API said no. DOUBT: registrations that nobody can be sure of; look at them first. INTERRUPTED: by Ctrl-C or
-    SIGTERM, or declined. GONE: nobody reads its output any more.
+    API said no. DOUBT: registrations that nobody can be sure of; look at them first. INTERRUPTED: by
+    Ctrl-C or SIGTERM, or declined. GONE: nobody reads its output any more.
     """
 
     DONE = 0

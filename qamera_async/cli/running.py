@@ -26,7 +26,7 @@ from .values import error as error_fields
 from .values import line
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator
 
     from .options import Manners
 
@@ -132,11 +132,15 @@ async def _until_left(
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else it is nohup's
         numbers.append(signal.SIGHUP)
 
+    def leave(_number: int, _frame: object) -> None:
+        running.screen.restore()
+        os._exit(Code.INTERRUPTED)
+
     def first() -> None:
         for number in numbers:
             loop.remove_signal_handler(number)
             # Not by the loop, so that it works where that hangs.
-            signal.signal(number, lambda *_: _leave(running.screen))
+            signal.signal(number, leave)
         running.screen.live(None)
         running.screen.error("Stopping: what is under way is waited for. Once more leaves at once.")
         task.cancel()
@@ -149,20 +153,17 @@ async def _until_left(
     return await body(running)
 
 
-def _leave(screen: Screen) -> None:
-    screen.restore()
-    os._exit(Code.INTERRUPTED)
-
-
 @contextlib.contextmanager
-def _told(screen: Screen, *, debug: bool) -> Iterator[None]:
+def _told(screen: Screen, *, debug: bool) -> Generator[None]:
     """Let the log and the warnings of the library be lines like the others, while this lasts."""
     handler = _Lines(screen)
     root, ours = logging.getLogger(), logging.getLogger("qamera_async")
     root.addHandler(handler)
     ours.setLevel(logging.DEBUG if debug else logging.WARNING)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: screen.error(f"warning: {message}")
+        warnings.showwarning = lambda message, *_, **__: screen.error(  # pyright: ignore[reportUnknownLambdaType]
+            f"warning: {message}"
+        )
         try:
             yield
         finally:

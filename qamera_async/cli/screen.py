@@ -168,7 +168,6 @@ class Screen:
             file=self._out.file,
             width=self._out.size()[0] if terminal else _PLAIN_COLUMNS,
             force_terminal=terminal,
-            color_system="auto" if terminal else None,
             highlight=False,
         )
         with console.capture() as capture:

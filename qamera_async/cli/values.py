@@ -29,11 +29,6 @@ def plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON has
     return _converter().unstructure(value)
 
 
-def video(value: Video) -> dict[str, Any]:
-    """Give the fields of a video."""
-    return plain(value)
-
-
 def error(value: BaseException) -> dict[str, Any]:
     """Give an error: its class, its text, and the evidence that is a plain value."""
     fields: dict[str, Any] = {"error": type(value).__name__, "message": str(value)}
@@ -59,7 +54,7 @@ def outcome(value: Outcome) -> dict[str, Any]:
         "ok": value.ok,
         "record_ids": [] if value.job is None else list(value.job.record_ids),
         "credits_reserved": None if receipt is None else receipt.credits_reserved,
-        "video": None if value.video is None else video(value.video),
+        "video": None if value.video is None else plain(value.video),
         "path": None if value.path is None else str(value.path),
     }
     return fields if value.error is None else {**fields, **error(value.error)}
@@ -67,7 +62,7 @@ def outcome(value: Outcome) -> dict[str, Any]:
 
 def entry(value: LedgerEntry) -> dict[str, Any]:
     """Give what a ledger has of one request."""
-    fields = plain(value)
+    fields: dict[str, Any] = plain(value)
     fields["files"] = {str(path): size for path, size in value.files.items()}
     return fields
 
