@@ -498,6 +498,7 @@ def test_a_hold_and_queued_downloads_count(now):
     before = progress.snapshot(60, 50.0).remaining
     progress.on_event(Downloading("a", 1, 10))
     now.now += 3
+    progress.on_event(Downloading("a", 10, 10))
     progress.outcome(outcome("a", path="a.mp4"))
     progress.outcome(outcome(error=ValueError("no")))
     progress.on_event(Finished(video("b", JobState.DONE)))
@@ -506,7 +507,37 @@ def test_a_hold_and_queued_downloads_count(now):
 
     assert before == pytest.approx(60)
     assert one_runs == pytest.approx(3)
-    assert progress.snapshot(60).remaining == pytest.approx(6)
+    assert progress.snapshot(60).remaining == pytest.approx(3)
+
+
+def test_downloads_that_take_longer_than_the_rest_are_what_is_waited_for(now):
+    """A few are fetched at a time, and all that have no outcome yet have to come through."""
+    progress = Progress(13, clock=now)
+    for name in "abcdefghijklm":
+        progress.on_event(submitted(name))
+    now.now += 1
+    for name in "abcdefghijkl":
+        progress.on_event(Finished(video(name, JobState.DONE)))
+    progress.on_event(Downloading("a", 1, 10))
+    now.now += 8
+    progress.on_event(Downloading("a", 10, 10))
+    progress.outcome(outcome("a", path="a.mp4"))
+
+    assert progress.snapshot(60).remaining == pytest.approx(8 * 12 / 4)
+
+
+def test_what_is_fetched_after_an_outcome_hides_no_download(now):
+    """Thumbnails, once they are there, are not among the jobs worth seeing."""
+    progress = Progress(20, clock=now)
+    for number in range(8):
+        progress.on_event(submitted(f"v{number}"))
+        progress.outcome(outcome(f"v{number}", path="a.mp4"))
+        progress.on_event(Downloading(f"v{number}", 1, 2))
+        progress.on_event(Downloading(f"v{number}", 2, 2))
+    progress.on_event(submitted("last"))
+    progress.on_event(Downloading("last", 1, 10))
+
+    assert [job.name for job in progress.snapshot(1).jobs] == ["last"]
 
 
 def test_the_median_is_that_of_the_last_two_hundred():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from place import CLIP, ID, SIZE, halved, opened
 
 from qamera_async import RequestBudget, RetryPolicy, Timeouts
 from qamera_async.download import Downloader, parts, system
@@ -30,63 +31,10 @@ from qamera_async.sandbox.files import Clip
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
-SIZE = 8_000_000
-CLIP = Clip(SIZE).read(0, SIZE)
-ID = "old_000001"
-
-
-class Place:
-    """A sandbox, a session on it, a downloader, a finished video and a target."""
-
-    def __init__(self, sandbox, session, folder, events):
-        self.sandbox, self.session, self.events = sandbox, session, events
-        self.target = folder / "clip.mp4"
-        self.part = folder / "clip.mp4.part"
-        self.note = folder / "clip.mp4.part.json"
-        self.downloader = self.another()
-        self.video = None
-
-    def another(self, **options):
-        """Give a downloader with other settings."""
-        settings = {
-            "transport": self.session._transport,
-            "retry": self.session._retry,
-            "timeouts": self.session._timeouts,
-            "emit": self.events.append,
-            "fresh": self.fresh,
-        }
-        return Downloader(**(settings | options))
-
-    async def fresh(self, record_id):
-        """Look a record up in the list."""
-        videos = await self.session.list_videos()
-        return next((video for video in videos if video.id == record_id), None)
-
-    async def fetch(self, **options):
-        """Download the clip to the target."""
-        return await self.downloader.file(self.video, self.target, **options)
-
-    def asked(self):
-        """Give the Range header and the status of each request to the CDN."""
-        return [(r.headers.get("Range"), r.status) for r in self.sandbox.requests if r.origin == "cdn"]
-
-    def names(self):
-        """Give what is in the folder."""
-        return sorted(path.name for path in self.target.parent.iterdir())
-
-    def is_whole(self):
-        """Say whether the clip is there, byte by byte, and nothing else is."""
-        return self.names() == ["clip.mp4"] and self.target.read_bytes() == CLIP
-
-
 @pytest.fixture
 async def place(tmp_path, quick):
-    async with Sandbox(quota=None, clip_bytes=SIZE) as sandbox:
-        sandbox.add_records(1)
-        async with sandbox.session(**quick) as session:
-            place = Place(sandbox, session, tmp_path, [])
-            place.video = await place.fresh(ID)
-            yield place
+    async with opened(tmp_path, quick) as place:
+        yield place
 
 
 @pytest.fixture
@@ -94,14 +42,6 @@ def silent():
     """Give a socket that is connected to and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         yield silent
-
-
-async def halved(place, after=3_500_000):
-    """Leave the beginning of a clip in the .part, as a download that was cut leaves it."""
-    place.sandbox.cdn_trouble("cut", after=after)
-    with pytest.raises(DownloadError):
-        await place.another(retry=RetryPolicy(attempts=1)).file(place.video, place.target)
-    assert place.part.stat().st_size > 0
 
 
 # --- the plain way ----------------------------------------------------------------

@@ -79,6 +79,7 @@ def orders_by_image(sandbox, since):
     return Counter(order.body["imageId"] for order in sandbox.orders[since:])
 
 
+@pytest.mark.case(59)
 async def test_killed_at_any_instant_nothing_is_doubled_or_forgotten(sandbox, tmp_path):
     """Run again after each kill until the end, with new catalogues until there were enough kills."""
     chance = random.Random()  # noqa: S311 - picks instants
@@ -103,6 +104,7 @@ async def test_killed_at_any_instant_nothing_is_doubled_or_forgotten(sandbox, tm
         }
 
 
+@pytest.mark.case(59)
 async def test_without_the_intent_before_the_post_kills_do_double(sandbox, tmp_path):
     """The test above can fail: it does where the intent is written after the POST."""
     chance = random.Random()  # noqa: S311 - picks instants
@@ -112,23 +114,6 @@ async def test_without_the_intent_before_the_post_kills_do_double(sandbox, tmp_p
             break
     else:
         pytest.fail("60 kills, and nothing was ordered twice: the test above proves nothing")
-
-
-async def test_two_processes_make_one_order_of_each_ref(tmp_path):
-    """Both finish with the same 40 results, and keep one quota together."""
-    async with Sandbox(job_seconds=0.1, quota=(20, 1.0), credits=10**9, count_delay=0.02) as sandbox:
-        # From both ends, so that each has something to order that the other hasn't come to yet.
-        processes = [
-            await started(sandbox, tmp_path / "jobs.db", number=40, quota=(20, 1.0), backwards=backwards)
-            for backwards in (False, True)
-        ]
-        outputs = [await process.communicate() for process in processes]
-
-        assert [process.returncode for process in processes] == [0, 0], outputs
-        assert len(sandbox.orders) == len(orders_by_image(sandbox, 0)) == 40
-        for out, _ in outputs:
-            assert out.decode().count("ok\n") == 40
-        assert {request.status for request in sandbox.requests} == {200}
 
 
 async def test_the_quota_is_kept_across_restarts(tmp_path):

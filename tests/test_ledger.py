@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -490,21 +489,6 @@ async def test_an_unreachable_server_leaves_nothing_in_doubt(session, sandbox, p
 # --- files that are no good ledger ----------------------------------------------------------------
 
 
-def spoil_text(path):
-    path.write_text("this is no database, but it is long enough to be taken for a header " * 20)
-
-
-def spoil_other_program(path):
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE mine (a)")
-    connection.commit()
-    connection.close()
-
-
-def spoil_empty(path):
-    path.touch()
-
-
 def made(path):
     """Make a good ledger with rows in it."""
 
@@ -516,123 +500,6 @@ def made(path):
         await storage.aclose()
 
     asyncio.run(fill())
-
-
-def spoil_emptied(path):
-    made(path)
-    os.truncate(path, 0)
-
-
-def spoil_cut(path):
-    made(path)
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def spoil_bits(path):
-    made(path)
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2 // 4096 * 4096
-    data[middle : middle + 4096] = bytes(b ^ 0xFF for b in data[middle : middle + 4096])
-    path.write_bytes(data)
-
-
-def spoil_newer(path):
-    made(path)
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-
-
-def spoil_read_only(path):
-    made(path)
-    path.chmod(0o444)
-
-
-def spoil_folder(path):
-    path.mkdir()
-
-
-def spoil_lost_wal(path):
-    """Kill a process that has written, and lose what it had not yet put into the one file."""
-    code = (
-        "import asyncio, os, sys\n"
-        "from qamera_async import VideoRequest\n"
-        "from qamera_async.ledger.rows import Row\n"
-        "from qamera_async.ledger.sqlite import SqliteStorage\n"
-        "async def main():\n"
-        "    storage = SqliteStorage.of(sys.argv[1])\n"
-        "    row = Row('int_1', 'http://127.0.0.1:1', VideoRequest('i', ref='r'))\n"
-        "    await storage.claim(row, retry_failed=False)\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "asyncio.run(main())\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
-    Path(f"{path}-wal").unlink()
-
-
-def spoil_lost_file(path):
-    """Lose the one file, and keep its -wal."""
-    Path(f"{path}-wal").write_bytes(b"what was written last")
-
-
-SPOILT = {
-    "text": (spoil_text, q.LedgerCorruptError, "not a database"),
-    "another program's database": (spoil_other_program, q.LedgerCorruptError, "no ledger of this package"),
-    "empty": (spoil_empty, q.LedgerCorruptError, "empty"),
-    "emptied": (spoil_emptied, q.LedgerCorruptError, "empty"),
-    "cut short": (spoil_cut, q.LedgerCorruptError, "damaged"),
-    "damaged": (spoil_bits, q.LedgerCorruptError, "damaged"),
-    "newer": (spoil_newer, q.LedgerVersionError, "version 99"),
-    "read-only": (spoil_read_only, q.LedgerUnavailableError, "read-only"),
-    "a folder": (spoil_folder, q.LedgerUnavailableError, "no file"),
-    "without its -wal": (spoil_lost_wal, q.LedgerCorruptError, "-wal file is missing"),
-    "nothing but its -wal": (spoil_lost_file, q.LedgerCorruptError, "only its -wal"),
-}
-
-
-@pytest.fixture(params=SPOILT)
-def spoilt(request, path):
-    """Give the error of a file that is no good ledger, and make the file, outside of the loop."""
-    spoil, error, text = SPOILT[request.param]
-    spoil(path)
-    return error, text
-
-
-@pytest.mark.parametrize("entered", [True, False])
-def test_what_is_no_good_ledger_is_refused_untouched(spoilt, path, quick, entered):
-    """A typed error before any POST, when the session is entered or when it is first used."""
-    error, text = spoilt
-
-    async def use():
-        async with Sandbox(quota=None) as sandbox:
-            before = path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns)
-            session = sandbox.session(**quick, ledger=path)
-            with pytest.raises(error, match=text) as refused:
-                await (session.__aenter__() if entered else order(session))
-            await session.aclose()
-            assert posts(sandbox) == 0
-            assert refused.value.path == str(path)
-            assert before == (path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns))
-
-    asyncio.run(use())
-
-
-def test_a_damaged_row_is_found_where_the_database_finds_nothing(path, quick):
-    """A flipped bit in what a row says is refused, not believed."""
-    made(path)
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE intents SET state = 'submitted' WHERE ref = 'r7'")
-    connection.commit()
-    connection.close()
-
-    async def use():
-        storage = SqliteStorage.of(str(path))
-        row = Row("new", "http://127.0.0.1:1", q.VideoRequest("i" * 500, ref="r7"))
-        with pytest.raises(q.LedgerCorruptError, match="damaged"):
-            await storage.claim(row, retry_failed=False)
-        await storage.aclose()
-
-    asyncio.run(use())
 
 
 def test_a_body_that_is_no_row_is_no_row():
@@ -828,24 +695,6 @@ async def test_closing_does_not_cut_a_receipt_that_is_being_written(session, san
 
     assert (await ordering).record_ids == sandbox.orders[0].record_ids
     assert sandbox.orders[0].record_ids[0] in caplog.text
-
-
-async def test_a_failed_sync_means_no_post(session, sandbox):
-    """An I/O error of the commit is a refusal, whatever the disk says later."""
-    async with session() as first:
-        await first._ledger.storage.open()
-        worker = first._ledger.storage._worker
-        together = worker._together
-
-        def broken(connection, jobs):
-            for job in jobs:
-                job.error = worker.translated(sqlite3.OperationalError("disk I/O error"))
-
-        worker._together = broken
-        with pytest.raises(q.LedgerUnavailableError, match="I/O"):
-            await order(first)
-        worker._together = together
-    assert posts(sandbox) == 0
 
 
 # --- files and processes that come and go ---------------------------------------------------------

@@ -534,6 +534,14 @@ def test_long_texts_are_cut_and_say_so(made):
     assert card.one("p", "says").text == "x" * 2000 + "… (8,000 more characters)"
 
 
+def test_many_ids_are_cut_and_say_so(made):
+    """An order that made a hundred records shows the first fifty."""
+    ids = tuple(f"vid_{number}" for number in range(100))
+    shown = facts(made([entry(record_ids=ids)]).one("article"))["Records"]
+
+    assert shown == ", ".join([*ids[:50], "and 50 more"])
+
+
 # --- numbers ------------------------------------------------------------------------------------
 
 
@@ -678,6 +686,13 @@ def test_a_long_job_is_no_pause(made):
     assert list(whole.all("g", "pause")) == []
 
 
+def test_a_short_pause_stays_where_the_rest_is_long(made):
+    """A minute without a job in half an hour is nothing to cut out."""
+    entries = [entry(0, **moments(0, 1, 2, 900, 901)), entry(1, **moments(960, 961, 962, 1800, 1801))]
+
+    assert list(made(entries).all("g", "pause")) == []
+
+
 def test_many_runs_leave_room_for_their_bars():
     """The cuts of a year of daily runs don't use up the axis."""
     jobs = [[day * 86_400.0, day * 86_400.0 + 600] for day in range(365)]
@@ -704,7 +719,7 @@ def test_ticks_are_round_times(length, labels):
     ticks = Axis([steps]).ticks(UTC)
 
     assert [tick.time for tick in ticks] == labels
-    assert all(later.x - tick.x >= 9 for tick, later in itertools.pairwise(ticks))
+    assert all(later.x - tick.x >= 10 for tick, later in itertools.pairwise(ticks))
     assert ticks[0].date == "24 Nov"
 
 
@@ -758,7 +773,7 @@ def test_no_bar_has_a_negative_width(times, hours):
         assert place <= bar.end + 0.01
         assert bar.end <= 100.001
     assert all(0 <= tick.x <= 100.001 for tick in shown.ticks)
-    assert all(later.x - tick.x >= 9 for tick, later in itertools.pairwise(shown.ticks))
+    assert all(later.x - tick.x >= 10 for tick, later in itertools.pairwise(shown.ticks))
     assert all(pause.seconds > 0 and pause.width > 0 for pause in shown.pauses)
 
 

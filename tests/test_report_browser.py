@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
@@ -10,6 +11,7 @@ from browser import chromium
 
 import qamera_async as q
 from qamera_async.cli.report import thumbnail_path, write_report
+from qamera_async.cli.report.page import write_page
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -261,7 +263,6 @@ OVERLAPS = """() => {
     const groups = [[...document.querySelectorAll("header, section")],
         [...document.querySelectorAll(".card")],
         [...document.querySelectorAll(".tools > *")], [...document.querySelectorAll(".totals > div")],
-        [...document.querySelectorAll(".axis text.tick")],
         ...[...document.querySelectorAll(".card .text")].map((e) => [...e.children]),
         ...[...document.querySelectorAll(".card dl div")].map((e) => [...e.children])];
     const found = [];
@@ -286,6 +287,36 @@ async def test_nothing_overlaps_or_sticks_out(look, report, width):
 
     assert await seen.page.evaluate(OVERLAPS) == []
     assert await seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("seconds", [0.25, 0.8, 15.5, 55, 590, 7200, 100_000, 86_400 * 9])
+async def test_the_labels_of_the_axis_keep_apart(look, tmp_path, seconds):
+    """However long a batch took, its times and dates can be read on a phone."""
+    at = datetime(2026, 11, 24, 9, 0, 1, tzinfo=UTC)
+    jobs = [
+        q.LedgerEntry(
+            f"{part}",
+            "https://app.qamera.ai",
+            q.VideoRequest("i", ref=f"a-name-that-takes-its-room-{part}"),
+            q.LedgerState.DONE,
+            claimed_at=at + timedelta(seconds=seconds * part / 40),
+            sent_at=at + timedelta(seconds=seconds * (part + 1) / 40),
+        )
+        for part in range(40)
+    ]
+    file = write_page(jobs, ledger=tmp_path / "l.db", to=tmp_path / "report.html", title="", made=at)
+    seen = await look(file, viewport={"width": 390, "height": 900})
+    gaps = {}
+    for kind in ("tick", "date"):
+        edges = await seen.page.evaluate(
+            "(kind) => [...document.querySelectorAll(`.axis .${kind}`)]"
+            ".map((e) => e.getBoundingClientRect()).map((box) => [box.left, box.right])",
+            kind,
+        )
+        gaps[kind] = [after[0] - before[1] for before, after in itertools.pairwise(edges)]
+
+    assert len(gaps["tick"]) >= 2
+    assert min([*gaps["tick"], *gaps["date"]]) >= 5
 
 
 CONTRASTS = """() => {

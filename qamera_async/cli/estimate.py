@@ -10,6 +10,7 @@ _REMEMBERED = 200
 _STALE_AFTER = 15.0  # seconds; the library leaves the polls one slot in as many
 _MOST_SLOTS = 2000  # in a window; a quota above that isn't what one waits for
 _ENOUGH = 20  # submissions
+_AT_ONCE = 4  # downloads, as many as a batch runs unless it is told otherwise
 
 
 class Estimate:
@@ -55,7 +56,7 @@ class Estimate:
         to_submit: int,
         youngest: float | None,
         to_download: int,
-        at_once: int,
+        unsettled: int,
         held: float,
     ) -> float | None:
         """Give the seconds until all is done; None while nobody can know.
@@ -65,21 +66,22 @@ class Estimate:
             to_submit: How many requests are still to be sent.
             youngest: The age of the job that was submitted last and still runs, in seconds; None: none runs.
             to_download: How many results wait for their download, or are at it.
-            at_once: How many downloads are under way.
+            unsettled: How many have no outcome yet, in whatever state.
             held: How long the quota holds everybody after a 429, in seconds.
 
         """
         job = self._durations.value
         download = self._downloads.value or 0.0
-        queued = download * to_download / max(at_once, 1)
+        # Where downloads are what takes longest, all of them have to come through.
+        at_least = download * unsettled / min(max(unsettled, 1), _AT_ONCE)
         if to_submit <= 0 and youngest is None:
-            return queued
+            return download * to_download / min(max(to_download, 1), _AT_ONCE)
         if job is None:
             return None
         if to_submit > 0:
             last = max(self._last_slot(now, to_submit) + self._behind(now, to_submit), held)
-            return last + job + download
-        return max(job - (youngest or 0.0), 0.0) + max(download, queued)
+            return max(last + job + download, at_least)
+        return max(max(job - (youngest or 0.0), 0.0) + download, at_least)
 
     def _last_slot(self, now: float, number: int) -> float:
         """Give the seconds until the quota has given slots to so many."""

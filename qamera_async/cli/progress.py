@@ -143,9 +143,7 @@ class Progress:
         for record_id in record_ids:
             if (job := self._records.get(record_id)) is not None:
                 self._forget(job)
-            download = self._downloads.pop(record_id, None)
-            if download is not None and outcome.path is not None:
-                self._estimate.downloaded(now - download.since)
+            self._downloads.pop(record_id, None)
         if error is None:
             self._done += 1
             return
@@ -214,7 +212,12 @@ class Progress:
     def _downloading(self, event: Downloading) -> None:
         now = self._clock()
         download = self._downloads.get(event.record_id)
-        if download is None:
+        if event.total is not None and event.done >= event.total:
+            # At its end, and not at its outcome: a thumbnail, which has no outcome, comes later still.
+            self._downloads.pop(event.record_id, None)
+            if download is not None and event.record_id in self._records:
+                self._estimate.downloaded(now - download.since)
+        elif download is None:
             self._downloads[event.record_id] = _Download(now, now, event.done, event.total)
         else:
             download.heard, download.done, download.size = now, event.done, event.total
@@ -275,7 +278,7 @@ class Progress:
             to_submit=unsettled - len(self._running) - len(self._finished),
             youngest=None if youngest is None else now - youngest.since,
             to_download=len(self._finished),
-            at_once=len(self._downloads),
+            unsettled=unsettled,
             held=held_for,
         )
 
@@ -283,7 +286,7 @@ class Progress:
         for record_id, download in list(islice(self._downloads.items(), _SHOWN)):
             if now - download.heard > _SILENT:
                 del self._downloads[record_id]  # it went wrong where there is no outcome to say so
-            elif download.size is None or download.done < download.size:
+            else:
                 job = self._records.get(record_id)
                 name, what = (record_id, "") if job is None else (job.name, job.what)
                 age, done = now - download.since, download.done

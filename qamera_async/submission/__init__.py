@@ -254,7 +254,7 @@ class Submitter:
                 other.shared = True
         try:
             async with asyncio.timeout(self._timeouts.lookup):
-                while not self._closing.is_set():
+                while self._timeouts.lookup and not self._closing.is_set():
                     listed = await self._next_list()
                     if listed is None:
                         break

@@ -222,7 +222,7 @@ class Transport:
             sent = method == "GET" or flight.body_left
             failure = translated(error, self._wire.base_url, self._conceal, sent=sent)
             unreached = isinstance(failure, ConnectionFailedError | SessionClosedError)
-            self._end(slot, reached=flight.connected or not unreached)
+            self._end(slot, reached=flight.connected or (method == "GET" and not unreached))
         except BaseException as error:
             # Cancelled, or the process is going down.
             failure = (

@@ -21,7 +21,8 @@ _COVERED = 3600.0  # the same where a job goes on meanwhile, as it does while no
 _SHARE = 4  # a cut is worth it where the pause is longer than a fourth of what is left
 _MOST_PAUSES = 24
 _TICKS = 10
-_APART = ((1, 16.0), (60, 12.0), (math.inf, 9.0))  # percent between labels, for steps below so many seconds
+# How far labels are apart at least, in percent of the width, for steps below so many seconds.
+_APART = ((1, 19.0), (60, 15.0), (math.inf, 11.0))
 _STEPS: Final = (
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
     *(3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800, 2_592_000, 31_536_000),

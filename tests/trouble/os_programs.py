@@ -1,0 +1,159 @@
+"""The programs that are run with failing system calls: each does one thing and tells how it went.
+
+python os_programs.py NAME '{"url": ..., "key": ..., ...}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import qamera_async as q
+
+SYSTEM = ctypes.CDLL(None)
+PATIENT = q.Timeouts(connect=20.0, request=20.0, job=20.0, lookup=0.3, close=20.0)
+
+
+def let_fail(call: str, pattern: str, error: int) -> None:
+    """Let a system call fail from now on where it is about a file whose path fits a pattern."""
+    SYSTEM.let_fail(call.encode(), pattern.encode(), error)
+
+
+def mend() -> None:
+    """Let nothing fail any more."""
+    let_fail("", "", 0)
+
+
+def session(asked: dict, **options: object) -> q.QameraSession:
+    """Give a session that polls often."""
+    settings = {
+        "base_url": asked["url"],
+        "budget": q.RequestBudget(*asked.get("quota", (10**6, 0.001))),
+        "polling": q.PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1),
+        "retry": q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01),
+        "timeouts": PATIENT,
+        "ledger": asked.get("ledger"),
+    }
+    return q.QameraSession(asked["key"], **settings | options)
+
+
+async def failure(awaitable: object) -> dict:
+    """Give the error that something ends in, as far as JSON goes."""
+    try:
+        await awaitable
+    except q.QameraError as error:
+        receipt = getattr(error, "receipt", None)
+        return {
+            "type": type(error).__name__,
+            "text": str(error),
+            "ids": None if receipt is None else list(receipt.record_ids),
+        }
+    return {"type": None}
+
+
+def beside(target: str) -> list[str]:
+    """Give the names in a file's folder."""
+    return sorted(path.name for path in Path(target).parent.iterdir())
+
+
+async def ledger(asked: dict) -> dict:
+    """Order twice; from a step of the second order on the ledger's disk fails."""
+
+    def spoil() -> None:
+        let_fail(asked["call"], f"{asked['ledger']}*", asked["error"])
+
+    async def order(ref: str) -> q.Job:
+        return await qamera.register_video(image_id="img", ref=ref)
+
+    async with session(asked) as qamera:
+        await order("first")
+        if asked["step"] == "claim":
+            spoil()
+        else:
+            right = getattr(qamera._ledger, asked["step"])
+
+            async def spoilt(*arguments: object) -> None:
+                spoil()
+                await right(*arguments)
+
+            setattr(qamera._ledger, asked["step"], spoilt)
+        told = {"error": await failure(order("sku-1")), "failed": SYSTEM.times_failed()}
+        if asked["then"] == "killed":
+            print(json.dumps(told), flush=True)
+            os.kill(os.getpid(), 9)
+        mend()
+        if asked["then"] == "ordered again":
+            if asked["step"] != "claim":
+                setattr(qamera._ledger, asked["step"], right)
+            told["again"] = list((await order("sku-1")).record_ids)
+    return told
+
+
+async def read_only(asked: dict) -> dict:
+    """Use a ledger on a file system that is mounted read-only."""
+    let_fail("open", f"{asked['ledger']}*", errno.EROFS)
+    qamera = session(asked)
+    told = await failure(qamera.register_video(image_id="img", ref="sku-1"))
+    await qamera.aclose()
+    return told | {"failed": SYSTEM.times_failed()}
+
+
+async def download(asked: dict) -> dict:
+    """Download a clip while its disk is full, and once more when there is room."""
+    async with session(asked) as qamera:
+        (video,) = await qamera.list_videos()
+        let_fail(asked["call"], f"*{asked['file']}", asked["error"])
+        told = {"error": await failure(qamera.download(video, asked["target"]))}
+        told["failed"] = SYSTEM.times_failed()
+        mend()
+        told["left"] = beside(asked["target"])
+        told["again"] = await failure(qamera.download(video, asked["target"]))
+    return told
+
+
+async def clock(asked: dict) -> dict:
+    """Order a batch and set the wall clock back by an hour in the middle of it."""
+    events: list[q.Event] = []
+
+    def moved(event: q.Event) -> None:
+        events.append(event)
+        if sum(isinstance(event, q.Submitted) for event in events) == asked["number"] // 2:
+            SYSTEM.shift_clock(-3600)
+
+    requests = [q.VideoRequest("img", ref=f"sku-{number}") for number in range(asked["number"])]
+    before = time.time()
+    async with session(asked, on_event=moved) as qamera:
+        first = await qamera.batch(requests)
+        set_back = before - time.time()
+        async with session(asked) as other:
+            again = await other.batch(requests)
+            late = await other.register_video(image_id="img", ref="late")
+            started = time.monotonic()
+            ended = await failure(late.wait(0.2))
+            waited = time.monotonic() - started
+    async with q.LedgerFile(asked["ledger"]) as file:
+        entries = [entry async for entry in file.entries()]
+    return {
+        "set_back": set_back,
+        "done": [len(first.videos), len(again.videos)],
+        "same": [job.record_ids for job in _jobs(first)] == [job.record_ids for job in _jobs(again)],
+        "late": ended["type"],
+        "waited": waited,
+        "refs": [entry.request.ref for entry in entries],
+        "states": [entry.state.value for entry in entries],
+    }
+
+
+def _jobs(result: q.BatchResult) -> list[q.Job]:
+    return [outcome.job for outcome in result.outcomes if outcome.job is not None]
+
+
+if __name__ == "__main__":
+    program = {f.__name__: f for f in (ledger, read_only, download, clock)}[sys.argv[1]]
+    print(json.dumps(asyncio.run(program(json.loads(sys.argv[2])))))
