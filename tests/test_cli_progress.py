@@ -535,6 +535,7 @@ def test_what_is_fetched_after_an_outcome_hides_no_download(now):
         progress.on_event(Downloading(f"v{number}", 1, 2))
         progress.on_event(Downloading(f"v{number}", 2, 2))
     progress.on_event(submitted("last"))
+    progress.on_event(Finished(video("last", JobState.DONE)))
     progress.on_event(Downloading("last", 1, 10))
 
     assert [job.name for job in progress.snapshot(1).jobs] == ["last"]

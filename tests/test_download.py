@@ -15,7 +15,7 @@ import pytest
 from place import CLIP, ID, SIZE, halved, opened
 
 from qamera_async import RequestBudget, RetryPolicy, Timeouts
-from qamera_async.download import Downloader, parts, system
+from qamera_async.download import parts, system
 from qamera_async.download.threads import awaited
 from qamera_async.download.writer import Writer
 from qamera_async.errors import (
@@ -26,7 +26,6 @@ from qamera_async.errors import (
     TargetExistsError,
 )
 from qamera_async.events import Downloading, Retrying
-from qamera_async.sandbox import Sandbox
 from qamera_async.sandbox.files import Clip
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -77,19 +76,6 @@ async def test_progress_is_told(place):
     assert told[-1] == (SIZE, SIZE)
     assert {total for _, total in told} == {SIZE}
     assert [(e.done, e.total) for e in place.events if isinstance(e, Downloading)] == told
-
-
-async def test_the_cdn_sees_no_key_and_no_cookie(place):
-    """Nor does it get to set a cookie; it is told only who asks, and to send the bytes as they are."""
-    await place.fetch()
-    async with place.downloader.stream(place.video) as pieces:
-        assert b"".join([piece async for piece in pieces]) == CLIP
-
-    for request in (r for r in place.sandbox.requests if r.origin == "cdn"):
-        names = {name.lower() for name in request.headers}
-        assert names == {"host", "user-agent", "accept", "accept-encoding"}
-        assert request.headers["Accept-Encoding"] == "identity"
-        assert place.sandbox.api_key not in str(request.headers)
 
 
 async def test_a_download_takes_no_slot_of_the_quota(place, quick):
@@ -224,21 +210,6 @@ async def test_what_has_appeared_meanwhile_is_left_alone(place, monkeypatch, lin
     assert place.is_whole()
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("where", ["target", "part"])
-async def test_a_symlink_is_refused(place, where, overwrite):
-    """Where the target or the .part would be; what it leads to is untouched."""
-    precious = place.target.with_name("precious")
-    precious.write_bytes(b"mine")
-    getattr(place, where).symlink_to(precious)
-    with pytest.raises(DownloadError):
-        await place.fetch(overwrite=overwrite)
-
-    assert precious.read_bytes() == b"mine"
-    assert getattr(place, where).is_symlink()
-    assert place.asked() == []
-
-
 async def test_a_symlink_at_the_note_is_not_followed(place):
     """It is neither read nor written through."""
     precious = place.target.with_name("precious")
@@ -339,17 +310,6 @@ async def test_somebodys_own_part_is_left_alone(place, overwrite):
     assert place.is_whole()
 
 
-async def test_two_tasks_one_target_one_writer(place):
-    """The other one is told at once; the file is whole."""
-    results = await asyncio.gather(place.fetch(), place.fetch(), return_exceptions=True)
-
-    assert sorted(type(result).__name__ for result in results) == [
-        "DownloadError",
-        type(place.target).__name__,
-    ]
-    assert place.is_whole()
-
-
 async def test_what_another_one_finished_is_not_fetched_again(place, monkeypatch):
     """Though the target was not there yet when it was looked for first."""
     real = parts.Part._opened
@@ -435,19 +395,6 @@ async def test_there_is_one_writer_up_to_the_name(place):
 # --- cut short ----------------------------------------------------------------
 
 
-async def test_a_cut_is_resumed(place):
-    """In the same call, from where it was cut, and both events say so."""
-    place.sandbox.cdn_trouble("cut", after=3_000_000)
-    await place.fetch()
-
-    (first, again) = place.asked()
-    assert first == (None, 200)
-    assert again[1] == 206
-    assert 0 < int(again[0].removeprefix("bytes=").rstrip("-")) <= 3_000_000
-    assert [e.attempt for e in place.events if isinstance(e, Retrying)] == [1]
-    assert place.is_whole()
-
-
 async def test_a_stall_is_resumed(place, quick):
     """Nothing for ``Timeouts.request`` seconds is a lost connection."""
     place.sandbox.cdn_trouble("stall", after=3_000_000)
@@ -518,50 +465,6 @@ async def test_a_later_call_goes_on(place):
     assert place.is_whole()
 
 
-@pytest.mark.parametrize("trouble", ["no_etag", "weak_etag"])
-async def test_without_a_strong_etag_nothing_is_appended(place, trouble):
-    """The next attempt starts anew."""
-    place.sandbox.cdn_trouble("cut", after=3_000_000)
-    place.sandbox.cdn_trouble(trouble)
-    await place.fetch()
-
-    assert place.asked() == [(None, 200), (None, 200)]
-    assert place.is_whole()
-
-
-@pytest.mark.parametrize(
-    ("trouble", "details"),
-    [
-        ("other_etag", {}),
-        ("ignore_range", {}),
-        ("wrong_range", {"shift": 1}),
-        ("wrong_range", {"shift": -1}),
-        ("wrong_range", {"shift": 0, "total": SIZE + 1}),
-    ],
-)
-async def test_what_doesnt_fit_starts_anew(place, trouble, details):
-    """Another ETag, all of it instead of a part, a wrong start or total."""
-    await halved(place)
-    place.sandbox.cdn_trouble(trouble, **details)
-    await place.fetch()
-
-    assert place.is_whole()
-    assert place.asked()[1][0] is not None
-    assert place.asked()[-1][1] == 200
-    assert len(place.asked()) <= 3
-
-
-async def test_a_206_with_another_etag_starts_anew(place):
-    """A server that overlooks If-Range can't mix two files."""
-    await halved(place)
-    place.sandbox.cdn_trouble("other_etag")
-    place.sandbox.cdn_trouble("wrong_range", shift=0)
-    await place.fetch()
-
-    assert [status for _, status in place.asked()] == [200, 206, 200]
-    assert place.is_whole()
-
-
 async def test_a_416_for_another_file_starts_anew(place):
     """As many bytes prove nothing: only the same ETag says that all of it is here."""
 
@@ -628,32 +531,6 @@ async def test_a_broken_note_starts_anew(place, content):
 
     assert place.asked()[-1] == (None, 200)
     assert place.is_whole()
-
-
-async def test_a_body_without_length_is_whole_if_it_proves_it(place):
-    """An MP4 whose boxes fill it is one; a cut one is resumed: the server then says how much there is."""
-    place.sandbox.cdn_trouble("no_length")
-    await place.fetch()
-    assert place.asked() == [(None, 200)]
-    assert place.is_whole()
-
-    place.sandbox.cdn_trouble("no_length")
-    place.sandbox.cdn_trouble("cut", after=3_000_000)
-    await place.fetch(overwrite=True)
-
-    assert place.asked()[-1] == ("bytes=3000000-", 206)
-    assert place.is_whole()
-
-
-async def test_a_cut_body_without_length_is_never_taken_for_whole(place):
-    """Where it can't be resumed it ends in an error, and no file is there."""
-    for name in ("no_length", "no_etag"):
-        place.sandbox.cdn_trouble(name, times=9)
-    place.sandbox.cdn_trouble("cut", times=9, after=200_000)
-    with pytest.raises(DownloadError, match="prove"):
-        await place.fetch()
-
-    assert place.names() == []
 
 
 async def test_a_chunked_body_that_ends_properly_is_whole(place):
@@ -738,26 +615,6 @@ async def test_the_rest_is_counted(place, replies):
 # --- refused ----------------------------------------------------------------
 
 
-async def test_an_expired_url_is_looked_up_anew(place):
-    """Once, also in the middle of a download."""
-    await halved(place)
-    place.sandbox.cdn_trouble("expired")
-    await place.fetch()
-
-    assert [status for _, status in place.asked()][-2:] == [403, 206]
-    assert place.is_whole()
-
-
-async def test_it_is_looked_up_once(place):
-    """A second refusal is raised with its status."""
-    place.sandbox.cdn_trouble("expired", times=2)
-    with pytest.raises(DownloadError, match="anew") as caught:
-        await place.fetch()
-
-    assert caught.value.status == 403
-    assert len(place.asked()) == 2
-
-
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 async def test_a_url_that_is_still_the_same_is_given_up(place, status):
     """No second request; nor where the record is gone from the list."""
@@ -773,25 +630,6 @@ async def test_a_url_that_is_still_the_same_is_given_up(place, status):
         await place.another(fresh=gone).file(place.video, place.target)
 
     assert len(place.asked()) == 2
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["text/html", "application/json; charset=utf-8", "application/problem+json", "text/plain", "video/mp4"],
-)
-async def test_a_page_is_no_video(place, kind):
-    """By its content type, or where that lies by its first bytes; an earlier .part is kept."""
-    await halved(place)
-    kept = place.part.read_bytes()
-    place.sandbox.cdn_trouble("html", content_type=kind)
-    with pytest.raises(DownloadError, match="page"):
-        await place.fetch()
-    assert place.part.read_bytes() == kept
-
-    await place.fetch()
-
-    assert place.asked()[-1][1] == 206
-    assert place.is_whole()
 
 
 # --- the disk ----------------------------------------------------------------

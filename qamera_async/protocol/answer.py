@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import msgspec
@@ -19,6 +20,13 @@ _EXCERPT_BYTES = 16 * 1024
 # What a decoder can raise on bytes from anywhere: RecursionError on nested brackets, ValueError on an
 # integer of thousands of digits.
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+# An escape in a JSON text; the group is half of a surrogate pair whose other half isn't there.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(u[dD][89a-fA-F][\da-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+_T = TypeVar("_T")
 
 
 def _unchanged(text: str) -> str:
@@ -57,6 +65,22 @@ class Answer:
         # Concealed before it is cut, so that no half of a key is left at the cut.
         text = self.conceal(self.body[:_EXCERPT_BYTES].decode("utf-8", "replace"))
         return text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "..."
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:
+    """Decode JSON; half of a character, which JavaScript writes of a text that it has cut, is replaced.
+
+    Raises:
+        MsgspecError, ValueError, RecursionError: it can't be read all the same.
+    """
+    try:
+        return decoder.decode(body)
+    except UNREADABLE:
+        raw = bytes(body)
+        mended = _ESCAPE.sub(lambda escape: b"\\ufffd" if escape[1] else escape[0], raw)
+        if mended == raw:
+            raise
+        return decoder.decode(mended)
 
 
 def unreadable(answer: Answer, expected: str) -> InvalidResponseError:

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from ..models import JobState, Video
-from .answer import UNREADABLE, Answer, identifier_of, text_of, unreadable
+from .answer import UNREADABLE, Answer, decoded, identifier_of, text_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,7 +101,7 @@ def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: Statu
         return {}
     found: dict[str, Video] = {}
     # A raw item is only skipped over, which is cheaper than a typed one; the order is that of the list.
-    items = _raw_list.decode(answer.body).videos
+    items = decoded(_raw_list, answer.body).videos
     if listing.broken or len(items) != len(listing.statuses):
         candidates: Iterable[_Full | None] = map(_tolerant, items)
     else:
@@ -131,7 +131,7 @@ def read_videos(answer: Answer, rules: StatusRules) -> tuple[Video, ...]:
 def _each_for_itself(answer: Answer) -> tuple[list[_Full], int | None, int]:
     """The slow way: items, count and number of broken items of a list that isn't as documented."""
     try:
-        raw = _raw_list.decode(answer.body)
+        raw = decoded(_raw_list, answer.body)
     except UNREADABLE:
         raise unreadable(answer, _LIST) from None
     items = [item for item in map(_tolerant, raw.videos) if item is not None]
@@ -145,7 +145,8 @@ def _tolerant(raw: msgspec.Raw) -> _Full | None:
         item = _full.decode(raw)
     except UNREADABLE:
         try:
-            stated = _any_object.decode(raw)
+            # What isn't UTF-8 is skipped over elsewhere, so that it is no reason to hide the video here.
+            stated = decoded(_any_object, bytes(raw).decode("utf-8", "replace").encode())
         except UNREADABLE:
             return None
         item = _Full(

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..models import Receipt
-from .answer import UNREADABLE, Answer, identifier_of, text_of, unreadable
+from .answer import UNREADABLE, Answer, decoded, identifier_of, text_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_anything = msgspec.json.Decoder[Any]()
 
 
 def read_receipt(answer: Answer) -> Receipt:
@@ -21,17 +23,22 @@ def read_receipt(answer: Answer) -> Receipt:
     """
     expected = "a receipt with createdRecordIds"
     try:
-        stated = msgspec.json.decode(answer.body)
+        stated = decoded(_anything, answer.body)
     except UNREADABLE:
         raise unreadable(answer, expected) from None
     ids = stated.get("createdRecordIds") if isinstance(stated, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if not isinstance(ids, list) or not ids or not all(map(identifier_of, ids)):  # pyright: ignore[reportUnknownArgumentType]
+    if not isinstance(ids, list) or not ids or not all(map(_whole, ids)):  # pyright: ignore[reportUnknownArgumentType]
         error = unreadable(answer, expected)
         if isinstance(ids, list):
-            error.record_ids = tuple(dict.fromkeys(filter(identifier_of, ids)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            error.record_ids = tuple(dict.fromkeys(filter(_whole, ids)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         raise error
     known = {"createdRecordIds": dict.fromkeys(ids), "correlationId": answer.correlation_id}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return _receipts()({**stated, **known}, Receipt)
+
+
+def _whole(value: object) -> str | None:
+    """Give an id; None for what is none, or lacks a character that could not be read."""
+    return None if "\ufffd" in (identifier_of(value) or "") else identifier_of(value)
 
 
 _structure_receipt: Callable[[Any, type[Receipt]], Receipt] | None = None

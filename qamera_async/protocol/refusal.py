@@ -19,7 +19,7 @@ from ..errors import (
     QuotaExceededError,
     ServerError,
 )
-from .answer import UNREADABLE, Answer
+from .answer import UNREADABLE, Answer, decoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,13 +32,14 @@ _CLASSES: dict[int, type[ApiError]] = {
     404: NotFoundError,
     429: QuotaExceededError,
 }
+_anything = msgspec.json.Decoder[Any]()
 _CREDITS = re.compile(r"required:\s*(\d{1,18})\D+available:\s*(\d{1,18})", re.IGNORECASE | re.ASCII)
 
 
 def _stated_error(body: bytes) -> str | None:
     """The error text where the body has one of the API's two shapes, else None."""
     try:
-        stated = msgspec.json.decode(body)
+        stated = decoded(_anything, body)
     except UNREADABLE:
         return None
     error = stated.get("error") if isinstance(stated, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

@@ -108,9 +108,9 @@ class FaultServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._server = await asyncio.start_server(self._accept, sock=listening)
 
-    def session(self, **options):
+    def session(self, base_url=None, **options):
         """Give a session on it."""
-        return q.QameraSession(**{"api_key": self.key, "base_url": self.url} | options)
+        return q.QameraSession(self.key, base_url=base_url or self.url, **options)
 
     async def __aenter__(self):
         await self.listen()
@@ -192,7 +192,7 @@ ASK = {"POST": lambda session: session.register_video(image_id="i"), "GET": lamb
 
 
 async def ambiguous(server, options, **more):
-    """Order a video whose answer is lost, and see that it was sent once and nothing is left; give the error."""
+    """Order a video whose answer is lost; give the error. It was sent once, and nothing is left."""
     timeouts = {"request": 5.0, "lookup": 0.0} | more
     async with server.session(**options | {"timeouts": q.Timeouts(**timeouts)}) as session:
         with pytest.raises(q.AmbiguousSubmissionError) as lost:
