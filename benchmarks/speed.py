@@ -20,6 +20,7 @@ from qamera_async import PollPolicy, QameraSession, RequestBudget, StatusRules, 
 from qamera_async.poller import Poller
 from qamera_async.poller.records import Record
 
+HELP = "import sys; sys.argv = ['qamera', '--help']; from qamera_async.cli.main import main; main()"
 SUFFIX = "import qamera_async; [getattr(qamera_async, name) for name in qamera_async.__all__]"
 
 
@@ -27,7 +28,8 @@ def _import_seconds(code):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     # With bytecode written for all, as an installation has it.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)  # noqa: S603 - our own code
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603 - our own code
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -39,6 +41,8 @@ def imports(quick):
         "aiohttp": "import aiohttp",
         "package": "import qamera_async",
         "names": SUFFIX,
+        "libraries": "import aiohttp, cyclopts, rich",
+        "help": HELP,
     }
     seconds = {name: [] for name in codes}
     for _ in range(3 if quick else 11):
@@ -49,6 +53,8 @@ def imports(quick):
     for name, what in (("package", "import qamera_async"), ("names", "the same, and every public name used")):
         ratio = (median[name] - median["nothing"]) / base
         row(f"{what}, CPU over import aiohttp", f"{ratio:.2f} x", "1.25 x", ratio <= 1.25)
+    ratio = median["help"] / median["libraries"]
+    row("qamera --help, CPU over import aiohttp, cyclopts, rich", f"{ratio:.2f} x", "1.5 x", ratio <= 1.5)
 
 
 async def one_request(quick):
