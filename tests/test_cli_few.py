@@ -205,7 +205,7 @@ async def test_an_error_as_json_has_its_evidence(sandbox):
 
 async def test_debug_adds_the_traceback_and_never_the_key(sandbox):
     """It is wherever a server may have echoed it, and masked there."""
-    canary = "mk_live_canary.0123456789abcdef"
+    canary = "mk_live_canary.never-to-be-shown"
     sandbox.trouble("error", status=400, body='{"error": "bad key ' + canary + '"}')
     ended = await qamera("video", "img_1", "--debug", *QUICK, sandbox=sandbox, QAMERA_API_KEY=canary)
     plain = await qamera("video", "img_1", *QUICK, sandbox=sandbox, QAMERA_API_KEY=canary)
