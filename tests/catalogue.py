@@ -54,9 +54,8 @@ def intent_after_the_post(ledger: Ledger) -> None:
     ledger.sending, ledger.submitted = sending_, submitted_
 
 
-async def main() -> None:
+async def main(asked: dict) -> None:
     """Run it to the end."""
-    asked = json.loads(sys.argv[1])
     limit, window = asked.get("quota") or (10**6, 0.001)
     async with QameraSession(
         asked["key"],
@@ -80,4 +79,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(json.loads(sys.argv[1])))

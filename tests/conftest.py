@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from cases import CASES
 
 from qamera_async import PollPolicy, RetryPolicy, Timeouts
 
@@ -25,3 +26,48 @@ async def no_lost_exceptions():
     yield
     await asyncio.sleep(0)
     assert lost == []
+
+
+def pytest_addoption(parser):
+    """Let one case of trouble be run by its number."""
+    parser.addoption("--case", type=int, choices=CASES, metavar="NUMBER", help="run the tests of a case only")
+
+
+def numbers(item):
+    """Give the cases that a test runs."""
+    return {number for mark in item.iter_markers("case") for number in mark.args}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the tests of the case that was asked for."""
+    wanted = config.getoption("--case")
+    if wanted is not None:
+        left = [item for item in items if wanted not in numbers(item)]
+        items[:] = [item for item in items if wanted in numbers(item)]
+        config.hook.pytest_deselected(items=left)
+    config.stash[PASSED] = set()
+
+
+PASSED = pytest.StashKey[set]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Take note of the cases that a test has run to its end."""
+    report = yield
+    if report.when == "call" and report.passed:
+        item.config.stash[PASSED] |= numbers(item)
+    return report
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Fail a whole run in which a case was skipped, or has no test any more."""
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
+        config.option.keyword or config.getoption("--case") or config.option.collectonly
+    )
+    whole = whole and "not sweep" in (config.option.markexpr or "not sweep")
+    missing = {*CASES} - config.stash.get(PASSED, set())
+    if whole and missing and exitstatus == pytest.ExitCode.OK:
+        config.get_terminal_writer().line(f"\nCases without a test that passed: {sorted(missing)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -43,23 +43,6 @@ async def collected(batch):
 # --- a row of ambiguous answers -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lookup", [0.0, 0.1])
-async def test_a_server_in_trouble_costs_five_posts(sandbox, quick, lookup):
-    """P10: every POST of 1,000 is answered 500: five POSTs, five outcomes, the rest unread."""
-    sandbox.trouble("error", status=500, times=1000)
-    source = Counted(videos(1000))
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(lookup=lookup)}) as session:
-        outcomes, error = await handed_out(make_batch(session, source))
-        again = await make_batch(session, videos(1000))
-
-    assert isinstance(error, AmbiguityLimitError)
-    assert [type(outcome.error) for outcome in outcomes] == [q.AmbiguousSubmissionError] * 5
-    assert set(error.errors) == {outcome.error for outcome in outcomes}
-    assert source.read == 5
-    assert (len(again.failures), type(again.stopped)) == (5, AmbiguityLimitError)
-    assert len(posts(sandbox)) == 10
-
-
 async def test_what_is_being_looked_into_counts(sandbox, quick):
     """While five are looked into no sixth is sent, though none has ended yet."""
     sandbox.trouble("error", status=500, times=1000)
@@ -467,20 +450,6 @@ async def test_jobs_that_are_lost_or_late_are_outcomes(sandbox, quick):
 
 
 # --- what pauses it -----------------------------------------------------------------------------
-
-
-async def test_the_network_away_in_the_middle_uses_up_no_item(session, sandbox):
-    """P10: it pauses and goes on; every request is done, none twice."""
-    source = Counted(videos(40))
-    outcomes = []
-    async for outcome in make_batch(session, source, max_in_flight=5):
-        outcomes.append(outcome)
-        if len(outcomes) == 10:
-            await sandbox.refuse(0.5)
-
-    assert [outcome.error for outcome in outcomes] == [None] * 40
-    assert len(sandbox.orders) == len(posts(sandbox)) == 40
-    assert sorted(o.body["imageId"] for o in sandbox.orders) == sorted(r.image_id for r in videos(40))
 
 
 async def test_in_a_pause_one_tries_and_nothing_is_read(unused_tcp_port, quick):

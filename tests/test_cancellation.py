@@ -1,4 +1,4 @@
-"""P4 at every turn of the loop: a receipt is kept, or the POST is provably unsent."""
+"""What is left of a wait, a session or a loop that somebody has given up."""
 
 import asyncio
 import logging
@@ -11,68 +11,6 @@ import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
-
-
-@pytest.mark.parametrize("times", [1, 2])
-async def test_cancelled_at_every_turn_nothing_is_lost(quick, caplog, times):
-    """Whatever the turn, each order is on the caller's job, or in an event and in the log."""
-    events = []
-    kept = 0
-    async with (
-        Sandbox(job_seconds=60.0, quota=None, credits=10**6) as sandbox,
-        sandbox.session(**quick, on_event=events.append) as session,
-    ):
-        turn = 0
-        while True:
-            before = len(sandbox.orders)
-            events.clear()
-            caplog.clear()
-            task = asyncio.ensure_future(session.register_video(image_id="i"))
-            for _ in range(turn):
-                await asyncio.sleep(0)
-                if task.done():
-                    break
-            if task.done():
-                break
-            for _ in range(times):
-                task.cancel()
-                await asyncio.sleep(0)
-            await asyncio.wait([task])
-            for order in list(session._submitter._orders):
-                await asyncio.wait([order.task])
-            await asyncio.sleep(0)
-
-            ids = [i for order in sandbox.orders[before:] for i in order.record_ids]
-            told = [i for event in events if isinstance(event, q.Submitted) for i in event.receipt.record_ids]
-            assert told == ids
-            assert task.cancelled()
-            if ids:
-                kept += 1
-                assert ids[0] in caplog.text
-            turn += 1
-        assert session.budget.waiting == 0
-
-    assert turn > 5
-    assert kept > 0
-
-
-async def test_a_siblings_failure_in_a_task_group_keeps_the_receipt(quick, caplog):
-    """The group cancels the registration; its receipt is in the log."""
-    async with Sandbox(quota=None) as sandbox, sandbox.session(**quick) as session:
-        sandbox.trouble("slow", seconds=0.1)
-
-        async def fail():
-            while not sandbox.requests:
-                await asyncio.sleep(0.001)
-            raise LookupError
-
-        with pytest.raises(ExceptionGroup):
-            async with asyncio.TaskGroup() as group:
-                group.create_task(session.register_video(image_id="i"))
-                group.create_task(fail())
-
-    assert len(sandbox.orders) == 1
-    assert sandbox.orders[0].record_ids[0] in caplog.text
 
 
 async def test_a_cancelled_close_closes_all_the_same(quick):

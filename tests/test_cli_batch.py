@@ -284,7 +284,13 @@ async def begun(sandbox, catalogue, tmp_path, orders):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.case(54)),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.case(55)),
+    ],
+)
 async def test_the_first_signal_waits_for_what_is_on_the_wire(run, sandbox, tmp_path, number):
     """Its receipt is in the ledger, nothing more is sent, and it says how to go on."""
     path = many(tmp_path / "catalogue.csv", 300)
@@ -303,6 +309,7 @@ async def test_the_first_signal_waits_for_what_is_on_the_wire(run, sandbox, tmp_
     assert [entry for entry in objects if entry.get("state") in {"sending", "ambiguous"}] == []
 
 
+@pytest.mark.case(54)
 async def test_the_second_signal_leaves_at_once(sandbox, tmp_path):
     """What is on the wire then is ambiguous in the ledger: it is not forgotten."""
     path = many(tmp_path / "catalogue.csv", 300)

@@ -30,6 +30,7 @@ from qamera_async.sandbox.files import Clip
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
+
 @pytest.fixture
 async def place(tmp_path, quick):
     async with opened(tmp_path, quick) as place:
@@ -360,7 +361,7 @@ async def test_waiting_for_another_ones_download_ends(place, monkeypatch, end):
     """By a cancellation, by closing the session, and by the other one's failure: then it is fetched."""
     monkeypatch.setattr("qamera_async.download._LOOK_EACH", 0.01)
     fetching = asyncio.create_task(place.fetch(before_final=lambda _: asyncio.sleep(60)))
-    while not place.part.exists():
+    while not place.asked():  # the .part is locked by then
         await asyncio.sleep(0.001)
     waiting = asyncio.create_task(place.fetch(wait=True))
     await asyncio.sleep(0.05)

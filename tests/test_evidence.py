@@ -140,17 +140,6 @@ def test_what_a_forgetful_server_has_shown_takes_no_more_than_a_list():
     assert seen.new_since([f"old_{number}" for number in range(3_000)], seen.lists - 1) == set()
 
 
-async def test_the_ids_of_a_half_readable_receipt_are_kept(server, session):
-    """An id that is no string makes it ambiguous; the others are on the error."""
-    server.lists = [[]]
-    server.post = (200, {"createdRecordIds": ["vid_good", 5]})
-    with pytest.raises(q.AmbiguousSubmissionError, match="vid_good") as ambiguous:
-        await session.register_video(image_id="i")
-
-    assert ambiguous.value.record_ids == ("vid_good",)
-    assert pickle.loads(pickle.dumps(ambiguous.value)).record_ids == ("vid_good",)  # noqa: S301 - our own
-
-
 async def test_a_receipt_with_an_id_twice_names_it_once(server, session):
     """As an attached job does."""
     server.post = (200, {"createdRecordIds": ["a", "b", "a"]})

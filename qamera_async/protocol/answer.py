@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import attrs
 import msgspec
@@ -27,6 +28,7 @@ _ESCAPE = re.compile(
 )
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 def _unchanged(text: str) -> str:
@@ -41,8 +43,9 @@ class Answer:
     """
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    # A traceback with locals shows an answer, which may echo the key.
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
     conceal: Callable[[str], str] = attrs.field(default=_unchanged, repr=False, eq=False)
 
     @property
@@ -92,6 +95,24 @@ def unreadable(answer: Answer, expected: str) -> InvalidResponseError:
         excerpt=answer.excerpt(),
         correlation_id=answer.correlation_id,
     )
+
+
+def reader(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a function's error lead into none of its frames, whose locals hold what the server said."""
+
+    @wraps(read)
+    def reading(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return read(*args, **kwargs)
+        except InvalidResponseError as error:
+            failure = error.with_traceback(None)
+        failure.__context__ = None
+        try:
+            raise failure
+        finally:
+            del failure  # else it and this frame would keep each other until the next garbage collection
+
+    return reading
 
 
 def text_of(value: object) -> str | None:

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from ..models import JobState, Video
-from .answer import UNREADABLE, Answer, decoded, identifier_of, text_of, unreadable
+from .answer import UNREADABLE, Answer, decoded, identifier_of, reader, text_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,6 +72,7 @@ class Listing:
     broken: int
 
 
+@reader
 def read_listing(answer: Answer) -> Listing:
     """Read ids and statuses of a list of videos; what is broken in it hides nothing else.
 
@@ -89,8 +90,10 @@ def read_listing(answer: Answer) -> Listing:
         )
     videos = brief.videos
     statuses = {item.id: item.status or "" for item in videos}
-    broken = statuses.pop("", None) is not None
-    return Listing(statuses, brief.count is None or brief.count <= len(videos), int(broken))
+    blank = [*filter(str.isspace, statuses), *({""} & statuses.keys())]
+    for record_id in blank:
+        del statuses[record_id]
+    return Listing(statuses, brief.count is None or brief.count <= len(videos), len(blank))
 
 
 def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: StatusRules) -> dict[str, Video]:
@@ -115,6 +118,7 @@ def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: Statu
     return found
 
 
+@reader
 def read_videos(answer: Answer, rules: StatusRules) -> tuple[Video, ...]:
     """Give all videos of a list, in the server's order; a broken item is left out.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..models import Receipt
-from .answer import UNREADABLE, Answer, decoded, identifier_of, text_of, unreadable
+from .answer import UNREADABLE, Answer, decoded, identifier_of, reader, text_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _anything = msgspec.json.Decoder[Any]()
 
 
+@reader
 def read_receipt(answer: Answer) -> Receipt:
     """Give the receipt of a registration; all but its record ids may be missing.
 

@@ -96,10 +96,14 @@ def concealing(api_key: str) -> Callable[[str], str]:
     """Give a function that takes the key out of a text, however it is quoted there."""
     # The part after the dot is the secret; a very short one would hide half of every message.
     secret = api_key.partition(".")[2]
-    variants = {api_key, quote(api_key), api_key.replace("/", "\\/")}
-    if len(secret) >= _SHORTEST_SECRET:
-        variants.add(secret)
-    secrets = re.compile("|".join(re.escape(v) for v in sorted(variants, key=len, reverse=True)))
+    hidden = {api_key, secret} if len(secret) >= _SHORTEST_SECRET else {api_key}
+    variants = {
+        variant
+        for text in hidden
+        for variant in (text, quote(text), quote(text, safe=""), text.replace("/", "\\/"))
+    }
+    found = "|".join(re.escape(variant) for variant in sorted(variants, key=len, reverse=True))
+    secrets = re.compile(found, re.IGNORECASE)
 
     def conceal(text: str) -> str:
         return secrets.sub("***", text)

@@ -106,7 +106,7 @@ class FaultServer:
         listening = listening or socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = await asyncio.start_server(self._accept, sock=listening)
+        self._server = await asyncio.start_server(self._accept, sock=listening, backlog=500)
 
     def session(self, base_url=None, **options):
         """Give a session on it."""
@@ -188,6 +188,7 @@ def by_method(post=RECEIPT, *lists):
 
 
 GOOD = by_method()
+OFTEN = q.PollPolicy(interval=0.005, stale_after=0.1, max_interval=0.1)
 ASK = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
 
 
@@ -196,7 +197,7 @@ async def ambiguous(server, options, **more):
     timeouts = {"request": 5.0, "lookup": 0.0} | more
     async with server.session(**options | {"timeouts": q.Timeouts(**timeouts)}) as session:
         with pytest.raises(q.AmbiguousSubmissionError) as lost:
-            await session.register_video(image_id="i", ref="sku-1")
+            await asyncio.wait_for(session.register_video(image_id="i", ref="sku-1"), 30)
         assert session.budget.used == 1
     nothing_left(session)
     assert server.connections == 1

@@ -48,6 +48,11 @@ class Faults:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await process.communicate()
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), 60)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
         assert process.returncode in {0, -9}, err.decode()
         return Ran(json.loads(out), err.decode())

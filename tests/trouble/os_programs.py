@@ -34,7 +34,7 @@ def session(asked: dict, **options: object) -> q.QameraSession:
     """Give a session that polls often."""
     settings = {
         "base_url": asked["url"],
-        "budget": q.RequestBudget(*asked.get("quota", (10**6, 0.001))),
+        "budget": q.RequestBudget(10**6, 0.001),
         "polling": q.PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1),
         "retry": q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01),
         "timeouts": PATIENT,
@@ -118,34 +118,34 @@ async def download(asked: dict) -> dict:
 
 
 async def clock(asked: dict) -> dict:
-    """Order a batch and set the wall clock back by an hour in the middle of it."""
+    """Order a batch and shift the wall clock in the middle of it."""
     events: list[q.Event] = []
 
     def moved(event: q.Event) -> None:
         events.append(event)
         if sum(isinstance(event, q.Submitted) for event in events) == asked["number"] // 2:
-            SYSTEM.shift_clock(-3600)
+            SYSTEM.shift_clock(asked["shift"])
 
-    requests = [q.VideoRequest("img", ref=f"sku-{number}") for number in range(asked["number"])]
-    before = time.time()
-    async with session(asked, on_event=moved) as qamera:
+    refs = [f"{asked['name']}-{number}" for number in range(asked["number"])]
+    requests = [q.VideoRequest("img", ref=ref) for ref in refs]
+    budget, before = q.RequestBudget(*asked["quota"]), time.time()
+    async with session(asked, budget=budget, on_event=moved) as qamera:
         first = await qamera.batch(requests)
-        set_back = before - time.time()
-        async with session(asked) as other:
+        shifted = time.time() - before
+        async with session(asked, budget=budget) as other:
             again = await other.batch(requests)
-            late = await other.register_video(image_id="img", ref="late")
             started = time.monotonic()
-            ended = await failure(late.wait(0.2))
+            ended = await failure(other.job("vid_nowhere").wait(0.2))
             waited = time.monotonic() - started
     async with q.LedgerFile(asked["ledger"]) as file:
-        entries = [entry async for entry in file.entries()]
+        entries = [entry async for entry in file.entries() if entry.request.ref in refs]
     return {
-        "set_back": set_back,
+        "shifted": shifted,
         "done": [len(first.videos), len(again.videos)],
         "same": [job.record_ids for job in _jobs(first)] == [job.record_ids for job in _jobs(again)],
-        "late": ended["type"],
+        "ended": ended["type"],
         "waited": waited,
-        "refs": [entry.request.ref for entry in entries],
+        "in order": [entry.request.ref for entry in entries] == refs,
         "states": [entry.state.value for entry in entries],
     }
 

@@ -6,11 +6,15 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from faults import ASK, GOOD, FaultServer, nothing_left
+from faults import ASK, GOOD, FaultServer, http, nothing_left
 
 import qamera_async as q
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+EITHER = {"createdRecordIds": ["vid_1"], "videos": []}
+
 
 class Unreachable:
     """A server that can't be reached until it is relieved."""
@@ -91,34 +95,27 @@ async def no_answer(_):
 
 
 TROUBLE = [
-    pytest.param(refused, {}, q.ConnectionFailedError, id="refused", marks=pytest.mark.case(1)),
-    pytest.param(unknown_name, {}, q.ConnectionFailedError, id="unknown name", marks=pytest.mark.case(2)),
-    pytest.param(
-        no_answer, {"connect": 0.2}, q.ConnectionFailedError, id="connect", marks=pytest.mark.case(3)
-    ),
-    pytest.param(
-        no_answer,
-        {"request": 0.2, "connect": 5.0},
-        q.RequestTimeoutError,
-        id="total",
-        marks=pytest.mark.case(4),
-    ),
+    pytest.param(refused, "", q.ConnectionFailedError, id="refused", marks=pytest.mark.case(1)),
+    pytest.param(unknown_name, "", q.ConnectionFailedError, id="unknown name", marks=pytest.mark.case(2)),
+    pytest.param(no_answer, "connect", q.ConnectionFailedError, id="connect", marks=pytest.mark.case(3)),
+    pytest.param(no_answer, "request", q.RequestTimeoutError, id="total", marks=pytest.mark.case(4)),
 ]
 
 
-def watching(quick, timeouts, events):
+def watching(quick, events, limit="", seconds=0.0):
+    """Give options with one short limit, if any, that note what happens."""
+    limits = {"connect": 5.0, "request": 5.0, "lookup": 0.0} | ({limit: seconds} if limit else {})
     retry = q.RetryPolicy(attempts=3, base=0.001)
-    limits = q.Timeouts(**{"connect": 5.0, "request": 5.0, "lookup": 0.0} | timeouts)
-    return quick | {"timeouts": limits, "retry": retry, "on_event": events.append}
+    return quick | {"timeouts": q.Timeouts(**limits), "retry": retry, "on_event": events.append}
 
 
 @pytest.mark.parametrize("method", ASK)
-@pytest.mark.parametrize(("trouble", "timeouts", "kind"), TROUBLE)
-async def test_who_is_never_reached_is_typed(trouble, timeouts, kind, method, quick, monkeypatch):
+@pytest.mark.parametrize(("trouble", "limit", "kind"), TROUBLE)
+async def test_who_is_never_reached_is_typed(trouble, limit, kind, method, quick, monkeypatch):
     """Each attempt is told of, there are as many as RetryPolicy says, and a POST keeps no slot."""
     events = []
     async with trouble(monkeypatch) as unreachable:
-        options = watching(quick, timeouts, events)
+        options = watching(quick, events, limit, 0.08)
         async with unreachable.server.session(base_url=unreachable.url, **options) as session:
             with pytest.raises(kind) as failed:
                 await ASK[method](session)
@@ -137,8 +134,8 @@ async def test_who_is_never_reached_is_typed(trouble, timeouts, kind, method, qu
 
 
 @pytest.mark.parametrize("method", ASK)
-@pytest.mark.parametrize(("trouble", "timeouts", "kind"), TROUBLE)
-async def test_who_can_be_reached_again_gets_one_request(trouble, timeouts, kind, method, quick, monkeypatch):
+@pytest.mark.parametrize(("trouble", "limit", "kind"), TROUBLE)
+async def test_who_can_be_reached_again_gets_one_request(trouble, limit, kind, method, quick, monkeypatch):
     """What never left is sent again, and processed exactly once."""
     events = []
     async with trouble(monkeypatch) as unreachable:
@@ -148,7 +145,7 @@ async def test_who_can_be_reached_again_gets_one_request(trouble, timeouts, kind
             if isinstance(event, q.Retrying):
                 unreachable.relieve()
 
-        options = watching(quick, timeouts, events) | {"on_event": relieve}
+        options = watching(quick, events, limit, 0.3) | {"on_event": relieve}
         async with unreachable.server.session(base_url=unreachable.url, **options) as session:
             await ASK[method](session)
     nothing_left(session)
@@ -169,9 +166,8 @@ async def test_no_request_waits_for_a_connection_of_a_pool(method, quick):
         if len(server.requests) == number:
             all_here.set()
         await all_here.wait()
-        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await connection.send(http(EITHER))
 
-    body = b'{"createdRecordIds":["vid_1"],"videos":[]}'
     options = quick | {"budget": q.RequestBudget(1_000), "timeouts": q.Timeouts(connect=3.0, request=15.0)}
     async with FaultServer(together) as server:
         async with server.session(**options) as session:
@@ -192,7 +188,7 @@ async def test_a_pool_without_room_is_no_connection(method, room_again, quick, m
     async def slow(connection):
         await connection.request()
         await gate.wait()
-        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await connection.send(http(EITHER))
 
     def watch(event):
         events.append(event)
@@ -201,9 +197,8 @@ async def test_a_pool_without_room_is_no_connection(method, room_again, quick, m
 
     whole = aiohttp.TCPConnector
     monkeypatch.setattr(aiohttp, "TCPConnector", lambda **options: whole(**options | {"limit": 1}))
-    body = b'{"createdRecordIds":["vid_1"],"videos":[]}'
     async with FaultServer(slow) as server:
-        options = watching(quick, {"connect": 0.1, "request": 10.0}, events) | {"on_event": watch}
+        options = watching(quick, events, "connect", 0.1) | {"on_event": watch}
         async with server.session(**options) as session:
             first = asyncio.ensure_future(ASK[method](session))
             while not server.requests:

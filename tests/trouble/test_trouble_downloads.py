@@ -5,13 +5,10 @@ import errno
 
 import pytest
 from os_faults import Faults
-from place import CLIP, ID, SIZE, halved, opened
+from place import CLIP, SIZE, halved, opened
 
-import qamera_async as q
 from qamera_async import DownloadError
-from qamera_async.errors import TargetExistsError
 from qamera_async.events import Retrying
-from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
@@ -25,6 +22,9 @@ async def place(tmp_path, quick):
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
     return Faults(tmp_path_factory.mktemp("faults"))
+
+
+# --- what a CDN does, and what is in the way ----------------------------------------------------
 
 
 @pytest.mark.case(69)
@@ -182,18 +182,32 @@ async def test_two_tasks_one_target_one_writer(place):
         "DownloadError",
         type(place.target).__name__,
     ]
+    assert place.asked() == [(None, 200)]
     assert place.is_whole()
 
 
-@pytest.mark.case(80)
-async def test_the_cdn_sees_no_key_and_no_cookie(place):
-    """Nor does it get to set a cookie; it is told only who asks, and to send the bytes as they are."""
-    await place.fetch()
-    async with place.downloader.stream(place.video) as pieces:
-        assert b"".join([piece async for piece in pieces]) == CLIP
+# --- the disk -----------------------------------------------------------------------------------
 
-    for request in (r for r in place.sandbox.requests if r.origin == "cdn"):
-        names = {name.lower() for name in request.headers}
-        assert names == {"host", "user-agent", "accept", "accept-encoding"}
-        assert request.headers["Accept-Encoding"] == "identity"
-        assert place.sandbox.api_key not in str(request.headers)
+
+@pytest.mark.case(77)
+@pytest.mark.parametrize("call", ["write", "sync", "close"])
+async def test_a_full_disk_leaves_no_file(faults, place, tmp_path, call):
+    """Whether it is told at a write, a sync or at the close; with room again it is fetched after all."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    ran = await faults.run(
+        "download",
+        place.sandbox,
+        target=folder / "clip.mp4",
+        file="/clip.mp4.part",
+        call=call,
+        error=errno.ENOSPC,
+    )
+
+    assert ran.told["error"]["type"] == "DownloadError"
+    assert "No space left" in ran.told["error"]["text"]
+    assert ran.told["failed"] > 0
+    assert "clip.mp4" not in ran.told["left"]
+    assert ran.told["again"] == {"type": None}
+    assert [path.name for path in folder.iterdir()] == ["clip.mp4"]
+    assert (folder / "clip.mp4").read_bytes() == CLIP

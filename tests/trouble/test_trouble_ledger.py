@@ -65,10 +65,10 @@ def states(path):
 @pytest.mark.case(60)
 async def test_two_processes_make_one_order_of_each_ref(tmp_path):
     """Both finish with the same 40 results, and keep one quota together."""
-    async with Sandbox(job_seconds=0.1, quota=(20, 1.0), credits=10**9, count_delay=0.02) as sandbox:
+    async with Sandbox(job_seconds=0.1, quota=(20, 0.5), credits=10**9, count_delay=0.02) as sandbox:
         # From both ends, so that each has something to order that the other hasn't come to yet.
         processes = [
-            await started(sandbox, tmp_path / "jobs.db", number=40, quota=(20, 1.0), backwards=backwards)
+            await started(sandbox, tmp_path / "jobs.db", number=40, quota=(20, 0.5), backwards=backwards)
             for backwards in (False, True)
         ]
         outputs = [await process.communicate() for process in processes]
@@ -143,8 +143,7 @@ async def test_a_receipt_is_kept_as_soon_as_there_is_room(faults, sandbox, path,
 
 
 @pytest.mark.case(63)
-@pytest.mark.parametrize("then", ["killed", "closed"])
-@pytest.mark.parametrize("step", ["claim", "sending"])
+@pytest.mark.parametrize(("step", "then"), [("claim", "killed"), ("sending", "closed")])
 async def test_an_error_of_a_sync_means_no_post(faults, sandbox, path, step, then):
     """What the disk may not have isn't sent, whatever can be read of it."""
     ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, **NO_SYNC)

@@ -194,6 +194,8 @@ class Worker:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             kind = LedgerCorruptError if code in _DAMAGED else LedgerUnavailableError
             return kind(f"The ledger can't be used: {error}.", path=self._path)
+        if isinstance(error, UnicodeDecodeError):
+            return LedgerCorruptError("The ledger is damaged: a text in it is none.", path=self._path)
         if isinstance(error, OSError):
             return LedgerUnavailableError(f"The ledger can't be used: {error.strerror}.", path=self._path)
         _log.error("the ledger %s failed unexpectedly", self._path, exc_info=error)

@@ -1,0 +1,111 @@
+"""A catalogue of any bytes gives requests that can be ordered, or a CatalogueError that names the lines."""
+
+import csv
+import io
+import json
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import TOKENS, anything, texts
+
+import qamera_async as q
+from qamera_async import protocol
+from qamera_async.cli.rows import CatalogueError, read_rows
+
+FUZZ = settings.get_profile("values")
+COLUMNS = ("image_id", "generated_image_id", "image_ids", "suggestion", "provider", "ref")
+names = st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.NDJSON", "-", "", "a", "a.csv/..", "."])
+
+_fields = st.one_of(
+    texts, st.sampled_from(["", "img_1", "img_1 img_2;img_3", '"', '"a', "a\nb", "\ufeff", "=1+1"])
+)
+_headers = st.lists(st.one_of(st.sampled_from(COLUMNS), texts), min_size=1, max_size=6)
+_tables = st.builds(
+    lambda separator, end, rows: end.join(separator.join(row) for row in rows),
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+    st.builds(
+        lambda header, rows: [header, *rows], _headers, st.lists(st.lists(_fields, max_size=6), max_size=5)
+    ),
+)
+_objects = st.dictionaries(st.one_of(st.sampled_from(COLUMNS), texts), st.one_of(texts, anything), max_size=4)
+_lines = st.lists(st.one_of(_objects, anything).map(json.dumps), max_size=5).map("\n".join)
+_codings = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+_written = st.builds(
+    lambda text, coding: text.encode(coding, "replace"), st.one_of(_tables, _lines), _codings
+)
+_spoilt = st.builds(
+    lambda content, at, put: content[:at] + put + content[at:],
+    _written,
+    st.integers(0, 60),
+    st.one_of(st.sampled_from(TOKENS), st.binary(max_size=4)),
+)
+contents = st.one_of(_written, _spoilt, st.binary(max_size=60))
+
+
+@FUZZ
+@given(names, contents)
+@example("a.jsonl", b'{"image_id":"a","ref":"\\ud800"}')
+@example("a.jsonl", b"[" * 100_000)
+@example("a.jsonl", b'{"image_id":' + b"9" * 10_000 + b"}")
+@example("a.jsonl", b'{"image_id":1e999,"image_id":NaN}')
+@example("a.csv", b'image_id\n"' + b"a" * 200_000)
+@example("a.csv", b"image_id\n\x00\n\xff\n")
+@example("-", b"\xef\xbb\xbf{}")
+@example("a.csv", b"image_id\r\ra\rb")
+def test_any_bytes_are_requests_or_a_catalogue_error(name, content):
+    """What is given can be ordered at once: each has a ref of its own, and its body can be made."""
+    refusal = None
+    try:
+        catalogue = read_rows(name, content)
+    except CatalogueError as error:
+        refusal = error
+
+    if refusal is None:
+        refs = [request.ref for request in catalogue.requests]
+        assert None not in refs
+        assert len(set(refs)) == len(refs) == len(catalogue.lines) > 0
+        assert list(catalogue.lines) == sorted(catalogue.lines)
+        for request in catalogue.requests:
+            json.loads(protocol.encode(request)[1])
+    else:
+        lines = [problem.line for problem in refusal.problems]
+        assert lines == sorted(lines)
+        assert 1 <= min(lines) <= max(lines) <= content.count(b"\n") + content.count(b"\r") + 1
+        # A terminal is what shows it.
+        assert all(character.isprintable() or character == "\n" for character in str(refusal))
+        assert all(len(problem.reason) < 1_000 for problem in refusal.problems)
+
+
+_cells = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Zs", "Zl", "Zp", "Cf")), min_size=1, max_size=8
+)
+_videos = st.fixed_dictionaries(
+    {"ref": _cells, "image_id": _cells}, optional={"suggestion": _cells, "provider": _cells}
+)
+_catalogues = st.lists(_videos, min_size=1, max_size=4, unique_by=lambda row: row["ref"])
+
+
+@FUZZ
+@given(_catalogues, st.sampled_from([",", ";", "\t"]), st.sampled_from(["\n", "\r\n"]))
+def test_a_table_that_python_writes_is_what_was_meant(rows, delimiter, end):
+    """Whatever the separator, and whatever has to be quoted."""
+    table = io.StringIO()
+    columns = ["ref", "image_id", "suggestion", "provider"]
+    writer = csv.DictWriter(table, columns, delimiter=delimiter, lineterminator=end)
+    writer.writeheader()
+    writer.writerows(rows)
+
+    catalogue = read_rows("a.csv", table.getvalue().encode())
+
+    assert list(catalogue.requests) == [q.VideoRequest(**row) for row in rows]
+
+
+@FUZZ
+@given(_catalogues)
+def test_lines_that_python_writes_are_what_was_meant(rows):
+    """In JSON, with or without escapes."""
+    for ascii_only in (True, False):
+        content = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows).encode()
+
+        assert list(read_rows("a.jsonl", content).requests) == [q.VideoRequest(**row) for row in rows]

@@ -1,0 +1,87 @@
+"""Small bodies that would become all of the memory."""
+
+import asyncio
+import gzip
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from faults import GOOD, FaultServer, answers, http
+
+pytestmark = [
+    pytest.mark.usefixtures("no_lost_exceptions"),
+    pytest.mark.case(40),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc"),
+]
+
+MIB = 1024 * 1024
+# "[" and 1 GiB of zeros in 901 bytes, in blocks of 16 MiB.
+BROTLI = (
+    bytes.fromhex("0f00805b")
+    + bytes.fromhex("fcffff877f02201e0b0472efff0d")
+    + bytes.fromhex("fcffff877f02200e0b0074efff0d") * 63
+    + b"\x03"
+)
+BROTLI_HERE = any(find_spec(name) for name in ("brotli", "brotlicffi"))
+
+# A process of its own, since the peak is a process's.
+PROGRAM = """
+import asyncio, json, sys
+import qamera_async as q
+
+ASK = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
+
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
+
+async def main(url, key, method):
+    limits = q.Timeouts(request=60.0, lookup=0.0)
+    once = q.RetryPolicy(attempts=1)
+    async with q.QameraSession(key, base_url=url, timeouts=limits, retry=once) as session:
+        for ask in ASK.values():
+            await ask(session)
+        before = memory("VmRSS")
+        try:
+            await ASK[method](session)
+        except q.QameraError as error:
+            cause = getattr(error, "cause", error)
+            grown = memory("VmHWM") - before
+            print(json.dumps([grown, type(error).__name__, type(cause).__name__, cause.message]))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def gzip_bomb():
+    """Give "[" and 1 GiB of zeros in 1 MB: compressed members follow each other."""
+    zeros = gzip.compress(bytes(256 * MIB), 9)
+    return gzip.compress(b"[") + zeros * 4
+
+
+@pytest.fixture(scope="module")
+def bombs():
+    return {"gzip": (b"gzip", gzip_bomb()), "brotli": (b"br", BROTLI)}
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("name", ["gzip", "brotli"])
+async def test_a_bomb_stays_small(bombs, name, method):
+    """P7: memory stays under 64 MiB above the start; a POST is ambiguous, a GET typed."""
+    encoding, bomb = bombs[name]
+    answer = http(bomb, headers=b"Content-Encoding: %s\r\n" % encoding)
+    async with FaultServer(GOOD, GOOD, answers(answer, "hang")) as server:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, server.url, server.key, method, stdout=asyncio.subprocess.PIPE
+        )
+        told, _ = await program.communicate()
+    grown, error, cause, message = json.loads(told)
+
+    assert grown < 64 * MIB
+    assert error == ("AmbiguousSubmissionError" if method == "POST" else "InvalidResponseError")
+    assert cause == "InvalidResponseError"
+    # Without a package for brotli the HTTP client reads nothing of it.
+    assert ("longer than" in message) is (name == "gzip" or BROTLI_HERE)
+    assert server.methods == ["POST", "GET", method]

@@ -1,0 +1,214 @@
+"""The ends of things: an interrupt, a session that is closed, another loop, a fork."""
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from faults import GOOD, LIST, FaultServer, http, nothing_left
+
+import qamera_async as q
+from qamera_async.ledger.file import LedgerFile
+from qamera_async.sandbox import Sandbox
+
+PROGRAMS = Path(__file__).with_name("lifetime_programs.py")
+
+
+async def started(name, **asked):
+    """Start a program; its output is read by the caller."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-Wignore::DeprecationWarning", PROGRAMS, name, json.dumps(asked),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def entries(ledger):
+    async with LedgerFile(ledger) as file:
+        return [entry async for entry in file.entries()]
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------
+
+
+async def interrupted(sandbox, ledger):
+    """Start a registration and press Ctrl-C once it is on the wire; it says so when that has arrived."""
+    process = await started("register", url=sandbox.url, key=sandbox.api_key, ledger=str(ledger))
+    while not sandbox.orders:
+        await asyncio.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert await process.stdout.readline() == b"cancelled\n"
+    return process
+
+
+@pytest.mark.case(54)
+async def test_ctrl_c_drains_what_is_on_the_wire(tmp_path):
+    """asyncio.run ends with KeyboardInterrupt, and the receipt is in the log and in the ledger."""
+    async with Sandbox(quota=None) as sandbox:
+        sandbox.trouble("slow", seconds=0.3)
+        process = await interrupted(sandbox, tmp_path / "jobs.db")
+        out, err = await process.communicate()
+        (order,) = sandbox.orders
+        (entry,) = await entries(tmp_path / "jobs.db")
+
+    assert b"KeyboardInterrupt" in err
+    assert order.record_ids[0].encode() in out
+    assert (entry.state.value, list(entry.record_ids)) == ("submitted", list(order.record_ids))
+
+
+@pytest.mark.case(54)
+async def test_ctrl_c_twice_leaves_the_intent_in_the_ledger(tmp_path, quick):
+    """It ends at once; the next run says that it is ambiguous, and sends nothing."""
+    async with Sandbox(quota=None) as sandbox:
+        sandbox.trouble("hang")
+        process = await interrupted(sandbox, tmp_path / "jobs.db")
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        (entry,) = await entries(tmp_path / "jobs.db")
+        async with sandbox.session(**quick, ledger=tmp_path / "jobs.db") as session:
+            with pytest.raises(q.AmbiguousSubmissionError) as doubt:
+                await session.register_video(image_id="img_1", ref="sku-1")
+
+        assert [request.method for request in sandbox.requests] == ["POST"]
+    assert b"KeyboardInterrupt" in err
+    assert (entry.state.value, entry.busy) == ("ambiguous", False)
+    assert doubt.value.intent.id == entry.id == sandbox.orders[0].idempotency_key
+
+
+# --- closed -------------------------------------------------------------------------------------
+
+
+async def updated(job):
+    return [video async for video in job.updates()]
+
+
+WAITS = {
+    "await": lambda session, job, path: job.wait(),
+    "all_videos": lambda session, job, path: job.all_videos(),
+    "updates": lambda session, job, path: updated(job),
+    "download": lambda session, job, path: session.download(job, path),
+}
+
+
+@pytest.mark.case(56)
+@pytest.mark.parametrize("poll", ["on the wire", "between two"])
+async def test_closed_while_polls_run_all_who_wait_are_told(quick, caplog, tmp_path, poll):
+    """SessionClosedError for each of them; no warning, no task and no connection is left."""
+    asked = asyncio.Event()
+    pending = http(LIST.replace(b"DONE", b"PENDING"))
+
+    async def lists(connection):
+        await connection.request()
+        if poll == "on the wire":
+            asked.set()
+            await connection.hang()
+        else:
+            await connection.send(pending)
+
+    # An interval so long that what has told the first list is surely between two of them.
+    polling = quick["polling"] if poll == "on the wire" else q.PollPolicy(60.0, 60.0, 60.0)
+    options = quick | {"polling": polling, "on_event": lambda event: asked.set()}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        async with FaultServer(lists) as server:
+            before = asyncio.all_tasks()
+            session = server.session(**options)
+            jobs = [session.job("vid_1"), session.job("vid_1", "vid_2")]
+            waiting = {
+                f"{way} {n}": asyncio.ensure_future(wait(session, job, tmp_path / "clip.mp4"))
+                for n, job in enumerate(jobs)
+                for way, wait in WAITS.items()
+            }
+            await asked.wait()
+            await session.aclose()
+            await asyncio.wait(waiting.values())
+            ends = {way: type(waiter.exception()) for way, waiter in waiting.items()}
+            nothing_left(session)
+            while server._tasks:
+                await asyncio.wait(server._tasks)
+            left = asyncio.all_tasks() - before
+        del session, jobs, waiting
+        gc.collect()
+
+    assert ends == dict.fromkeys(ends, q.SessionClosedError)
+    assert left == set()
+    assert [str(warning.message) for warning in warned] == []
+    assert caplog.messages == []
+    assert set(server.methods) == {"GET"}
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- in another loop, after a fork --------------------------------------------------------------
+
+USES = {
+    "list_videos": lambda session: session.list_videos(),
+    "register_video": lambda session: session.register_video(image_id="i"),
+    "wait": lambda session: session.job("vid_1").wait(),
+    "download": lambda session: session.download(session.job("vid_1"), "clip.mp4"),
+    "unfinished": lambda session: session.unfinished(),
+    "aclose": lambda session: session.aclose(),
+}
+
+
+def refusals(session):
+    """Give what the methods of a session say, each in a loop of its own."""
+
+    async def refused(use):
+        with pytest.raises(q.SessionClosedError) as error:
+            await use(session)
+        return str(error.value)
+
+    return {name: asyncio.run(refused(use)) for name, use in USES.items()}
+
+
+@pytest.mark.case(58)
+async def test_a_second_loop_is_refused(quick, tmp_path):
+    """A clear error from each method in another thread's loop, and no request; the first one goes on."""
+    async with FaultServer(GOOD) as server:
+        async with server.session(**quick, ledger=tmp_path / "jobs.db") as session:
+            await session.list_videos()
+            told = await asyncio.to_thread(refusals, session)
+            assert server.methods == ["GET"]
+            assert (await session.register_video(image_id="i")).record_ids == ("vid_1",)
+        nothing_left(session)
+
+    assert {text.partition(".")[0] for text in told.values()} == {"The session belongs to another event loop"}
+
+
+@pytest.mark.case(58)
+def test_a_loop_after_the_first_is_refused(quick, tmp_path):
+    """Also where the first one doesn't run any more: a clear error in place of a wait without end."""
+    session = q.QameraSession(
+        "mk_live_a.bcdefgh", base_url="http://127.0.0.1:9", ledger=tmp_path / "jobs.db", **quick
+    )
+
+    async def first_use():
+        with pytest.raises(q.ConnectionFailedError):
+            await session.list_videos()
+
+    with asyncio.Runner() as first:
+        first.run(first_use())
+        told = refusals(session)
+        first.run(session.aclose())
+
+    assert {text.partition(".")[0] for text in told.values()} == {"The session belongs to another event loop"}
+
+
+@pytest.mark.case(58)
+@pytest.mark.parametrize("ledger", [False, True])
+async def test_use_after_a_fork_is_refused(tmp_path, ledger):
+    """In the child: a clear error from each method, and no request. The parent goes on and closes."""
+    async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
+        asked = {"url": sandbox.url, "key": sandbox.api_key}
+        process = await started("fork", **asked, ledger=str(tmp_path / "jobs.db") if ledger else None)
+        out, err = await process.communicate()
+
+    told = json.loads(out)
+    assert (process.returncode, err) == (0, b"")
+    assert told.pop("parent") == "DONE"
+    assert len(told) > 10
+    assert {text.partition(".")[0] for text in told.values()} == {"The session was made before a fork"}
+    assert [r.method for r in sandbox.requests if r.origin == "api" and r.method == "POST"] == ["POST"]

@@ -1,0 +1,111 @@
+"""Lists that are longer, newer or more broken than documented."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from faults import OFTEN, FaultServer, answers, by_method, http, nothing_left
+
+import qamera_async as q
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+MANY = 100_000
+
+
+def item(record_id, **fields):
+    return {"id": record_id, "status": "DONE", "videoUrl": "https://cdn.example.com/a.mp4"} | fields
+
+
+def listing(*items):
+    return json.dumps({"videos": items, "count": len(items)}).encode()
+
+
+@pytest.mark.case(47)
+async def test_a_list_of_100000_videos_works(quick):
+    """All are listed, and one of them is waited for; with all of the documented fields, in 35 MB."""
+    one = (
+        b'{"id":"vid_%06d","name":"Product Showcase - White T-Shirt",'
+        b'"thumbnail":"https://cdn.example.com/videos/thumb_%06d.jpg",'
+        b'"videoUrl":"https://cdn.example.com/videos/vid_%06d.mp4","status":"DONE","voting":"APPROVED",'
+        b'"createdAt":"2026-03-20T17:00:00.000Z","description":"%s"}'
+    )
+    text = b"a white shirt on a wooden hanger, slowly turning, soft light from the left, no people"
+    items = b",".join([one % (n, n, n, text) for n in range(MANY)])
+    body = b'{"videos":[%s],"count":%d}' % (items, MANY)
+    async with FaultServer(answers(http(body))) as server:
+        limits = q.Timeouts(request=30.0, job=30.0)
+        async with server.session(**quick | {"timeouts": limits}) as session:
+            videos = await session.list_videos()
+            video = await session.job(f"vid_{MANY - 1:06d}")
+    nothing_left(session)
+
+    assert len(body) > 35_000_000
+    assert len(videos) == MANY
+    assert videos[-1] == video
+    assert video.status == "DONE"
+    assert server.methods == ["GET", "GET"]
+
+
+@pytest.mark.case(48)
+async def test_unknown_statuses_and_fields_are_tolerated(quick, caplog):
+    """A word that nobody knows is pending, with one warning; a field that nobody knows is passed over."""
+    new = {"shape": {"width": 9}, "tags": ["a", None], "price": 1.5}
+    receipt = json.dumps({"createdRecordIds": ["vid_1"], "plan": new}).encode()
+    lists = [
+        json.dumps({"videos": [item("vid_1", status=status, **new)], "count": 1, "page": new}).encode()
+        for status in ("PONDERING", "Pondering", "PONDERING", "done")
+    ]
+    async with FaultServer(by_method(receipt, *lists)) as server:
+        async with server.session(**quick | {"polling": OFTEN}) as session:
+            job = await session.register_video(image_id="i")
+            seen = [(video.status, video.state) async for video in job.updates()]
+    nothing_left(session)
+
+    assert seen[-1] == ("done", q.JobState.DONE)
+    assert {state for _, state in seen[:-1]} == {q.JobState.PENDING}
+    assert {status for status, _ in seen[:-1]} <= {"PONDERING", "Pondering"}
+    assert len([r for r in caplog.records if "'PONDERING' is not known" in r.getMessage()]) == 1
+    assert server.methods == ["POST"] + ["GET"] * 4
+
+
+BROKEN = [3, None, "vid_2", [], {}, {"id": 5}, {"id": None}, {"id": " "}, {"status": "DONE"}]
+
+
+@pytest.mark.case(50)
+@pytest.mark.parametrize("broken", BROKEN, ids=json.dumps)
+async def test_one_broken_item_hides_no_other(broken, quick, caplog):
+    """The good ones are served, before it and after it; over all polls it is reported once."""
+    caplog.set_level(logging.WARNING)
+    lists = [
+        listing(item("vid_1", status=first), broken, item("vid_3", status=last))
+        for first, last in (("PENDING", "PENDING"), ("DONE", "PENDING"), ("DONE", "DONE"))
+    ]
+    async with FaultServer(by_method(b"", *lists)) as server:
+        async with server.session(**quick | {"polling": OFTEN}) as session:
+            waited = await asyncio.gather(session.job("vid_1"), session.job("vid_3"))
+            videos = await session.list_videos()
+    nothing_left(session)
+
+    assert [video.id for video in waited] == ["vid_1", "vid_3"]
+    assert [video.id for video in videos] == ["vid_1", "vid_3"]
+    assert [r.getMessage() for r in caplog.records] == ["1 items of the list of videos can't be read"]
+    assert server.methods == ["GET"] * 4
+
+
+@pytest.mark.case(50)
+@pytest.mark.parametrize("field", ["name", "thumbnail", "videoUrl", "voting", "createdAt", "status"])
+async def test_a_field_of_a_wrong_type_counts_as_absent(field, quick):
+    """The item itself is served, and so are the others."""
+    body = listing(item("vid_1"), item("vid_2", **{field: {"new": 1}}))
+    async with FaultServer(answers(http(body))) as server:
+        async with server.session(**quick) as session:
+            good, odd = await session.list_videos()
+            video = await session.job("vid_1")
+    nothing_left(session)
+
+    assert (good.id, odd.id) == ("vid_1", "vid_2")
+    assert odd.status == ("" if field == "status" else "DONE")
+    assert (odd.video_url is None) is (field == "videoUrl")
+    assert video == good
