@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from .ledger.rows import LedgerState
     from .models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
     from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
-    from .session import DEFAULT_BASE_URL, QameraSession
+    from .session import QameraSession, api_origin
 
 _ROOMS = {
     "_version": "__version__",
@@ -84,12 +84,11 @@ _ROOMS = {
     "ledger.rows": "LedgerState",
     "models": "Intent JobState Receipt ReelRequest Request Video VideoRequest",
     "policies": "PollPolicy RetryPolicy StatusRules Timeouts",
-    "session": "DEFAULT_BASE_URL QameraSession",
+    "session": "QameraSession api_origin",
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
-    "DEFAULT_BASE_URL",
     "AmbiguityLimitError",
     "Ambiguous",
     "AmbiguousSubmissionError",
@@ -151,6 +150,7 @@ __all__ = [
     "Video",
     "VideoRequest",
     "__version__",
+    "api_origin",
     "safe_name",
     "write_report",
 ]

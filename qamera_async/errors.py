@@ -74,6 +74,11 @@ class QameraError(Exception):
     def __str__(self) -> str:
         return _sentences(self._what_happened(), self._what_to_do())
 
+    @property
+    def what_happened(self) -> str:
+        """The text without what to do about it, for who has an advice of their own."""
+        return self._what_happened()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (type(self), self.args), self.__dict__.copy()
 

@@ -38,7 +38,12 @@ async def started(*arguments, sandbox=None, cwd=None, pipes=True, **more):
     """Start the command; its streams are pipes unless they are given."""
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE) if pipes else {}
     return await asyncio.create_subprocess_exec(
-        SCRIPT, *map(str, arguments), env=environment(sandbox, **more), cwd=cwd, **streams
+        SCRIPT,
+        *map(str, arguments),
+        env=environment(sandbox, **more),
+        cwd=cwd,
+        start_new_session=True,  # away from the terminal of whoever runs the tests, where it would ask
+        **streams,
     )
 
 

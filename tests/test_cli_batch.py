@@ -212,8 +212,8 @@ async def test_the_ledger_is_shown_by_state_with_its_credits(run, sandbox, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("ledger", "none.db"), 1),
-        (("report", "none.db", "--to", "report.html"), 1),
+        (("ledger", "none.db"), 2),
+        (("report", "none.db", "--to", "report.html"), 2),
         (("ledger", "jobs.db", "adopt"), 2),
         (("ledger", "jobs.db", "adopt", "intent"), 2),
         (("ledger", "jobs.db", "abandon", "intent", "vid_1"), 2),
@@ -271,6 +271,45 @@ async def test_no_control_codes_where_nobody_looks_at_a_terminal(run, sandbox, t
     assert "\x9b" not in ended.out + ended.err
 
 
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://127.0.0.1:99999", "ftp://x/y", "http://elsewhere.test", "http://[::1"]
+)
+async def test_a_dry_run_refuses_the_addresses_that_a_run_would(catalogue, tmp_path, url):
+    """As usage, with the setting's name."""
+    ended = await qamera(
+        *("batch", catalogue, "--to", "clips", "--ledger", "jobs.db", "--dry-run"),
+        cwd=tmp_path,
+        QAMERA_BASE_URL=url,
+    )
+
+    assert ended.code == 2
+    assert "base_url" in ended.err
+
+
+@pytest.mark.parametrize(
+    "places",
+    [("--to", "catalogue.csv", "--ledger", "jobs.db"), ("--to", "clips", "--ledger", "nowhere/jobs.db")],
+)
+async def test_places_that_can_not_be_are_told_before_anything_is_sent(sandbox, catalogue, tmp_path, places):
+    """A folder that is a file, a ledger in no folder."""
+    ended = await qamera("batch", catalogue, *places, *QUICK, sandbox=sandbox, cwd=tmp_path)
+
+    assert (ended.code, sandbox.requests) == (2, [])
+    assert len(ended.err.splitlines()) == 1
+
+
+async def test_what_is_in_doubt_never_advises_to_order_again(run, sandbox, catalogue, tmp_path):
+    """Neither the ledger's reason nor the report says "try again" of what may be paid for."""
+    sandbox.trouble("reset_after", times=3)
+    await run(catalogue, "--timeout", "0.3")
+    objects = (await qamera("ledger", "jobs.db", "--json", cwd=tmp_path)).objects
+    reasons = [entry["reason"] for entry in objects if entry.get("state") == "ambiguous"]
+
+    assert len(reasons) == 3
+    assert [reason for reason in reasons if "again" in reason] == []
+    assert "try again" not in (tmp_path / "clips" / "report.html").read_text()
+
+
 # --- interrupted --------------------------------------------------------------------------------
 
 
@@ -324,6 +363,25 @@ async def test_the_second_signal_leaves_at_once(sandbox, tmp_path):
 
     assert process.returncode == 130
     assert len([entry for entry in objects if entry.get("state") == "ambiguous"]) >= 3
+
+
+async def test_an_interruption_tells_of_what_is_in_doubt(sandbox, tmp_path):
+    """What it was cut off from is not said to go on by itself; what settles it is."""
+    path = many(tmp_path / "catalogue.csv", 20)
+    sandbox.trouble("reset_after", times=3)
+    sandbox.trouble("slow", seconds=0.2, times=100)
+    process = await begun(sandbox, path, tmp_path, 5)
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    objects = (await qamera("ledger", "jobs.db", "--json", cwd=tmp_path)).objects
+    count = len([entry for entry in objects if entry.get("state") == "ambiguous"])
+    last = err.decode().splitlines()[-1]
+
+    assert process.returncode == 130
+    assert count > 0
+    assert "in doubt" in last
+    assert "qamera ledger jobs.db" in last
+    assert "credits reserved" in last
 
 
 async def test_killed_twice_nothing_is_ordered_twice(run, sandbox, tmp_path):

@@ -180,7 +180,7 @@ async def test_download_names_files_after_their_records(sandbox, tmp_path):
 
 
 async def test_download_replaces_only_when_told(sandbox, tmp_path):
-    """A file that is there stays as it is, exit code 1; with ``--overwrite`` it is replaced."""
+    """A file that is there stays as it is, and that is said; with ``--overwrite`` it is replaced."""
     sandbox.add_records(1)
     [record_id] = sandbox.records
     (tmp_path / f"{record_id}.mp4").write_text("mine")
@@ -188,7 +188,8 @@ async def test_download_replaces_only_when_told(sandbox, tmp_path):
     mine = (tmp_path / f"{record_id}.mp4").read_bytes()
     replaced = await qamera("download", record_id, "--to", tmp_path, "--overwrite", *QUICK, sandbox=sandbox)
 
-    assert (kept.code, mine) == (1, b"mine")
+    assert (kept.code, mine) == (0, b"mine")
+    assert "--overwrite" in kept.err
     assert replaced.code == 0
     assert (tmp_path / f"{record_id}.mp4").read_bytes() != mine
 
@@ -214,3 +215,84 @@ async def test_debug_adds_the_traceback_and_never_the_key(sandbox):
     assert "Traceback" in ended.err
     assert "Traceback" not in plain.err
     assert canary not in ended.err + ended.out + plain.err + plain.out
+
+
+@pytest.mark.parametrize("name", ["there.mp4", "nowhere/clip.mp4", "."])
+async def test_a_clip_that_can_not_be_written_is_not_paid_for(sandbox, tmp_path, name):
+    """It is said before anything is sent; ``--overwrite`` allows what is there to be replaced."""
+    (tmp_path / "there.mp4").write_text("mine")
+    ended = await qamera("video", "img_1", "--out", name, *QUICK, sandbox=sandbox, cwd=tmp_path)
+    before = len(sandbox.orders)
+    replaced = await qamera(
+        "video", "img_1", "--out", "there.mp4", "--overwrite", *QUICK, sandbox=sandbox, cwd=tmp_path
+    )
+
+    assert (ended.code, before) == (2, 0)
+    assert ended.err.startswith("error: --out: ")
+    assert replaced.code == 0
+
+
+async def test_the_same_record_twice_is_one(sandbox, tmp_path):
+    """Neither fetched nor waited for twice."""
+    sandbox.add_records(1)
+    [record_id] = sandbox.records
+    fetched = await qamera("download", record_id, record_id, "--to", tmp_path, *QUICK, sandbox=sandbox)
+    waited = await qamera("wait", record_id, record_id, *QUICK, sandbox=sandbox)
+
+    assert (fetched.code, len(fetched.out.splitlines())) == (0, 1)
+    assert (waited.code, len(waited.out.splitlines())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "arguments"),
+    [
+        (("fail_job", {}), ()),
+        (("error", {"status": 500}), ("--timeout", "0.2")),
+        (("late", {"seconds": 1000}), ("--timeout", "0.2")),
+        (("no_url", {"seconds": 1000}), ("--timeout", "0.2", "--out", "clip.mp4")),
+    ],
+)
+async def test_an_error_speaks_of_the_shell(sandbox, tmp_path, trouble, arguments):
+    """What to do is said in words of the command line, never in Python's."""
+    sandbox.trouble(trouble[0], **trouble[1])
+    ended = await qamera("video", "img_1", *arguments, *QUICK, sandbox=sandbox, cwd=tmp_path)
+
+    assert ended.code in {1, 4}
+    assert [word for word in ("session.", "await", "overwrite=", "adopt(", "job(") if word in ended.err] == []
+
+
+async def test_a_usage_error_is_a_line_and_an_object(sandbox):
+    """Also where the command line itself can't be read."""
+    ended = await qamera("video", "--json", sandbox=sandbox)
+    plain = await qamera("video", sandbox=sandbox)
+
+    [error] = ended.objects
+    assert (ended.code, plain.code) == (2, 2)
+    assert (error["type"], error["error"]) == ("error", "UsageError")
+    assert len(plain.err.splitlines()) == 1
+    assert plain.out == ""
+
+
+async def test_output_that_can_not_be_written_is_no_traceback(sandbox):
+    """A full disk, and a reader that has gone, for help as well as for results."""
+    codes = {}
+    for name, text in {
+        "full": "--help > /dev/full",
+        "gone": "--help | true; exit ${PIPESTATUS[0]}",
+        "closed": "videos --quota 1000/1 >&-",
+        "no input": "video img_1 --no-wait --quota 1000/1 <&-",
+    }.items():
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-c", f"'{SCRIPT}' {text}"),
+            env=environment(sandbox),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        _, err = await process.communicate()
+        codes[name] = process.returncode
+        assert b"Traceback" not in err, name
+
+    assert codes == {"full": 1, "gone": codes["gone"], "closed": 0, "no input": 0}
+    assert codes["gone"] in {0, 141}  # whoever was quicker
+    assert len(sandbox.orders) == 1

@@ -77,7 +77,7 @@ def test_without_its_extra_it_says_what_to_install():
     )
 
     assert run.returncode == 1
-    assert run.stderr.splitlines() == ["qamera: cyclopts is not installed: pip install 'qamera-async[cli]'"]
+    assert run.stderr.splitlines() == ["error: cyclopts is not installed: pip install 'qamera-async[cli]'"]
 
 
 def test_the_shell_can_be_taught(tmp_path):

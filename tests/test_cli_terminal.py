@@ -67,13 +67,13 @@ async def terminal(tmp_path):
     """Start commands in a terminal of their own, in an empty folder."""
     started = []
 
-    async def start(*arguments, sandbox=None, **more):
+    async def start(*arguments, sandbox=None, program=SCRIPT, **more):
         ours, theirs = pty.openpty()
         os.set_blocking(ours, False)
         screen = pyte.HistoryScreen(COLUMNS, LINES, history=1000)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         process = await asyncio.create_subprocess_exec(
-            SCRIPT,
+            program,
             *map(str, arguments),
             stdin=theirs,
             stdout=theirs,
@@ -143,6 +143,21 @@ async def test_anything_but_yes_orders_nothing(terminal, sandbox, tmp_path, answ
     assert code == 130
     assert sandbox.requests == []
     assert "Traceback" not in running.text
+
+
+@pytest.mark.parametrize("redirection", ["2>notes.txt", "| cat", "--quiet", "< catalogue.csv"])
+async def test_it_is_asked_whatever_is_redirected(terminal, sandbox, tmp_path, redirection):
+    """Who sits at a terminal is asked there, with the number and the credits."""
+    catalogue(tmp_path, 3)
+    file = "-" if redirection.startswith("<") else "catalogue.csv"
+    line = f"{SCRIPT} batch {file} --to clips --ledger jobs.db {' '.join(QUICK)} {redirection}"
+    running = await terminal("-c", line, sandbox=sandbox, program="bash")
+    await running.shows("3 orders, for about 30 credits? [y/N]")
+    before = list(sandbox.requests)
+    running.types("n\r")
+    await running.ended()
+
+    assert before == sandbox.requests == []
 
 
 async def test_yes_is_not_asked(terminal, sandbox):

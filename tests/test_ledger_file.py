@@ -382,7 +382,7 @@ async def test_a_ledger_that_is_not_there_is_not_made(path, there):
         path.symlink_to(path.with_name("nowhere.db"))
     before = list(path.parent.iterdir())
 
-    with pytest.raises(q.LedgerUnavailableError, match="no such ledger") as error:
+    with pytest.raises(q.LedgerError, match="no such ledger") as error:
         async with LedgerFile(path):
             pass
     assert list(path.parent.iterdir()) == before

@@ -15,11 +15,13 @@ _TRY = Group("To try it", sort_key=1)
 _SINGLE = Group("A few", sort_key=2)
 _MANY = Group("A catalogue", sort_key=3)
 _API, _MANNERS = Api(), Manners()
+_LedgerPath = Annotated[Path, Parameter(validator=validators.Path(exists=True, dir_okay=False))]
 _Some = Annotated[str, Parameter(required=True)]
 _ENVIRONMENT = (
     "The key comes from QAMERA_API_KEY, the address of the API from QAMERA_BASE_URL.\n\n"
-    "Exit codes: 0 all done, 1 some failed, 2 usage, 3 refused by the API, 4 ambiguous submissions to look "
-    "at, 130 interrupted or declined, 141 nobody reads the output."
+    "Exit codes: 0 all done, 1 some failed (in a batch, also rows that the API refused), 2 usage, "
+    "3 refused by the API, 4 ambiguous submissions to look at, 130 interrupted or declined, "
+    "141 nobody reads the output."
 )
 
 _CATALOGUE = (
@@ -100,6 +102,7 @@ def video(
     provider: str | None = None,
     generated: Flag = False,
     out: Path | None = None,
+    overwrite: Flag = False,
     no_wait: Flag = False,
     yes: Flag = False,
     api: Api = _API,
@@ -113,6 +116,7 @@ def video(
         provider: The generation provider.
         generated: The image is a generated one.
         out: The file that the clip is fetched into.
+        overwrite: Replace that file if it is there.
         no_wait: Say the record's id as soon as it is registered.
         yes: Don't ask.
 
@@ -120,13 +124,13 @@ def video(
     from .. import VideoRequest
     from .single import order
 
-    _check_out(out, no_wait=no_wait)
     source = (None, image_id) if generated else (image_id, None)
     return order(
         lambda: VideoRequest(source[0], source[1], suggestion, provider),
         api,
         manners,
         out=out,
+        overwrite=overwrite,
         wait=not no_wait,
         yes=yes,
     )
@@ -136,6 +140,7 @@ def video(
 def reel(
     *image_ids: str,
     out: Path | None = None,
+    overwrite: Flag = False,
     no_wait: Flag = False,
     yes: Flag = False,
     api: Api = _API,
@@ -146,6 +151,7 @@ def reel(
     Args:
         image_ids: The images, in the order of the reel.
         out: The file that the clip is fetched into.
+        overwrite: Replace that file if it is there.
         no_wait: Say the record's id as soon as it is registered.
         yes: Don't ask.
 
@@ -153,8 +159,9 @@ def reel(
     from .. import ReelRequest
     from .single import order
 
-    _check_out(out, no_wait=no_wait)
-    return order(lambda: ReelRequest(image_ids), api, manners, out=out, wait=not no_wait, yes=yes)
+    return order(
+        lambda: ReelRequest(image_ids), api, manners, out=out, overwrite=overwrite, wait=not no_wait, yes=yes
+    )
 
 
 @app.command(group=_SINGLE, help_epilogue="Example: qamera wait vid_001 vid_002")
@@ -172,7 +179,12 @@ def wait(*record_ids: _Some, api: Api = _API, manners: Manners = _MANNERS) -> Co
 
 
 @app.command(group=_SINGLE, help_epilogue="Example: qamera videos --status DONE --json")
-def videos(*, status: list[str] | None = None, api: Api = _API, manners: Manners = _MANNERS) -> Code:
+def videos(
+    *,
+    status: Annotated[list[str] | None, Parameter(negative=())] = None,
+    api: Api = _API,
+    manners: Manners = _MANNERS,
+) -> Code:
     """Show all videos and reels of the account.
 
     Args:
@@ -234,12 +246,12 @@ def batch(
         yes: Don't ask.
 
     """
-    from .batch import Catalogue
+    from .batch import Asked
     from .batch import batch as body
     from .many import Bounds
 
     bounds = Bounds(max_in_flight=max_in_flight, max_credits=max_credits, retry_failed=retry_failed)
-    asked = Catalogue(file=file, folder=to, ledger=ledger, bounds=bounds, dry_run=dry_run, yes=yes)
+    asked = Asked(file=file, folder=to, ledger=ledger, bounds=bounds, dry_run=dry_run, yes=yes)
     return body(asked, api, manners)
 
 
@@ -251,7 +263,7 @@ def batch(
     ),
 )
 def ledger(
-    file: Path,
+    file: _LedgerPath,
     action: Literal["adopt", "abandon"] | None = None,
     intent: str | None = None,
     /,
@@ -278,7 +290,7 @@ def ledger(
 
 
 @app.command(group=_MANY, help_epilogue="Example: qamera report jobs.db --to clips/report.html")
-def report(ledger: Path, /, *, to: Path, manners: Manners = _MANNERS) -> Code:
+def report(ledger: _LedgerPath, /, *, to: Path, manners: Manners = _MANNERS) -> Code:
     """Write a page of what a ledger has: clips, a timeline, and totals. No key is needed.
 
     Args:
@@ -287,11 +299,9 @@ def report(ledger: Path, /, *, to: Path, manners: Manners = _MANNERS) -> Code:
 
     """
     from .looking import report as body
+    from .paths import check_file
     from .running import run
 
+    check_file("--to", to, replace=True)
+
     return run(manners, lambda running: body(running, ledger, to))
-
-
-def _check_out(out: Path | None, *, no_wait: bool) -> None:
-    if out is not None and no_wait:
-        raise ValueError("--out needs to wait: leave out --no-wait, or fetch it later with qamera download.")

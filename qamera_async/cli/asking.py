@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
+from .. import api_origin
 from . import values
-from .connection import origin, session_of
+from .connection import session_of
 from .plan import describe, plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from .. import Request
     from .options import Api
+    from .plan import Plan
     from .running import Running
+
+_TERMINAL = Path("/dev/tty")
 
 
 async def say_first(
@@ -26,7 +31,7 @@ async def say_first(
     *,
     retry_failed: bool = False,
     dry_run: bool = False,
-) -> int:
+) -> Plan:
     """Say what would be ordered, for how many credits, and how long the quota makes it take.
 
     Args:
@@ -38,38 +43,61 @@ async def say_first(
         dry_run: Whether this is all that was asked for.
 
     Returns:
-        How many would be ordered.
+        What was said.
 
     Raises:
-        ConfigurationError: A key or an address that can't be used; not in a dry run, which needs none.
+        ConfigurationError: A key or an address that can't be used; a dry run needs no key.
 
     """
+    origin = api_origin(allow_http=api.allow_http)
     if not dry_run:
         # Said before anybody is asked.
         await session_of(api).aclose()
     limit, window = api.limits
     planned = await plan(
-        requests, ledger, origin=origin(), limit=limit, window=window, retry_failed=retry_failed
+        requests, ledger, origin=origin, limit=limit, window=window, retry_failed=retry_failed
     )
     say = running.screen.out if dry_run and not running.manners.json else running.screen.note
     for text in describe(planned):
         say(text)
     if dry_run and running.manners.json:
         running.screen.out(values.line("plan", planned.as_dict()))
-    return planned.orders
+    return planned
 
 
-def agreed(orders: int, *, yes: bool) -> bool:
-    """Ask at a terminal whether to go on; elsewhere, and with nothing to order, it is agreed.
+def agreed(planned: Plan, *, yes: bool) -> bool:
+    """Ask at the terminal whether to go on; where there is none, and with nothing to order, it is agreed.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, which is an answer too.
 
     """
-    if not orders or yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if yes or not planned.orders:
         return True
-    print("Order them? [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201 - it is a command
-    if sys.stdin.readline().strip().casefold() in {"y", "yes"}:
-        return True
-    print("Nothing was ordered.", file=sys.stderr)  # noqa: T201 - it is a command
+    with contextlib.ExitStack() as stack:
+        terminal = _terminal(stack)
+        if terminal is None:
+            return True
+        answers, questions = terminal
+        # Whole by itself: what was said before may have gone to a file, or nowhere.
+        orders = "1 order" if planned.orders == 1 else f"{planned.orders:,} orders"
+        questions.write(f"Send {orders}, for about {planned.credits:,} credits? [y/N] ")
+        questions.flush()
+        if answers.readline().strip().casefold() in {"y", "yes"}:
+            return True
+        questions.write("Nothing was ordered.\n")
+        questions.flush()
     return False
+
+
+def _terminal(stack: contextlib.ExitStack) -> tuple[TextIO, TextIO] | None:
+    """Give the terminal at which this was started, whatever is redirected; None where there is none."""
+    try:
+        # Two files: one that is read and written would have to be seekable.
+        answers = stack.enter_context(_TERMINAL.open(encoding="utf-8", errors="replace"))
+        return answers, stack.enter_context(_TERMINAL.open("w", encoding="utf-8"))
+    except OSError:
+        pass
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty():  # pyright: ignore[reportUnnecessaryComparison]
+        return sys.stdin, sys.stderr
+    return None

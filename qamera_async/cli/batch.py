@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
+from .. import LedgerError, LedgerFile, LedgerState
 from . import values
 from .asking import agreed, say_first
 from .codes import Code, gravest
 from .connection import session_of
-from .many import Bounds, doubts, run_batch
+from .many import Bounds, Tally, doubts, run_batch
+from .paths import check_file, check_folder
 from .progress import Progress
 from .report import write_report
 from .rows import CatalogueError, read_rows
@@ -24,13 +27,14 @@ if TYPE_CHECKING:
 
     from .. import Request
     from .options import Api, Manners
+    from .plan import Plan
     from .running import Running
 
 REPORT = "report.html"
 
 
 @attrs.frozen(kw_only=True)
-class Catalogue:
+class Asked:
     """What a batch was asked to do.
 
     Args:
@@ -51,30 +55,22 @@ class Catalogue:
     yes: bool = False
 
 
-def batch(asked: Catalogue, api: Api, manners: Manners) -> Code:
+def batch(asked: Asked, api: Api, manners: Manners) -> Code:
     """Check the rows, say what they take, ask, and run."""
     requests: Sequence[Request] = ()
-    orders = 0
-    try:
-        # Before there is a loop, so that Ctrl-C ends a read from a terminal.
-        content = sys.stdin.buffer.read() if asked.file == "-" else Path(asked.file).read_bytes()
-    except OSError as error:
-        unreadable = error
-
-        async def tell(running: Running) -> Code:
-            running.report(unreadable)
-            return Code.USAGE
-
-        return run(manners, tell)
+    planned: Plan | None = None
+    check_folder("--to", asked.folder)
+    check_file("--ledger", asked.ledger, replace=True)
+    content = _content(asked.file)  # before there is a loop, so that Ctrl-C ends a read from a terminal
 
     async def prepare(running: Running) -> Code:
-        nonlocal requests, orders
+        nonlocal requests, planned
         try:
             requests = (await asyncio.to_thread(read_rows, asked.file, content)).requests
         except CatalogueError as error:
             _tell_of_rows(running, error)
             return Code.USAGE
-        orders = await say_first(
+        planned = await say_first(
             running,
             requests,
             asked.ledger,
@@ -85,25 +81,54 @@ def batch(asked: Catalogue, api: Api, manners: Manners) -> Code:
         return Code.DONE
 
     code = run(manners, prepare)
-    if code is not Code.DONE or asked.dry_run:
+    if planned is None or asked.dry_run:
         return code
-    if not agreed(orders, yes=asked.yes):
+    if not agreed(planned, yes=asked.yes):
         return Code.INTERRUPTED
     return run(manners, lambda running: _make(running, asked, api, requests))
 
 
-async def _make(running: Running, asked: Catalogue, api: Api, requests: Sequence[Request]) -> Code:
-    running.how_to_go_on = "Nothing is lost: give the same command again, and it goes on where it stopped."
+async def _make(running: Running, asked: Asked, api: Api, requests: Sequence[Request]) -> Code:
     progress = Progress(len(requests), *api.limits)
-    async with session_of(api, ledger=asked.ledger, on_event=progress.on_event) as session:
-        tally = await run_batch(running, session, requests, asked.folder, asked.bounds, progress)
-        if tally.ambiguous:
-            await doubts(running, session, asked.ledger)
-        credit = progress.snapshot(session.budget.used)
-    code = await conclude(
-        running, asked.ledger, asked.folder, tally.summary(credit.reserved, credit.refunded), asked.file
-    )
+    tally = Tally(len(requests))
+    try:
+        async with session_of(api, ledger=asked.ledger, on_event=progress.on_event) as session:
+            await run_batch(running, session, requests, asked.folder, asked.bounds, progress, tally)
+            if tally.ambiguous:
+                await doubts(running, session, asked.ledger)
+    except asyncio.CancelledError:
+        running.how_to_go_on = f"{tally.summary(progress)} {await _how_to_go_on(asked.ledger)}"
+        raise
+    code = await conclude(running, asked.ledger, asked.folder, tally.summary(progress), asked.file)
     return gravest([tally.code, code])
+
+
+async def _how_to_go_on(ledger: Path) -> str:
+    """Give what to do after an interruption, once all that was on the wire has ended."""
+    again = "Give the same command again, and it goes on where it stopped"
+    try:
+        async with LedgerFile(ledger) as file:
+            in_doubt = [entry async for entry in file.entries() if entry.state is LedgerState.AMBIGUOUS]
+    except LedgerError as error:
+        return f"{again}. {error}"
+    if not in_doubt:
+        return f"{again}."
+    count = "1 request is" if len(in_doubt) == 1 else f"{len(in_doubt):,} requests are"
+    return (
+        f"{again}, but {count} in doubt and will not be sent again by itself: "
+        f"qamera ledger {shlex.quote(str(ledger))} shows what settles that."
+    )
+
+
+def _content(file: str) -> bytes:
+    try:
+        if file != "-":
+            return Path(file).read_bytes()
+        if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise ValueError("the standard input is closed: give the name of a file.")
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ValueError(f"{file} can't be read: {error.strerror}.") from None
 
 
 async def conclude(running: Running, ledger: Path, folder: Path, summary: str, title: str) -> Code:
@@ -127,5 +152,5 @@ def _tell_of_rows(running: Running, error: CatalogueError) -> None:
         running.screen.error(f"{error.name}:{problem.line}: {problem.reason}")
         if running.manners.json:
             running.screen.out(values.line("problem", {"line": problem.line, "reason": problem.reason}))
-    count = len(error.problems)
-    running.screen.error(f"Nothing was ordered: {count} row{'s' if count > 1 else ''} to correct first.")
+    count = f"{len(error.problems):,} lines" if len(error.problems) > 1 else "that line"
+    running.screen.error(f"Nothing was ordered: correct {count} first.")

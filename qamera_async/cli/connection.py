@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
-from yarl import URL
-
-from .. import DEFAULT_BASE_URL, PollPolicy, QameraSession, RequestBudget, Timeouts
+from .. import PollPolicy, QameraSession, RequestBudget, Timeouts
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncGenerator, Callable
 
     from .. import Event
@@ -33,6 +31,7 @@ def session_of(
     """
     limit, window = api.limits
     return QameraSession(
+        allow_http=api.allow_http,
         budget=RequestBudget(limit, window),
         polling=PollPolicy(interval=api.interval),
         timeouts=Timeouts(job=api.timeout, lookup=min(api.timeout, Timeouts().lookup)),
@@ -50,8 +49,3 @@ async def shown(running: Running, progress: Progress, session: QameraSession) ->
         yield
     finally:
         running.screen.live(None)
-
-
-def origin() -> str:
-    """Give the API's origin, as a ledger keeps it."""
-    return str(URL(os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL).origin())

@@ -9,7 +9,7 @@ from .. import PollPolicy, ReelRequest, VideoRequest, safe_name
 from ..sandbox import Sandbox
 from .batch import REPORT, conclude
 from .codes import Code, gravest
-from .many import Bounds, run_batch
+from .many import Bounds, Tally, run_batch
 from .progress import Progress
 from .report import thumbnail_path
 
@@ -61,6 +61,7 @@ async def demo(running: Running, folder: Path) -> Code:
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     running.screen.note("A sandbox of the API in this process: no key, no network, no credits spent.")
     progress = Progress(len(_PRODUCTS) + len(_REELS), *_QUOTA)
+    tally = Tally(len(_PRODUCTS) + len(_REELS))
     ledger = folder / _LEDGER
     async with Sandbox(_JOB_SECONDS, quota=_QUOTA, clip_bytes=_CLIP_BYTES) as sandbox:
         sandbox.cdn_trouble("slow", times=2 * (len(_PRODUCTS) + len(_REELS)), rate=_RATE)
@@ -69,10 +70,8 @@ async def demo(running: Running, folder: Path) -> Code:
         )
         async with session:
             sandbox.trouble("fail_job")
-            tally = await run_batch(running, session, requests(), folder, Bounds(), progress)
-            credit = progress.snapshot(session.budget.used)
-    summary = tally.summary(credit.reserved, credit.refunded)
-    code = await conclude(running, ledger, folder, summary, "qamera demo")
+            await run_batch(running, session, requests(), folder, Bounds(), progress, tally)
+    code = await conclude(running, ledger, folder, tally.summary(progress), "qamera demo")
     if tally.failed != 1 or tally.ambiguous or tally.stopped is not None:
         return gravest([tally.code, code])
     running.screen.note("One failed on purpose. Next: set QAMERA_API_KEY, and see qamera video --help.")

@@ -159,7 +159,7 @@ def summary(snapshot: Snapshot) -> str:
         parts.append(f"{snapshot.refunded} refunded")
     parts.append(f"{clock(snapshot.elapsed)} passed")
     if snapshot.remaining is not None and snapshot.settled < (snapshot.total or 0):
-        parts.append(f"about {roughly(snapshot.remaining)} left")
+        parts.append(f"about {roughly(max(snapshot.remaining, 1))} left")
     if snapshot.held_for > 0:
         parts.append(f"held {roughly(max(snapshot.held_for, 1))} by the quota")
     if snapshot.wait is not None and snapshot.wait.trouble:

@@ -9,6 +9,7 @@ import attrs
 
 from .. import AmbiguousSubmissionError, LedgerError, QameraError
 from . import values
+from .advice import said
 from .codes import Code, gravest
 from .connection import shown
 from .running import code_of
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .. import Outcome, QameraSession, Request, Video
     from .progress import Progress
     from .running import Running
+
+
+_MOST_DOUBTS = 10  # told one by one
 
 
 @attrs.frozen(kw_only=True)
@@ -73,13 +77,14 @@ class Tally:
             codes.append(code_of(self.stopped))
         return gravest(codes)
 
-    def summary(self, reserved: int, refunded: int) -> str:
-        """Give it in a line."""
+    def summary(self, progress: Progress) -> str:
+        """Give it in a line, with the credits."""
+        seen = progress.snapshot(0)
         left = self.total - self.seen
         parts = [f"{self.done} done", f"{self.failed} failed", f"{self.ambiguous} ambiguous"]
         if left:
             parts.append(f"{left} not ordered")
-        credit = f"{reserved} credits reserved, {refunded} of them refunded"
+        credit = f"{seen.reserved} credits reserved, {seen.refunded} of them refunded"
         return f"{', '.join(parts)}, of {self.total}; {credit}."
 
 
@@ -90,9 +95,9 @@ async def run_batch(
     folder: Path,
     bounds: Bounds,
     progress: Progress,
-) -> Tally:
+    tally: Tally,
+) -> None:
     """Run a batch to its end or to where it must stop; its clips and thumbnails go into the folder."""
-    tally = Tally(len(requests))
     batch = session.batch(
         requests,
         max_in_flight=bounds.max_in_flight,
@@ -112,7 +117,6 @@ async def run_batch(
             tally.stopped = reason
             running.report(reason, "stopped")
         await thumbnails.finished()
-    return tally
 
 
 def _tell(running: Running, outcome: Outcome, tally: Tally) -> None:
@@ -121,8 +125,12 @@ def _tell(running: Running, outcome: Outcome, tally: Tally) -> None:
         running.screen.out(values.line("outcome", values.outcome(outcome)))
     elif outcome.ok:
         running.step(f"{tally.seen}/{tally.total} {name}: {outcome.path}")
-    if outcome.error is not None:
-        running.screen.error(f"{name}: {outcome.error}")
+    if isinstance(outcome.error, AmbiguousSubmissionError):
+        running.screen.error(
+            f"{name}: in doubt, it may have been paid for; what settles it comes at the end."
+        )
+    elif outcome.error is not None:
+        running.screen.error(f"{name}: {said(outcome.error)}")
 
 
 async def doubts(running: Running, session: QameraSession, ledger: Path) -> None:
@@ -132,9 +140,12 @@ async def doubts(running: Running, session: QameraSession, ledger: Path) -> None
     except LedgerError as error:
         running.report(error)
         return
-    for intent in intents:
+    for intent in intents[:_MOST_DOUBTS]:
         for text in how_to_settle(ledger, intent.id, intent.request, intent.candidates):
             running.screen.error(text)
+    if len(intents) > _MOST_DOUBTS:
+        more = len(intents) - _MOST_DOUBTS
+        running.screen.error(f"And {more:,} more in doubt: qamera ledger {shlex.quote(str(ledger))}")
 
 
 def how_to_settle(ledger: Path, intent_id: str, request: Request, candidates: Sequence[Video]) -> list[str]:

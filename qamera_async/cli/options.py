@@ -74,6 +74,9 @@ class Api:
     timeout: Annotated[float, Parameter(group=_API, validator=_check_seconds)] = 1800.0
     """How long to wait for a job, and at most for what became of a registration, in seconds."""
 
+    allow_http: Annotated[bool, Parameter(group=_API, show_default=False, negative=())] = False
+    """Allow plain http:// to another machine, as inside one's own cluster."""
+
     @property
     def limits(self) -> tuple[int, float]:
         """The quota as requests and seconds."""

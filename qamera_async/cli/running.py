@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import traceback
 import warnings
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from .. import (
     InvalidRequestError,
     QameraError,
 )
+from .advice import said
 from .codes import Code
 from .screen import Screen
 from .values import error as error_fields
@@ -66,13 +66,13 @@ class Running:
 
     def step(self, text: str) -> None:
         """Write a line of many, unless the display shows the same."""
-        if not (self.manners.quiet or (sys.stdout.isatty() and sys.stderr.isatty())):
+        if not (self.manners.quiet or (self.screen.out_is_terminal and self.screen.err_is_terminal)):
             self.screen.out(text)
 
     def report(self, error: BaseException, about: str = "") -> Code:
         """Write what went wrong as one line, and as an object with ``--json``; give its exit code."""
-        said = f"{about}: {error}" if about else str(error)
-        self.screen.error(f"error: {said}")
+        text = f"{about}: {said(error)}" if about else said(error)
+        self.screen.error(f"error: {text}")
         if self.manners.json:
             self.screen.out(line("error", error_fields(error)))
         if self.manners.debug:
@@ -97,6 +97,7 @@ def run(manners: Manners, body: Callable[[Running], Awaitable[Code]]) -> Code:
     """
     left: list[Callable[[], object]] = []
     gone = False
+    before = signal.getsignal(signal.SIGTERM)
 
     def on_gone() -> None:
         nonlocal gone
@@ -109,6 +110,7 @@ def run(manners: Manners, body: Callable[[Running], Awaitable[Code]]) -> Code:
         with _told(screen, debug=manners.debug):
             try:
                 code = asyncio.run(_until_left(running, body, left))
+                signal.signal(signal.SIGTERM, before)  # which the loop has set to its default
             except (KeyboardInterrupt, asyncio.CancelledError):
                 if gone:
                     return Code.GONE
@@ -142,7 +144,9 @@ async def _until_left(
             # Not by the loop, so that it works where that hangs.
             signal.signal(number, leave)
         running.screen.live(None)
-        running.screen.error("Stopping: what is under way is waited for. Once more leaves at once.")
+        running.screen.error(
+            "Stopping: registrations under way are waited for, a minute at most. Once more leaves at once."
+        )
         task.cancel()
 
     for number in numbers:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TextIO
 
 from .display import Display, PlainDisplay, TerminalDisplay, is_dumb
-from .words import clean
+from .words import clean, wrapped
 from .writer import Stream, Writer
 
 if TYPE_CHECKING:
@@ -76,6 +76,16 @@ class Screen:
         self._latest: Snapshot | None = None
         self._to_show = False
 
+    @property
+    def out_is_terminal(self) -> bool:
+        """Whether somebody sees results as they come."""
+        return self._out.is_terminal
+
+    @property
+    def err_is_terminal(self) -> bool:
+        """Whether somebody sees the display."""
+        return self._err.is_terminal
+
     # --- its life -------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -128,7 +138,10 @@ class Screen:
 
     def error(self, text: str) -> None:
         """Write a line to standard error."""
-        self._writers[1].put(partial(self._line, self._err, f"{clean(text)}\n"))
+        line = clean(text)
+        if self._err.is_terminal and not line.startswith(" "):  # what is indented is there to be copied
+            line = wrapped(line, self._err.size()[0])
+        self._writers[1].put(partial(self._line, self._err, f"{line}\n"))
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Write a table to standard output: aligned on a terminal, else its cells with tabs between them.

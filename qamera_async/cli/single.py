@@ -11,6 +11,7 @@ from . import values
 from .asking import agreed, say_first
 from .codes import Code, gravest
 from .connection import session_of, shown
+from .paths import check_file, check_folder
 from .progress import Progress
 from .running import run
 
@@ -18,33 +19,50 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-    from .. import Job, QameraSession, Request
+    from .. import Job, QameraSession, Request, Video
     from .options import Api, Manners
+    from .plan import Plan
     from .running import Running
 
 _DOWNLOADS = 4  # at a time
 
 
 def order(
-    make: Callable[[], Request], api: Api, manners: Manners, *, out: Path | None, wait: bool, yes: bool
+    make: Callable[[], Request],
+    api: Api,
+    manners: Manners,
+    *,
+    out: Path | None,
+    overwrite: bool,
+    wait: bool,
+    yes: bool,
 ) -> Code:
     """Register one, once it is agreed to, wait for it, and fetch its clip where it is wanted."""
-    requests: list[Request] = []
+    if out is not None:
+        if not wait:
+            raise ValueError("--out needs to wait: leave out --no-wait, or see qamera download later.")
+        check_file("--out", out, replace=overwrite)
+    request = make()
+    planned: Plan | None = None
 
     async def prepare(running: Running) -> Code:
-        requests.append(make())
-        await say_first(running, requests, None, api)
+        nonlocal planned
+        planned = await say_first(running, [request], None, api)
         return Code.DONE
 
     code = run(manners, prepare)
-    if code is not Code.DONE:
+    if planned is None:
         return code
-    if not agreed(len(requests), yes=yes):
+    if not agreed(planned, yes=yes):
         return Code.INTERRUPTED
-    return run(manners, lambda running: _order(running, requests[0], api, out=out, wait=wait))
+    return run(
+        manners, lambda running: _order(running, request, api, out=out, overwrite=overwrite, wait=wait)
+    )
 
 
-async def _order(running: Running, request: Request, api: Api, *, out: Path | None, wait: bool) -> Code:
+async def _order(
+    running: Running, request: Request, api: Api, *, out: Path | None, overwrite: bool, wait: bool
+) -> Code:
     progress = Progress(1, *api.limits)
     session = session_of(api, on_event=progress.on_event)
     async with session, shown(running, progress, session):
@@ -56,11 +74,14 @@ async def _order(running: Running, request: Request, api: Api, *, out: Path | No
             running.screen.out(" ".join(job.record_ids))
         else:
             running.screen.note(f"registered: {_paid(job)}")
-        return await Settling(running, session, progress).one(job, out) if wait else Code.DONE
+        if not wait:
+            return Code.DONE
+        return await Settling(running, session, progress, overwrite=overwrite).one(job, out)
 
 
 async def wait(running: Running, record_ids: Sequence[str], api: Api) -> Code:
     """Wait for jobs of earlier, and tell of each as it ends."""
+    record_ids = tuple(dict.fromkeys(record_ids))
     progress = Progress(len(record_ids), *api.limits)
     running.how_to_go_on = "The jobs go on: run it again to wait for them."
     session = session_of(api, on_event=progress.on_event)
@@ -73,7 +94,9 @@ async def download(
     running: Running, record_ids: Sequence[str], folder: Path, api: Api, *, overwrite: bool
 ) -> Code:
     """Fetch the clips of jobs into a folder, each named after its record; wait for those under way."""
+    check_folder("--to", folder)
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    record_ids = tuple(dict.fromkeys(record_ids))
     progress = Progress(len(record_ids), *api.limits)
     running.how_to_go_on = "Run it again for those that are missing."
     session = session_of(api, on_event=progress.on_event)
@@ -97,17 +120,20 @@ async def videos(running: Running, statuses: Sequence[str], api: Api) -> Code:
         for video in found:
             running.screen.out(values.line("video", values.plain(video)))
         return Code.DONE
+    headings = ("id", "status", "created (UTC)", "name", "clip")
     rows = [
         (
             video.id,
             video.status,
-            video.name or "",
             "" if video.created_at is None else f"{video.created_at:%Y-%m-%d %H:%M}",
+            video.name or "",
             video.video_url or "",
         )
         for video in found
     ]
-    running.screen.table(("id", "status", "name", "created (UTC)", "clip"), rows)
+    # A URL would take most of a terminal's line; who wants it pipes this, or has --json.
+    shown_columns = 4 if running.screen.out_is_terminal else 5
+    running.screen.table(headings[:shown_columns], [row[:shown_columns] for row in rows])
     running.screen.note(f"{len(found)} of {len(listed)} videos" if wanted else f"{len(found)} videos")
     return Code.DONE
 
@@ -139,7 +165,7 @@ class Settling:
             video = await job
             if path is not None:
                 async with self._places:
-                    await self._session.download(video, path, overwrite=self._overwrite)
+                    await self._fetch(video, path)
         except QameraError as error:
             self._ended(job, error)
             return self._running.report(error, name)
@@ -150,6 +176,12 @@ class Settling:
             lambda: {**values.plain(video), "path": None if path is None else str(path)},
         )
         return Code.DONE
+
+    async def _fetch(self, video: Video, path: Path) -> None:
+        try:
+            await self._session.download(video, path, overwrite=self._overwrite)
+        except FileExistsError:
+            self._running.screen.note(f"{path} is there already and stays as it is; --overwrite replaces it.")
 
     def _ended(self, job: Job, error: QameraError | None) -> None:
         request = cast("Request", job.request)  # one that was registered elsewhere has none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
@@ -20,6 +21,19 @@ def clean(text: str) -> str:
     if text.isprintable():  # the common case, at the speed of one look
         return text
     return "".join([character if character.isprintable() else _harmless(character) for character in text])
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Give a text in lines that end between words; a word that is longer than a line stays whole.
+
+    Args:
+        text: One line.
+        columns: How many there are on the terminal.
+
+    """
+    return "\n".join(
+        textwrap.wrap(text, max(columns - 1, 20), break_long_words=False, break_on_hyphens=False)
+    )
 
 
 def _harmless(character: str) -> str:

@@ -112,7 +112,7 @@ class LedgerFile:
         # Not made where a name was mistyped, or a link leads nowhere; what is there is looked at more closely
         # when it is opened.
         if not await asyncio.to_thread(os.path.exists, self._path):
-            raise LedgerUnavailableError("There is no such ledger.", path=self._path)
+            raise LedgerError("There is no such ledger.", path=self._path)
         ledger = ledger_at(self._path, "")
         try:
             await ledger.storage.open()

@@ -115,9 +115,7 @@ class QameraSession:
         hidden, key, api_key = Key(key or ""), None, None
         if problem is not None:
             raise ConfigurationError(problem)
-        self._origin = checked_url(
-            base_url or os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL, allow_http
-        )
+        self._origin = _base_url(base_url, allow_http=allow_http)
         self._wire = Wire(
             self._origin,
             hidden,
@@ -591,6 +589,24 @@ def _let_go_of(
     if isinstance(ledger, Ledger):
         ledger.storage.release()
     leave()
+
+
+def api_origin(base_url: str | None = None, *, allow_http: bool = False) -> str:
+    """Give the origin of the API that a session would use, as a ledger keeps it.
+
+    Args:
+        base_url: As for `QameraSession`; None means ``QAMERA_BASE_URL``, then ``https://app.qamera.ai``.
+        allow_http: As for `QameraSession`.
+
+    Raises:
+        ConfigurationError: It is no URL that could be used.
+
+    """
+    return str(URL(_base_url(base_url, allow_http=allow_http)).origin())
+
+
+def _base_url(base_url: str | None, *, allow_http: bool) -> str:
+    return checked_url(base_url or os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL, allow_http)
 
 
 def _may_pass(error: QameraError) -> bool:

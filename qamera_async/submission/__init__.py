@@ -307,7 +307,7 @@ class Submitter:
         self, order: Order, cause: QameraError, candidates: tuple[Video, ...]
     ) -> AmbiguousSubmissionError:
         intent = order.intent = attrs.evolve(order.intent, candidates=candidates)
-        await _kept(order, self._ledger.ambiguous(intent, str(cause)))
+        await _kept(order, self._ledger.ambiguous(intent, cause.what_happened))
         error = AmbiguousSubmissionError(
             "The request was sent, and whether it was accepted is not known.",
             intent=intent,

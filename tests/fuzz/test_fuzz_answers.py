@@ -58,6 +58,7 @@ def checked_error(error):
 @given(st.one_of(bodies, listings.map(encoded)))
 @example(b'{"videos":[{"id":"a","status":"DONE","name":"cut \\ud83d"},{"id":"b","status":"DONE"}]}')
 @example(b'{"videos":[{"id":"a","status":"DONE","name":"\xff"}]}')
+@example(b'{"videos":[{"id":"a","createdAt":"0001-01-01T00:00:00+01:00"}]}')
 @example(b'{"videos":[{"id":"a","status":"DONE","new":"\xff"},3],"new":"\\ude00"}')
 @example(b'{"videos":[{"id":"a"},{"id":"a","status":"DONE"}],"count":"x"}')
 @example(b'{"videos":[{"id":""},{"id":""}]}')

@@ -74,7 +74,14 @@ def good(tmp_path_factory):
         return left
 
     left = asyncio.run(made())
-    return {"closed": (path.read_bytes(), None), "left": left}
+    return Good(closed=(path.read_bytes(), None), left=left)
+
+
+class Good(dict):
+    """The files by how they were left."""
+
+    def __repr__(self):
+        return "<a good ledger>"  # what is shown of a failure are the blows, not all the bytes
 
 
 @st.composite

@@ -51,6 +51,8 @@ contents = st.one_of(_written, _spoilt, st.binary(max_size=60))
 @example("a.jsonl", b'{"image_id":1e999,"image_id":NaN}')
 @example("a.csv", b'image_id\n"' + b"a" * 200_000)
 @example("a.csv", b"image_id\n\x00\n\xff\n")
+@example("a.csv", b"image_id\na\na\n")
+@example("a.jsonl", b'{"image_id":"a"}\n{"image_id":"a"}')
 @example("-", b"\xef\xbb\xbf{}")
 @example("a.csv", b"image_id\r\ra\rb")
 def test_any_bytes_are_requests_or_a_catalogue_error(name, content):

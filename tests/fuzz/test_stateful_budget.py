@@ -6,6 +6,7 @@ The clock is the test's, and the loop goes by it, so that the budget's own timer
 import asyncio
 import math
 
+import pytest
 from fake_loop import FakeLoop
 from hypothesis import note, settings
 from hypothesis import strategies as st
@@ -46,6 +47,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.reserves = set()
         self.hold_until = self.began = -math.inf
         self.run_since = None  # of 429s and nothing else
+        self.given_up = False
         self.evicted = set()
         self.faults = []
 
@@ -162,6 +164,7 @@ class BudgetMachine(RuleBasedStateMachine):
         if self.run_since is None or now - self.hold_until > WINDOW:
             news, self.run_since = True, now
         if seconds is None:
+            self.given_up = True
             assert now - self.run_since >= 5 * WINDOW
         else:
             assert not news or 0 <= seconds <= POLICY.max_delay
@@ -311,3 +314,33 @@ class TestBudget(BudgetMachine.TestCase):
     """P2: never one too many, none leaked, nobody starved."""
 
     settings = settings.get_profile("budget")
+
+
+@pytest.fixture
+def machine():
+    """A machine to be led along a path that chance seldom takes."""
+    machine = BudgetMachine()
+    machine.begin(4)
+    yield machine
+    machine.teardown()
+
+
+def test_who_waits_for_what_was_reserved_gets_it_when_it_is_released(machine):
+    """At once, not when the next slot is free."""
+    machine.reserve("one", 4.0, 4, AT_REST)
+    assert len(machine.waiting) == 2
+
+    machine.reserve("one", None, 0, AT_REST)
+
+    assert not machine.waiting
+
+
+def test_a_run_of_429_is_given_up_after_five_windows_and_no_sooner(machine):
+    """Whatever was stated each time."""
+    begun = machine.loop.now
+    while machine.loop.now < begun + 6 * WINDOW:
+        machine.ask(SUBMISSION, "one", 1, AT_REST)
+        machine.too_many(0, 2.0, 0, AT_REST)
+        machine.pass_time(2.0, AT_REST)
+
+    assert machine.given_up

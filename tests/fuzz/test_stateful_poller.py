@@ -357,3 +357,68 @@ class TestPoller(PollerMachine.TestCase):
     """P1, P9: one poll for all, and each who waits gets what is true of the record."""
 
     settings = settings.get_profile("poller")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine to be led along a path that chance seldom takes; its pauses are as short as may be."""
+    monkeypatch.setattr("random.uniform", lambda low, _: low)
+    machine = PollerMachine()
+    machine.begin(None)
+    yield machine
+    machine.nobody_got_what_was_another_s()
+    machine.teardown()
+
+
+def wait_for(machine, record_id):
+    machine.make([record_id], new=False)
+    machine.wait(len(machine.jobs) - 1, math.inf, slowly=False)
+
+
+def poll(machine, *seconds):
+    """Let a poll begin, let time pass until it is answered."""
+    for passing in seconds:
+        machine.pass_time(passing)
+    machine.answers(cut=False)
+
+
+def test_one_list_without_a_record_is_no_loss_however_long_it_took(machine):
+    """Three are needed, whatever the time between them."""
+    wait_for(machine, "a")
+    machine.becomes("a", "RUNNING", url=False)
+    poll(machine)
+    machine.becomes("a", None, url=False)
+
+    poll(machine, 4.5, 61.0)
+
+    assert machine.waited_for
+
+
+def test_a_record_that_came_back_begins_anew_when_it_is_missing_again(machine):
+    """What was missed before counts no more."""
+    wait_for(machine, "a")
+    machine.becomes("a", "RUNNING", url=False)
+    poll(machine)
+    machine.becomes("a", None, url=False)
+    poll(machine, 4.5)
+    poll(machine, 4.5)
+    machine.becomes("a", "RUNNING", url=False)
+    poll(machine, 4.5)
+    machine.becomes("a", None, url=False)
+
+    poll(machine, 4.5, 61.0)
+
+    assert machine.waited_for
+
+
+def test_the_last_list_answers_nobody_in_an_outage(machine):
+    """However fresh it is."""
+    machine.becomes("a", "DONE", url=True)
+    wait_for(machine, "b")
+    poll(machine)
+    machine.pass_time(3.75)
+    machine.fails("500")
+
+    wait_for(machine, "a")
+
+    assert machine.jobs[-1].waiters

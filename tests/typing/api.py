@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 from qamera_async import (
-    DEFAULT_BASE_URL,
     AmbiguityLimitError,
     Ambiguous,
     AmbiguousSubmissionError,
@@ -65,6 +64,7 @@ from qamera_async import (
     Updated,
     Video,
     VideoRequest,
+    api_origin,
     safe_name,
     write_report,
 )
@@ -139,7 +139,7 @@ async def use_a_ledger() -> None:
 
 async def look_into_a_ledger() -> None:
     """Use what needs no key."""
-    page: Path = await write_report("jobs.db", Path("report.html"), title=DEFAULT_BASE_URL.upper())
+    page: Path = await write_report("jobs.db", Path("report.html"), title=api_origin(allow_http=True).upper())
     print(page.name)
     async with LedgerFile(Path("jobs.db")) as ledger:
         async for entry in ledger.entries():
