@@ -26,7 +26,7 @@ def main() -> NoReturn:
         code = Code.INTERRUPTED
     except ModuleNotFoundError as error:
         code = _failed(f"{error.name} is not installed: pip install 'qamera-async[cli]'", Code.FAILED)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the latter is what rich makes of the former
         code = Code.GONE
     except OSError as error:
         code = _failed(str(error), Code.FAILED)
