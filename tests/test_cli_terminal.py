@@ -62,6 +62,12 @@ class Terminal:
         self.stream.feed(data)
 
 
+def take_the_terminal():
+    """Make it the one that Ctrl-C comes from; and let a hang-up be one, whatever runs the tests ignores."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 @pytest.fixture
 async def terminal(tmp_path):
     """Start commands in a terminal of their own, in an empty folder."""
@@ -81,7 +87,7 @@ async def terminal(tmp_path):
             cwd=tmp_path,
             env=environment(sandbox, **more),
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=take_the_terminal,
         )
         os.close(theirs)
         running = Terminal(process, ours, screen, pyte.ByteStream(screen))

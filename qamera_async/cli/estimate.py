@@ -74,9 +74,9 @@ class Estimate:
         download = self._downloads.value or 0.0
         # Where downloads are what takes longest, all of them have to come through.
         at_least = download * unsettled / min(max(unsettled, 1), _AT_ONCE)
-        if to_download > 0 and self._downloads.value is None:
-            return None
         if to_submit <= 0 and youngest is None:
+            if to_download > 0 and self._downloads.value is None:
+                return None  # nobody knows yet how long a download takes
             return download * to_download / min(max(to_download, 1), _AT_ONCE)
         if job is None:
             return None
