@@ -64,7 +64,7 @@ def pytest_sessionfinish(session, exitstatus):
     """Fail a whole run in which a case was skipped, or has no test any more."""
     config = session.config
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
-        config.option.keyword or config.getoption("--case") or config.option.collectonly
+        config.option.keyword or config.getoption("--case") or config.option.collectonly or config.option.lf
     )
     whole = whole and "not sweep" in (config.option.markexpr or "not sweep")
     missing = {*CASES} - config.stash.get(PASSED, set())
