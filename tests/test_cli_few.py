@@ -133,6 +133,14 @@ async def test_waiting_has_a_limit(sandbox):
     assert order.out.strip() in ended.err
 
 
+async def test_an_id_that_is_in_no_list_is_told(sandbox):
+    """A mistyped one is waited for, since a server may list late; but not in silence."""
+    ended = await qamera("wait", "vid_mistyped", "--timeout", "0.3", *QUICK, sandbox=sandbox)
+
+    assert ended.code == 1
+    assert "not in the list, so far or for good: vid_mistyped" in ended.err.splitlines()
+
+
 async def test_videos_are_rows_and_can_be_filtered(sandbox):
     """One line each where nobody looks at a terminal; letter case of the status doesn't matter."""
     sandbox.add_records(3)

@@ -6,7 +6,7 @@ import asyncio
 import shlex
 from typing import TYPE_CHECKING, cast
 
-from .. import Outcome, QameraError, safe_name
+from .. import Outcome, Polled, QameraError, safe_name
 from . import values
 from .asking import agreed, say_first
 from .codes import Code, gravest
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-    from .. import Job, QameraSession, Request, Video
+    from .. import Event, Job, QameraSession, Request, Video
     from .options import Api, Manners
     from .plan import Plan
     from .running import Running
@@ -84,10 +84,21 @@ async def wait(running: Running, record_ids: Sequence[str], api: Api) -> Code:
     record_ids = tuple(dict.fromkeys(record_ids))
     progress = Progress(len(record_ids), *api.limits)
     running.how_to_go_on = "The jobs go on: run it again to wait for them."
-    session = session_of(api, on_event=progress.on_event)
+    jobs: list[Job] = []
+
+    def on_event(event: Event) -> None:
+        progress.on_event(event)
+        if isinstance(event, Polled) and jobs:
+            unseen = [record_id for job in jobs if job.status is None for record_id in job.record_ids]
+            jobs.clear()  # said once, after the first list
+            if unseen:
+                running.screen.note(f"not in the list, so far or for good: {' '.join(unseen)}")
+
+    session = session_of(api, on_event=on_event)
     async with session, shown(running, progress, session):
         settling = Settling(running, session, progress)
-        return await _all([settling.one(session.job(record_id)) for record_id in record_ids])
+        jobs += [session.job(record_id) for record_id in record_ids]
+        return await _all([settling.one(job) for job in tuple(jobs)])
 
 
 async def download(
