@@ -63,10 +63,11 @@ def pytest_runtest_makereport(item, call):
 def pytest_sessionfinish(session, exitstatus):
     """Fail a whole run in which a case was skipped, or has no test any more."""
     config = session.config
+    option = config.option
+    selected = option.keyword or option.markexpr or option.lf or option.collectonly
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
-        config.option.keyword or config.getoption("--case") or config.option.collectonly or config.option.lf
+        selected or config.getoption("--case")
     )
-    whole = whole and "not sweep" in (config.option.markexpr or "not sweep")
     missing = {*CASES} - config.stash.get(PASSED, set())
     if whole and missing and exitstatus == pytest.ExitCode.OK:
         config.get_terminal_writer().line(f"\nCases without a test that passed: {sorted(missing)}")
