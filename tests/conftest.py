@@ -64,7 +64,7 @@ def pytest_sessionfinish(session, exitstatus):
     """Fail a whole run in which a case was skipped, or has no test any more."""
     config = session.config
     option = config.option
-    selected = option.keyword or option.markexpr or option.lf or option.collectonly
+    selected = option.keyword or option.markexpr or option.collectonly or getattr(option, "lf", False)
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
         selected or config.getoption("--case")
     )

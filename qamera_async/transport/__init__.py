@@ -37,6 +37,8 @@ _SMALL = 64 * 1024  # bytes
 # Bytes, after decompression. A list of 100,000 videos has room in it; with a decompressor's window of 16 MiB
 # beside it, and what is under way, a compressed bomb takes less than 64 MiB.
 BODY_LIMIT = 42 * 1024 * 1024
+_SHORT_LIMIT = 1024 * 1024  # of what is no list
+_OK = 200
 _HEADERS_KEPT = ("date", "retry-after", "x-correlation-id")
 
 
@@ -297,18 +299,20 @@ def _only_once() -> aiohttp.ClientMiddlewareType:
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Read the body in pieces, so that a small compressed one can't become all of the memory."""
-    if (response.content_length or BODY_LIMIT) < _SMALL and "Content-Encoding" not in response.headers:
+    # A receipt and an error are short: of what is made of a long one, little is worth its memory.
+    limit = BODY_LIMIT if response.method == "GET" and response.status == _OK else _SHORT_LIMIT
+    if (response.content_length or limit) < _SMALL and "Content-Encoding" not in response.headers:
         return await response.read()  # it says itself that it is small, and is read no further
     pieces: list[bytes] = []
     size = 0
     async for piece in response.content.iter_any():
         size += len(piece)
-        if size > BODY_LIMIT:
+        if size > limit:
             response.close()
             raise InvalidResponseError(
-                f"The server's answer is longer than {BODY_LIMIT} bytes.",
+                f"The server's answer is longer than {limit} bytes.",
                 status=response.status,
-                expected=f"at most {BODY_LIMIT} bytes",
+                expected=f"at most {limit} bytes",
             )
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -85,3 +85,22 @@ async def test_a_bomb_stays_small(bombs, name, method):
     # Without a package for brotli the HTTP client reads nothing of it.
     assert ("longer than" in message) is (name == "gzip" or BROTLI_HERE)
     assert server.methods == ["POST", "GET", method]
+
+
+@pytest.mark.parametrize(
+    ("status", "cause"), [("200 OK", "InvalidResponseError"), ("500 Nope", "InvalidResponseError")]
+)
+async def test_a_receipt_or_an_error_that_is_long_is_not_made_anything_of(status, cause):
+    """Whole JSON of small parts takes many times its size: what has to be short is refused at 1 MiB."""
+    body = gzip.compress(b'{"error": "no", "createdRecordIds": [' + b'"a",' * (8 * MIB) + b'"a"]}')
+    answer = http(body, status=status, headers=b"Content-Encoding: gzip\r\n")
+    async with FaultServer(GOOD, GOOD, answers(answer, "hang")) as server:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, server.url, server.key, "POST", stdout=asyncio.subprocess.PIPE
+        )
+        told, _ = await program.communicate()
+    grown, error, told_cause, message = json.loads(told)
+
+    assert grown < 64 * MIB
+    assert (error, told_cause) == ("AmbiguousSubmissionError", cause)
+    assert "longer than 1048576 bytes" in message

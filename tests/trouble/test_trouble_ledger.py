@@ -224,6 +224,12 @@ def spoil_lost_wal(path):
     Path(f"{path}-wal").unlink()
 
 
+def spoil_emptied_wal(path):
+    """Do the same, but leave a -wal with nothing in it."""
+    spoil_lost_wal(path)
+    Path(f"{path}-wal").write_bytes(b"")
+
+
 def spoil_lost_file(path):
     """Lose the one file, and keep its -wal."""
     Path(f"{path}-wal").write_bytes(b"what was written last")
@@ -238,6 +244,7 @@ SPOILT = [
     pytest.param(spoil_empty, CORRUPT, "empty", marks=pytest.mark.case(65)),
     pytest.param(spoil_emptied, CORRUPT, "empty", marks=pytest.mark.case(65)),
     pytest.param(spoil_lost_wal, CORRUPT, "-wal file is missing", marks=pytest.mark.case(65)),
+    pytest.param(spoil_emptied_wal, CORRUPT, "-wal file is missing or empty", marks=pytest.mark.case(65)),
     pytest.param(spoil_lost_file, CORRUPT, "only its -wal", marks=pytest.mark.case(65)),
     pytest.param(spoil_read_only, AWAY, "read-only", marks=pytest.mark.case(66)),
     pytest.param(spoil_newer, q.LedgerVersionError, "version 99", marks=pytest.mark.case(67)),

@@ -20,6 +20,7 @@ _log = logging.getLogger("qamera_async")
 
 _PATIENCE = 10.0  # seconds that another process may hold the database
 _SETTLE = "UPDATE meta SET value = 1 WHERE name = 'settled'"
+_WAL_HEADER = 32  # bytes, before the first frame
 _WRITABLE_BITS = 0o222
 
 
@@ -119,7 +120,7 @@ def _examine(path: Path, *, closing_was_cut: bool) -> None:
     immutable = "" if has_wal else "&immutable=1"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)) as connection:
         try:
-            _check(connection, path, is_all=not has_wal and not closing_was_cut)
+            _check(connection, path, is_all=not _has_frames(path) and not closing_was_cut)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF not in (
                 sqlite3.SQLITE_CORRUPT,
@@ -128,6 +129,14 @@ def _examine(path: Path, *, closing_was_cut: bool) -> None:
             ):
                 raise
             raise LedgerCorruptError(f"The ledger is damaged: {error}.", path=str(path)) from None
+
+
+def _has_frames(path: Path) -> bool:
+    """Whether there is anything in the -wal: one that was emptied has lost as much as one that is gone."""
+    try:
+        return Path(f"{path}-wal").stat().st_size > _WAL_HEADER
+    except OSError:
+        return False
 
 
 def _check(connection: sqlite3.Connection, path: Path, *, is_all: bool) -> None:
@@ -148,7 +157,7 @@ def _check(connection: sqlite3.Connection, path: Path, *, is_all: bool) -> None:
     settled = connection.execute("SELECT value FROM meta WHERE name = 'settled'").fetchone()
     if is_all and (settled is None or settled[0] != 1):
         raise LedgerCorruptError(
-            "The ledger's -wal file is missing, and with it what was written last.", path=str(path)
+            "The ledger's -wal file is missing or empty, and with it what was written last.", path=str(path)
         )
 
 
