@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -921,7 +922,8 @@ def test_an_older_ledger_is_brought_up_to_date_or_left_as_it_is(path, monkeypatc
         else:
             with pytest.raises(error):
                 asyncio.run(opened())
-            assert len(sqlite3.connect(path).execute("SELECT * FROM intents").fetchone()) == 9
+            with closing(sqlite3.connect(path)) as connection:
+                assert len(connection.execute("SELECT * FROM intents").fetchone()) == 9
 
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (2,)
