@@ -7,10 +7,22 @@ from bisect import bisect_left, insort
 from collections import deque
 
 _REMEMBERED = 200
-_STALE_AFTER = 15.0  # seconds; the library leaves the polls one slot in as many
+_STALE_AFTER = 15.0  # seconds, as `PollPolicy` has it
 _MOST_SLOTS = 2000  # in a window; a quota above that isn't what one waits for
 _ENOUGH = 20  # submissions
 _AT_ONCE = 4  # downloads, as many as a batch runs unless it is told otherwise
+
+
+def submission_slots(limit: int, window: float, stale_after: float = _STALE_AFTER) -> int:
+    """Give how many submissions fit into a window: what the library leaves to its polls isn't there for them.
+
+    Args:
+        limit: How many requests the quota allows in a window.
+        window: The length of the window in seconds.
+        stale_after: How old the list of videos may get while submissions queue, in seconds.
+
+    """
+    return limit - min(math.ceil(window / stale_after), limit // 2)
 
 
 class Estimate:
@@ -23,8 +35,7 @@ class Estimate:
     """
 
     def __init__(self, limit: int, window: float) -> None:
-        # What the library leaves to its polls isn't there for submissions.
-        self._slots = max(1, limit - int(min(window / _STALE_AFTER, limit // 2)))
+        self._slots = submission_slots(limit, window)
         self._window = window
         self._taken: deque[float] = deque(maxlen=min(self._slots, _MOST_SLOTS))
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)

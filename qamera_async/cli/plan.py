@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import math
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from .. import LedgerFile, LedgerState, VideoRequest
+from .estimate import submission_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,8 +195,7 @@ def _part(sort: _Sort, count: int, price: int | None) -> Part:
 
 
 def _duration(orders: int, limit: int, window: float, stale_after: float) -> float:
-    polls = min(math.ceil(window / stale_after), limit // 2)
-    return max(orders - 1, 0) // (limit - polls) * window
+    return max(orders - 1, 0) // submission_slots(limit, window, stale_after) * window
 
 
 def describe(plan: Plan) -> list[str]:
