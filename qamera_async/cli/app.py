@@ -9,12 +9,12 @@ from cyclopts import App, Group, Parameter, validators
 
 from .._version import __version__
 from .codes import Code  # noqa: TC001 - the same
-from .options import Api, Flag, Manners, Quota, limits_of
+from .options import Api, Delivery, Flag, Manners, Quota, limits_of
 
 _TRY = Group("To try it", sort_key=1)
 _SINGLE = Group("A few", sort_key=2)
 _MANY = Group("A catalogue", sort_key=3)
-_API, _MANNERS = Api(), Manners()
+_API, _DELIVERY, _MANNERS = Api(), Delivery(), Manners()
 _LedgerPath = Annotated[Path, Parameter(validator=validators.Path(exists=True, dir_okay=False))]
 _Some = Annotated[str, Parameter(required=True)]
 _ENVIRONMENT = (
@@ -101,10 +101,7 @@ def video(
     suggestion: str | None = None,
     provider: str | None = None,
     generated: Flag = False,
-    out: Path | None = None,
-    overwrite: Flag = False,
-    no_wait: Flag = False,
-    yes: Flag = False,
+    delivery: Delivery = _DELIVERY,
     api: Api = _API,
     manners: Manners = _MANNERS,
 ) -> Code:
@@ -115,34 +112,19 @@ def video(
         suggestion: Creative direction, motion.
         provider: The generation provider.
         generated: The image is a generated one.
-        out: The file that the clip is fetched into.
-        overwrite: Replace that file if it is there.
-        no_wait: Say the record's id as soon as it is registered.
-        yes: Don't ask.
 
     """
     from .. import VideoRequest
     from .single import order
 
     source = (None, image_id) if generated else (image_id, None)
-    return order(
-        lambda: VideoRequest(source[0], source[1], suggestion, provider),
-        api,
-        manners,
-        out=out,
-        overwrite=overwrite,
-        wait=not no_wait,
-        yes=yes,
-    )
+    return order(lambda: VideoRequest(source[0], source[1], suggestion, provider), delivery, api, manners)
 
 
 @app.command(group=_SINGLE, help_epilogue="Example: qamera reel img_001 img_002 img_003 --out reel.mp4")
 def reel(
     *image_ids: str,
-    out: Path | None = None,
-    overwrite: Flag = False,
-    no_wait: Flag = False,
-    yes: Flag = False,
+    delivery: Delivery = _DELIVERY,
     api: Api = _API,
     manners: Manners = _MANNERS,
 ) -> Code:
@@ -150,18 +132,12 @@ def reel(
 
     Args:
         image_ids: The images, in the order of the reel.
-        out: The file that the clip is fetched into.
-        overwrite: Replace that file if it is there.
-        no_wait: Say the record's id as soon as it is registered.
-        yes: Don't ask.
 
     """
     from .. import ReelRequest
     from .single import order
 
-    return order(
-        lambda: ReelRequest(image_ids), api, manners, out=out, overwrite=overwrite, wait=not no_wait, yes=yes
-    )
+    return order(lambda: ReelRequest(image_ids), delivery, api, manners)
 
 
 @app.command(group=_SINGLE, help_epilogue="Example: qamera wait vid_001 vid_002")

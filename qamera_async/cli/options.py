@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - cyclopts reads the annotations
 from typing import Annotated, TypeAlias
 
 import attrs
@@ -50,13 +51,13 @@ Quota: TypeAlias = Annotated[str, Parameter(validator=_check_quota)]
 class Manners:
     """How a command speaks."""
 
-    json: Annotated[bool, Parameter(group=_OUTPUT, show_default=False, negative=())] = False
+    json: Annotated[Flag, Parameter(group=_OUTPUT)] = False
     """Write one JSON object a line on stdout, and everything else on stderr."""
 
-    quiet: Annotated[bool, Parameter(group=_OUTPUT, show_default=False, negative=())] = False
+    quiet: Annotated[Flag, Parameter(group=_OUTPUT)] = False
     """Write neither progress nor notes, only results and errors."""
 
-    debug: Annotated[bool, Parameter(group=_OUTPUT, show_default=False, negative=())] = False
+    debug: Annotated[Flag, Parameter(group=_OUTPUT)] = False
     """Add tracebacks to errors, and the library's log."""
 
 
@@ -74,10 +75,28 @@ class Api:
     timeout: Annotated[float, Parameter(group=_API, validator=_check_seconds)] = 1800.0
     """How long to wait for a job, and at most for what became of a registration, in seconds."""
 
-    allow_http: Annotated[bool, Parameter(group=_API, show_default=False, negative=())] = False
+    allow_http: Annotated[Flag, Parameter(group=_API)] = False
     """Allow plain http:// to another machine, as inside one's own cluster."""
 
     @property
     def limits(self) -> tuple[int, float]:
         """The quota as requests and seconds."""
         return limits_of(self.quota)
+
+
+@Parameter(name="*")
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """What happens around one order."""
+
+    out: Path | None = None
+    """The file that the clip is fetched into."""
+
+    overwrite: Flag = False
+    """Replace that file if it is there."""
+
+    no_wait: Flag = False
+    """Say the record's id as soon as it is registered."""
+
+    yes: Flag = False
+    """Don't ask."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from ..sandbox import Sandbox
@@ -30,8 +31,6 @@ async def serve(
             "sandbox",
             lambda: {"url": sandbox.url, "key": sandbox.api_key},
         )
-        try:
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            return Code.DONE
-    raise AssertionError("unreachable")
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    return Code.DONE

@@ -20,28 +20,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .. import Event, Job, QameraSession, Request, Video
-    from .options import Api, Manners
+    from .options import Api, Delivery, Manners
     from .plan import Plan
     from .running import Running
 
 _DOWNLOADS = 4  # at a time
 
 
-def order(
-    make: Callable[[], Request],
-    api: Api,
-    manners: Manners,
-    *,
-    out: Path | None,
-    overwrite: bool,
-    wait: bool,
-    yes: bool,
-) -> Code:
+def order(make: Callable[[], Request], delivery: Delivery, api: Api, manners: Manners) -> Code:
     """Register one, once it is agreed to, wait for it, and fetch its clip where it is wanted."""
-    if out is not None:
-        if not wait:
+    if delivery.out is not None:
+        if delivery.no_wait:
             raise ValueError("--out needs to wait: leave out --no-wait, or see qamera download later.")
-        check_file("--out", out, replace=overwrite)
+        check_file("--out", delivery.out, replace=delivery.overwrite)
     request = make()
     planned: Plan | None = None
 
@@ -53,16 +44,12 @@ def order(
     code = run(manners, prepare)
     if planned is None:
         return code
-    if not agreed(planned, yes=yes):
+    if not agreed(planned, yes=delivery.yes):
         return Code.INTERRUPTED
-    return run(
-        manners, lambda running: _order(running, request, api, out=out, overwrite=overwrite, wait=wait)
-    )
+    return run(manners, lambda running: _order(running, request, delivery, api))
 
 
-async def _order(
-    running: Running, request: Request, api: Api, *, out: Path | None, overwrite: bool, wait: bool
-) -> Code:
+async def _order(running: Running, request: Request, delivery: Delivery, api: Api) -> Code:
     progress = Progress(1, *api.limits)
     session = session_of(api, on_event=progress.on_event)
     async with session, shown(running, progress, session):
@@ -70,13 +57,13 @@ async def _order(
         running.how_to_go_on = f"It is paid for: qamera wait {shlex.join(job.record_ids)}"
         if running.manners.json:
             running.screen.out(values.line("submitted", values.plain(job.receipt)))
-        elif not wait:
+        elif delivery.no_wait:
             running.screen.out(" ".join(job.record_ids))
         else:
             running.screen.note(f"registered: {_paid(job)}")
-        if not wait:
+        if delivery.no_wait:
             return Code.DONE
-        return await Settling(running, session, progress, overwrite=overwrite).one(job, out)
+        return await Settling(running, session, progress, overwrite=delivery.overwrite).one(job, delivery.out)
 
 
 async def wait(running: Running, record_ids: Sequence[str], api: Api) -> Code:
