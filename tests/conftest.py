@@ -1,8 +1,10 @@
 """What the tests share: settings that make minutes milliseconds, and a watch over lost exceptions."""
 
 import asyncio
+import ssl
 
 import pytest
+import trustme
 from cases import CASES
 
 from qamera_async import PollPolicy, RetryPolicy, Timeouts
@@ -16,6 +18,29 @@ AT_ONCE = RetryPolicy(attempts=3, base=0.001, max_delay=0.01)
 def quick():
     """Settings of a session that doesn't keep a test waiting."""
     return {"polling": FAST, "timeouts": IMPATIENT, "retry": AT_ONCE}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a ledger is to be."""
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def session(sandbox, quick, path):
+    """Give a function that makes a session with the ledger; each call is another run of a program."""
+    return lambda **options: sandbox.session(**quick | {"ledger": path} | options)
+
+
+@pytest.fixture(scope="module")
+def contexts():
+    """What a server with a certificate for 127.0.0.1 needs, and who trusts its authority."""
+    authority = trustme.CA()
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(serving)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return serving, trusting
 
 
 @pytest.fixture

@@ -33,20 +33,9 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "jobs.db"
-
-
-@pytest.fixture
 async def sandbox():
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
         yield sandbox
-
-
-@pytest.fixture
-def session(sandbox, quick, path):
-    """Give a function that makes a session with the ledger; each call is another run of a program."""
-    return lambda **options: sandbox.session(**quick | {"ledger": path} | options)
 
 
 def order(session, ref="sku-1", image="img_1", **options):

@@ -23,12 +23,6 @@ async def sandbox():
 
 
 @pytest.fixture
-def session(sandbox, quick, tmp_path):
-    """Give a function that makes a session with the ledger; each call is another run of a program."""
-    return lambda **options: sandbox.session(**quick | {"ledger": tmp_path / "jobs.db"} | options)
-
-
-@pytest.fixture
 def clips(tmp_path):
     return tmp_path / "clips"
 

@@ -142,11 +142,6 @@ async def sandbox():
 
 
 @pytest.fixture
-def session(sandbox, quick, tmp_path):
-    return lambda **options: sandbox.session(**quick | {"ledger": tmp_path / "jobs.db"} | options)
-
-
-@pytest.fixture
 def made(tmp_path):
     """Give a function that makes a report of what it is given, and reads it."""
     return lambda entries: report_of(entries, tmp_path)

@@ -7,12 +7,10 @@ Python has eager tasks and 2,900 where it hasn't; without it, every third.
 import asyncio
 import json
 import os
-import ssl
 import sys
 from itertools import count
 
 import pytest
-import trustme
 from counting_loop import CountingLoop
 from faults import FaultServer, http, nothing_left
 
@@ -25,17 +23,6 @@ STEP = 1 if os.environ.get("QAMERA_SWEEPS") == "full" else 3
 TASKS = ["ordinary", *(["eager"] if sys.version_info >= (3, 12) else [])]
 PATIENCE = 10.0  # seconds; nothing here takes so long
 BY_ITSELF = 3  # a thread makes the number of moments vary
-
-
-@pytest.fixture(scope="module")
-def contexts():
-    """What a server with a certificate for 127.0.0.1 needs, and who trusts its authority."""
-    authority = trustme.CA()
-    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(serving)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    return serving, trusting
 
 
 class Sweep:

@@ -25,20 +25,9 @@ NO_SYNC = {"call": "sync", "error": errno.EIO}
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "jobs.db"
-
-
-@pytest.fixture
 async def sandbox():
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
         yield sandbox
-
-
-@pytest.fixture
-def session(sandbox, quick, path):
-    """Give a function that makes a session with the ledger; each call is another run of a program."""
-    return lambda **options: sandbox.session(**quick | {"ledger": path} | options)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """TLS before anything is sent: a handshake that hangs may pass, a certificate that is wrong doesn't."""
 
-import ssl
-
 import pytest
-import trustme
 from faults import ASK, GOOD, FaultServer, http, nothing_left
 
 import qamera_async as q
@@ -11,17 +8,6 @@ import qamera_async as q
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 WAIT = {"WAIT": lambda session: session.job("vid_1").wait()}
-
-
-@pytest.fixture(scope="module")
-def contexts():
-    """What a server with a certificate for 127.0.0.1 needs, and who trusts its authority."""
-    authority = trustme.CA()
-    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(serving)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    return serving, trusting
 
 
 def over_tls(serving):
