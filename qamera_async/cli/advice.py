@@ -17,6 +17,7 @@ from .. import (
     QameraError,
     RefConflictError,
 )
+from .settling import ledger_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +51,8 @@ def _keep(error: Any) -> str:  # noqa: ANN401 - a LedgerUnavailableError
     if error.receipt is None:
         return "Nothing was ordered: look at its folder, its permissions and the disk, then try again."
     intent = "INTENT" if error.intent is None else error.intent.id
-    records = shlex.join(error.receipt.record_ids)
-    return f"It is paid for. Once the ledger can be written: qamera ledger LEDGER adopt {intent} {records}"
+    settle = ledger_command("LEDGER", "adopt", intent, *error.receipt.record_ids)
+    return f"It is paid for. Once the ledger can be written: {settle}"
 
 
 def _text(text: str) -> Callable[[Any], str]:

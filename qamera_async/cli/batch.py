@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from .progress import Progress
 from .report import write_report
 from .rows import CatalogueError, read_rows
 from .running import run
+from .settling import ledger_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +116,7 @@ async def _how_to_go_on(ledger: Path) -> str:
     count = "1 request is" if len(in_doubt) == 1 else f"{len(in_doubt):,} requests are"
     return (
         f"{again}, but {count} in doubt and will not be sent again by itself: "
-        f"qamera ledger {shlex.quote(str(ledger))} shows what settles that."
+        f"{ledger_command(ledger)} shows what settles that."
     )
 
 

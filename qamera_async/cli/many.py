@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,6 +12,7 @@ from .advice import said
 from .codes import Code, gravest
 from .connection import shown
 from .running import code_of
+from .settling import ledger_command
 from .thumbnails import Thumbnails
 
 if TYPE_CHECKING:
@@ -145,16 +145,15 @@ async def doubts(running: Running, session: QameraSession, ledger: Path) -> None
             running.screen.error(text)
     if len(intents) > _MOST_DOUBTS:
         more = len(intents) - _MOST_DOUBTS
-        running.screen.error(f"And {more:,} more in doubt: qamera ledger {shlex.quote(str(ledger))}")
+        running.screen.error(f"And {more:,} more in doubt: {ledger_command(ledger)}")
 
 
 def how_to_settle(ledger: Path, intent_id: str, request: Request, candidates: Sequence[Video]) -> list[str]:
     """Give lines that say what is in doubt, and the commands that settle it."""
     seen = ", ".join(video.id for video in candidates) or "none seen, which is not 'not made'"
     record = candidates[0].id if len(candidates) == 1 else "RECORD_ID"
-    command = f"qamera ledger {shlex.quote(str(ledger))}"
     return [
         f"In doubt: {request.ref or intent_id}. Look into the Qamera app; candidates: {seen}.",
-        f"  it was made:     {command} adopt {intent_id} {shlex.quote(record)}",
-        f"  it was not made: {command} abandon {intent_id}",
+        f"  it was made:     {ledger_command(ledger, 'adopt', intent_id, record)}",
+        f"  it was not made: {ledger_command(ledger, 'abandon', intent_id)}",
     ]

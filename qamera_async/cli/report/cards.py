@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import attrs
 
 from ... import LedgerState, ReelRequest
+from ..settling import ledger_command
 from .clips import clip_of, web_url
 from .states import group, label
 from .timeline import name_of
@@ -145,4 +145,4 @@ def _commands(entry: LedgerEntry, ledger: str) -> list[str]:
     # An id that begins with a hyphen would be taken for an option.
     ids = [video.id for video in entry.candidates[:_MOST_IDS] if not video.id.startswith("-")]
     words = [("adopt", entry.id, one) for one in ids] + [("abandon", entry.id)]
-    return [visible(shlex.join(["qamera", "ledger", ledger, *some]), _LONG) for some in words]
+    return [visible(ledger_command(ledger, *some), _LONG) for some in words]
