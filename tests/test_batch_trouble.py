@@ -73,6 +73,19 @@ async def test_another_end_between_begins_a_new_row(session, sandbox, between):
     assert len(posts(sandbox)) == 16
 
 
+async def test_doubts_apart_from_each_other_stop_nothing_however_long_they_are_looked_into(sandbox, quick):
+    """Each second order in doubt, and all of the doubts end after the others' receipts: there is no row."""
+    for _ in range(10):
+        sandbox.trouble("slow", seconds=0.0)
+        sandbox.trouble("error", status=500)
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(lookup=1.0)}) as session:
+        result = await make_batch(session, videos(20))
+
+    assert result.stopped is None
+    assert sum(isinstance(o.error, q.AmbiguousSubmissionError) for o in result.failures) == 10
+    assert len(posts(sandbox)) == 20
+
+
 async def test_what_a_ledger_holds_as_ambiguous_doesnt_count(session, sandbox):
     """Twenty of them are twenty outcomes, and neither begin a row nor end one."""
     intent = q.Intent("1", videos(1)[0], None)

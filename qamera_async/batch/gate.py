@@ -21,7 +21,10 @@ MOST_IN_DOUBT = 5
 
 
 class Gate:
-    """Counts who is inside, so that a row of ambiguous answers can't become longer than it may.
+    """Knows who is inside, so that a row of ambiguous answers can't become longer than it may.
+
+    What is in a row is told by the numbers of the requests, not by when their ends are known: an ambiguous one
+    is looked into for long, and one that was sent after it is answered before.
 
     Args:
         retry: How long to wait while the server can't be reached.
@@ -30,25 +33,26 @@ class Gate:
 
     def __init__(self, retry: RetryPolicy) -> None:
         self._retry = retry
-        self._inside = 0
-        self._row: list[AmbiguousSubmissionError] = []
+        self._inside: set[int] = set()
+        self._row: dict[int, AmbiguousSubmissionError] = {}  # all later than the last that was answered
+        self._last_answered = -1
         self._delays: Iterator[float] | None = None  # not None: the server can't be reached
         self._probe = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
-        """Whether one more may come in: all inside may end ambiguous, and those in a pause go first."""
+        """Whether one more may come in: all since the last answer may end ambiguous; those in a pause go first."""
         if self._pausing and self._inside:
             return False
-        return self._inside + len(self._row) < MOST_IN_DOUBT
+        return len(self._row.keys() | {n for n in self._inside if n > self._last_answered}) < MOST_IN_DOUBT
 
-    def enter(self) -> None:
-        """Somebody is inside, from before its request is read until its registration has ended."""
-        self._inside += 1
+    def enter(self, number: int) -> None:
+        """A request is inside, from before it is read until its registration has ended."""
+        self._inside.add(number)
 
-    def leave(self) -> None:
-        """Its registration has ended, or there is no request for it."""
-        self._inside -= 1
+    def leave(self, number: int) -> None:
+        """Its registration has ended, or there is no request of this number."""
+        self._inside.discard(number)
 
     # --- the pause ------------------------------------------------------------------------------
 
@@ -90,18 +94,20 @@ class Gate:
 
     # --- the row --------------------------------------------------------------------------------
 
-    def answered(self) -> None:
+    def answered(self, number: int) -> None:
         """A new order was accepted or refused."""
         self._reached()
-        self._row.clear()
+        self._last_answered = max(self._last_answered, number)
+        self._row = {n: error for n, error in self._row.items() if n > self._last_answered}
 
-    def in_doubt(self, error: AmbiguousSubmissionError) -> AmbiguityLimitError | None:
+    def in_doubt(self, number: int, error: AmbiguousSubmissionError) -> AmbiguityLimitError | None:
         """A new order ended ambiguous; give the reason to stop where it is one too many."""
         self._reached()
-        self._row.append(error)
+        if number > self._last_answered:
+            self._row[number] = error
         if len(self._row) < MOST_IN_DOUBT:
             return None
         return AmbiguityLimitError(
             f"{len(self._row)} registrations in a row may or may not have been paid for.",
-            errors=tuple(self._row),
+            errors=tuple(self._row.values()),
         )

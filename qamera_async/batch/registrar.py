@@ -148,7 +148,7 @@ class Registrar:
             self._end_probe(item)
             if item.kind is not None:
                 self._purse.give_back(item.kind)
-            self._gate.leave()
+            self._gate.leave(item.index)
             self._left()
 
     async def _approve(self, item: Item) -> None:
@@ -175,13 +175,13 @@ class Registrar:
             return
         if receipt is not None:
             self._spend(item, kind, receipt.credits_reserved)
-            self._gate.answered()
+            self._gate.answered(item.index)
         elif isinstance(error, AmbiguousSubmissionError):
             self._spend(item, kind, None)
-            if (limit := self._gate.in_doubt(error)) is not None:
+            if (limit := self._gate.in_doubt(item.index, error)) is not None:
                 self._stop(limit)
         elif isinstance(error, ApiError):
-            self._gate.answered()
+            self._gate.answered(item.index)
 
     def _spend(self, item: Item, kind: Kind, credits: int | None) -> None:  # noqa: A002 - the API's word
         item.kind = None
