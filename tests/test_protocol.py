@@ -1,6 +1,7 @@
 """The wire, by table: bytes out, models or errors in."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -246,3 +247,39 @@ def test_a_moment_is_aware_and_utc():
 
     assert good.created_at.isoformat() == "2026-03-20T17:00:00+00:00"
     assert bad.created_at is None
+
+
+MANY = 250_001
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"videos":[' + b'{"id":"a","b":1.0},' * MANY + b'{"id":"b"}]}',
+        b'{"videos":[1,' + b"{}," * 4 * MANY + b'{"id":"b"}]}',
+        b'{"videos":[' + b"1," * 4 * MANY + b'{"id":"b"}]}',
+        b'{"videos":[{"id":"b"}],"count":[' + b"1," * 4 * MANY + b"1]}",
+    ],
+    ids=["good", "braces", "numbers", "elsewhere"],
+)
+def test_a_list_of_more_items_than_memory_is_for_is_not_made_anything_of(body):
+    """P7: what a list is made into takes many times its bytes where its items are short."""
+    for read in (protocol.read_listing, lambda a: protocol.read_videos(a, RULES)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(q.InvalidResponseError, match="at most 250,000 videos"):
+                read(answer(body))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+        assert peak < 1024 * 1024
+
+
+def test_a_list_of_a_hundred_thousand_with_a_broken_item_is_read():
+    """The limits are far above what there will be."""
+    item = b'{"id":"v%06d","name":"a","thumbnail":"b","videoUrl":"c","status":"DONE","voting":null,"createdAt":"d"},'
+    body = b'{"videos":[' + b"".join(item % n for n in range(100_000)) + b'7],"count":100001}'
+    listing = protocol.read_listing(answer(body))
+
+    assert (len(listing.statuses), listing.broken) == (100_000, 1)

@@ -54,6 +54,13 @@ _full_list = msgspec.json.Decoder(_FullList)
 _full = msgspec.json.Decoder(_Full)
 _any_object = msgspec.json.Decoder(dict[str, Any])
 
+# What is made of a list takes many times its bytes where its items are short: some 190 bytes of memory for a
+# video that is an id and nothing else, and 67 for whatever is read for itself. A video of the API has one brace
+# and seven commas, so that lists of 140,000 can be read both ways.
+_SHORT_BODY = 4 * 1024 * 1024  # bytes; in so few there can't be too many videos
+_MOST_VIDEOS = 250_000
+_MOST_COMMAS = 1_000_000
+_LONGEST_ITEM = 64 * 1024  # bytes, of one that isn't as documented
 _LONGEST_STATUS = 100  # characters
 _USUAL_WORD = 20  # characters; a longer status is none that all records share
 _LIST = 'a list of videos: {"videos": [{"id": ..., "status": ...}, ...]}'
@@ -77,8 +84,9 @@ def read_listing(answer: Answer) -> Listing:
     """Read ids and statuses of a list of videos; what is broken in it hides nothing else.
 
     Raises:
-        InvalidResponseError: it is no list of videos.
+        InvalidResponseError: it is no list of videos, or one of more than 250,000.
     """
+    _check_videos(answer)
     try:
         brief = _brief_list.decode(answer.body)
     except UNREADABLE:
@@ -123,8 +131,9 @@ def read_videos(answer: Answer, rules: StatusRules) -> tuple[Video, ...]:
     """Give all videos of a list, in the server's order; a broken item is left out.
 
     Raises:
-        InvalidResponseError: it is no list of videos.
+        InvalidResponseError: it is no list of videos, or one of more than 250,000.
     """
+    _check_videos(answer)
     try:
         items = _full_list.decode(answer.body).videos
     except UNREADABLE:
@@ -132,8 +141,19 @@ def read_videos(answer: Answer, rules: StatusRules) -> tuple[Video, ...]:
     return tuple([_video(item, rules, answer) for item in items if identifier_of(item.id)])
 
 
+def _check_videos(answer: Answer) -> None:
+    if len(answer.body) > _SHORT_BODY:
+        _check_number(answer, b"{", _MOST_VIDEOS)
+
+
+def _check_number(answer: Answer, mark: bytes, most: int) -> None:
+    if answer.body.count(mark) > most:
+        raise unreadable(answer, f"{_LIST} of at most {_MOST_VIDEOS:,} videos")
+
+
 def _each_for_itself(answer: Answer) -> tuple[list[_Full], int | None, int]:
     """The slow way: items, count and number of broken items of a list that isn't as documented."""
+    _check_number(answer, b",", _MOST_COMMAS)
     try:
         raw = decoded(_raw_list, answer.body)
     except UNREADABLE:
@@ -148,6 +168,8 @@ def _tolerant(raw: msgspec.Raw) -> _Full | None:
     try:
         item = _full.decode(raw)
     except UNREADABLE:
+        if memoryview(raw).nbytes > _LONGEST_ITEM:
+            return None
         try:
             # What isn't UTF-8 is skipped over elsewhere, so that it is no reason to hide the video here.
             stated = decoded(_any_object, bytes(raw).decode("utf-8", "replace").encode())

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from faults import GOOD, FaultServer, answers, http
 
+import qamera_async as q
+
 pytestmark = [
     pytest.mark.usefixtures("no_lost_exceptions"),
     pytest.mark.case(40),
@@ -83,7 +85,8 @@ async def test_a_bomb_stays_small(bombs, name, method):
     assert error == ("AmbiguousSubmissionError" if method == "POST" else "InvalidResponseError")
     assert cause == "InvalidResponseError"
     # Without a package for brotli the HTTP client reads nothing of it.
-    assert ("longer than" in message) is (name == "gzip" or BROTLI_HERE)
+    too_much = "longer than" if method == "POST" else "200 times"
+    assert (too_much in message) is (name == "gzip" or BROTLI_HERE)
     assert server.methods == ["POST", "GET", method]
 
 
@@ -104,3 +107,33 @@ async def test_a_receipt_or_an_error_that_is_long_is_not_made_anything_of(status
     assert grown < 64 * MIB
     assert (error, told_cause) == ("AmbiguousSubmissionError", cause)
     assert "longer than 1048576 bytes" in message
+
+
+async def test_a_long_list_is_read_though_it_is_compressed_well():
+    """Videos that differ by a number alone, which is more alike than any are, become 20 times what was sent."""
+    video = b'{"id":"vid_%06d","status":"PENDING","videoUrl":"https://cdn.example.com/videos/vid_%06d.mp4"}'
+    body = gzip.compress(b'{"videos": [' + b",".join(video % (n, n) for n in range(50_000)) + b"]}", 9)
+    async with FaultServer(answers(http(body, headers=b"Content-Encoding: gzip\r\n"))) as server:
+        async with q.QameraSession(server.key, base_url=server.url) as session:
+            videos = await session.list_videos()
+
+    assert len(videos) == 50_000
+
+
+@pytest.mark.parametrize("kind", ["broken", "good"])
+async def test_a_list_of_very_many_short_items_is_no_bomb_either(kind):
+    """Whole JSON whose items take many times their bytes, in 60 kB of gzip: refused before it is decoded."""
+    item = b"1," if kind == "broken" else b'{"id":"a"},'
+    body = gzip.compress(b'{"videos": [' + item * (40 * MIB // len(item)) + b"1]}", 9)
+    answer = http(body, headers=b"Content-Encoding: gzip\r\n")
+    async with FaultServer(GOOD, GOOD, answers(answer, "hang")) as server:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, server.url, server.key, "GET", stdout=asyncio.subprocess.PIPE
+        )
+        told, _ = await program.communicate()
+    grown, error, _, message = json.loads(told)
+
+    assert len(body) < 128 * 1024
+    assert grown < 64 * MIB
+    assert error == "InvalidResponseError"
+    assert "200 times" in message
