@@ -63,37 +63,42 @@ def numbers(item):
     return {number for mark in item.iter_markers("case") for number in mark.args}
 
 
+def pytest_configure(config):
+    """Take note of the cases whose tests pass, also of those that other processes run."""
+    config.pluginmanager.register(Passed(config), "passed-cases")
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave the tests of the case that was asked for."""
+    for item in items:
+        item.user_properties += [("case", number) for number in sorted(numbers(item))]
     wanted = config.getoption("--case")
     if wanted is not None:
         left = [item for item in items if wanted not in numbers(item)]
         items[:] = [item for item in items if wanted in numbers(item)]
         config.hook.pytest_deselected(items=left)
-    config.stash[PASSED] = set()
 
 
-PASSED = pytest.StashKey[set]()
+class Passed:
+    """The cases of which a test has run to its end."""
 
+    def __init__(self, config):
+        self.config = config
+        self.cases = set()
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    """Take note of the cases that a test has run to its end."""
-    report = yield
-    if report.when == "call" and report.passed:
-        item.config.stash[PASSED] |= numbers(item)
-    return report
+    def pytest_runtest_logreport(self, report):
+        """Take note of a report, which goes by where all of them come together."""
+        if report.when == "call" and report.passed:
+            self.cases |= {value for name, value in report.user_properties if name == "case"}
 
-
-def pytest_sessionfinish(session, exitstatus):
-    """Fail a whole run in which a case was skipped, or has no test any more."""
-    config = session.config
-    option = config.option
-    selected = option.keyword or option.markexpr or option.collectonly or getattr(option, "lf", False)
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
-        selected or config.getoption("--case")
-    )
-    missing = {*CASES} - config.stash.get(PASSED, set())
-    if whole and missing and exitstatus == pytest.ExitCode.OK:
-        config.get_terminal_writer().line(f"\nCases without a test that passed: {sorted(missing)}")
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    def pytest_sessionfinish(self, session, exitstatus):
+        """Fail a whole run in which a case was skipped, or has no test any more."""
+        option = self.config.option
+        selected = option.keyword or option.markexpr or option.collectonly or getattr(option, "lf", False)
+        whole = self.config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
+            selected or self.config.getoption("--case") or hasattr(self.config, "workerinput")
+        )
+        missing = {*CASES} - self.cases
+        if whole and missing and exitstatus == pytest.ExitCode.OK:
+            self.config.get_terminal_writer().line(f"\nCases without a test that passed: {sorted(missing)}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
