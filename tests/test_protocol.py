@@ -278,8 +278,9 @@ def test_a_list_of_more_items_than_memory_is_for_is_not_made_anything_of(body):
 
 def test_a_list_of_a_hundred_thousand_with_a_broken_item_is_read():
     """The limits are far above what there will be."""
-    item = b'{"id":"v%06d","name":"a","thumbnail":"b","videoUrl":"c","status":"DONE","voting":null,"createdAt":"d"},'
-    body = b'{"videos":[' + b"".join(item % n for n in range(100_000)) + b'7],"count":100001}'
+    fields = b'"name":"a","thumbnail":"b","videoUrl":"c","status":"DONE","voting":"d","createdAt":""'
+    items = b",".join(b'{"id":"v%06d",%s}' % (n, fields) for n in range(100_000))
+    body = b'{"videos":[%s,7],"count":100001}' % items
     listing = protocol.read_listing(answer(body))
 
     assert (len(listing.statuses), listing.broken) == (100_000, 1)

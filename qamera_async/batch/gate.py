@@ -23,8 +23,8 @@ MOST_IN_DOUBT = 5
 class Gate:
     """Knows who is inside, so that a row of ambiguous answers can't become longer than it may.
 
-    What is in a row is told by the numbers of the requests, not by when their ends are known: an ambiguous one
-    is looked into for long, and one that was sent after it is answered before.
+    What is in a row is told by the numbers of the requests, not by when their ends are known: one in doubt
+    is looked into for long, and what was sent after it is answered before.
 
     Args:
         retry: How long to wait while the server can't be reached.
@@ -41,7 +41,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Whether one more may come in: all since the last answer may end ambiguous; those in a pause go first."""
+        """Whether one more may come in: all since the last answer may be in doubt, and a pause is for one."""
         if self._pausing and self._inside:
             return False
         return len(self._row.keys() | {n for n in self._inside if n > self._last_answered}) < MOST_IN_DOUBT

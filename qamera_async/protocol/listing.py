@@ -55,8 +55,8 @@ _full = msgspec.json.Decoder(_Full)
 _any_object = msgspec.json.Decoder(dict[str, Any])
 
 # What is made of a list takes many times its bytes where its items are short: some 190 bytes of memory for a
-# video that is an id and nothing else, and 67 for whatever is read for itself. A video of the API has one brace
-# and seven commas, so that lists of 140,000 can be read both ways.
+# video that is an id and nothing else, and 67 for whatever is read for itself. A video of the API has one
+# brace and seven commas, so that lists of 140,000 can be read both ways.
 _SHORT_BODY = 4 * 1024 * 1024  # bytes; in so few there can't be too many videos
 _MOST_VIDEOS = 250_000
 _MOST_COMMAS = 1_000_000

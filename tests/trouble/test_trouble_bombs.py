@@ -110,7 +110,7 @@ async def test_a_receipt_or_an_error_that_is_long_is_not_made_anything_of(status
 
 
 async def test_a_long_list_is_read_though_it_is_compressed_well():
-    """Videos that differ by a number alone, which is more alike than any are, become 20 times what was sent."""
+    """Videos that differ by a number alone, more alike than any are, become 20 times what was sent."""
     video = b'{"id":"vid_%06d","status":"PENDING","videoUrl":"https://cdn.example.com/videos/vid_%06d.mp4"}'
     body = gzip.compress(b'{"videos": [' + b",".join(video % (n, n) for n in range(50_000)) + b"]}", 9)
     async with FaultServer(answers(http(body, headers=b"Content-Encoding: gzip\r\n"))) as server:
