@@ -92,7 +92,7 @@ def test_the_workflows_pin_what_they_use():
         line.partition("uses:")[2].strip()
         for path in (ROOT / ".github" / "workflows").glob("*.yml")
         for line in path.read_text().splitlines()
-        if "uses:" in line and "uses: ./" not in line
+        if "uses:" in line and "uses: $/" not in line
     ]
 
     assert uses
