@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .poller import Poller
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class JobContext:
     """What all jobs of a session share: one object, so that a job is small.
 

@@ -15,8 +15,8 @@ from contextlib import closing
 import pytest
 
 import qamera_async as q
-from qamera_async import ledger
 from qamera_async.budget import accounts
+from qamera_async.ledger import ledger
 from qamera_async.ledger.rows import LedgerState, Row, decoded
 from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
 from qamera_async.sandbox import Sandbox

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .window import Priority
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Elsewhere:
     """What others have taken of the quota, as one look at the log showed it.
 

@@ -20,13 +20,14 @@ from ..errors import (
     shown,
 )
 from ..models import Intent, Receipt, Request, Video, checked_ids
-from . import Ledger, checked_path, ledger_at
+from . import checked_path, ledger_at
 from .rows import LedgerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
+    from .ledger import Ledger
     from .storage import Found
 
 

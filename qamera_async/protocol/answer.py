@@ -22,7 +22,8 @@ _EXCERPT_BYTES = 16 * 1024
 # integer of thousands of digits.
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 # Half of a surrogate pair in a JSON text, as the group; what only looks like one, and pairs, are passed over.
-_HALF = re.compile(
+# A text, as the other patterns are: compiled with its first use, it costs the import nothing.
+_HALF = (
     rb"(?:\\\\)+|\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(\\u[dD][89a-fA-F][\da-fA-F]{2})"
 )
 
@@ -34,7 +35,7 @@ def _unchanged(text: str) -> str:
     return text
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Answer:
     """What came back: status, headers with lower-case names, the body after decompression.
 
@@ -45,7 +46,7 @@ class Answer:
     # A traceback with locals shows an answer, which may echo the key.
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
-    conceal: Callable[[str], str] = attrs.field(default=_unchanged, repr=False, eq=False)
+    conceal: Callable[[str], str] = attrs.field(default=_unchanged, repr=False)
 
     @property
     def correlation_id(self) -> str | None:
@@ -81,7 +82,7 @@ def decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:
         # In place: a substitution takes memory for each piece between two.
         mended = bytearray(body)
         halves = 0
-        for found in _HALF.finditer(body):
+        for found in re.finditer(_HALF, body):
             if found[1]:
                 mended[found.start() : found.end()] = b"\\ufffd"
                 halves += 1

@@ -33,7 +33,7 @@ _CLASSES: dict[int, type[ApiError]] = {
     429: QuotaExceededError,
 }
 _anything = msgspec.json.Decoder[Any]()
-_CREDITS = re.compile(r"required:\s*(\d{1,18})\D+available:\s*(\d{1,18})", re.IGNORECASE | re.ASCII)
+_CREDITS = r"(?ia)required:\s*(\d{1,18})\D+available:\s*(\d{1,18})"
 
 
 def _stated_error(body: bytes) -> str | None:
@@ -76,7 +76,7 @@ def error_of(answer: Answer) -> QameraError:
         "foreign": stated is None,
     }
     if status == 402:  # noqa: PLR2004
-        numbers = _CREDITS.search(text)
+        numbers = re.search(_CREDITS, text)
         required, available = (int(n) for n in numbers.groups()) if numbers else (None, None)
         return InsufficientCreditsError(text, required=required, available=available, **evidence)
     if status >= 500:  # noqa: PLR2004

@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..events import guarded
 from ..job import Job, JobContext
-from ..ledger import Ledger, NoLedger, checked_path, ledger_at
+from ..ledger import NoLedger, checked_path, ledger_at
 from ..models import Intent, ReelRequest, Request, Video, VideoRequest, checked_ids
 from ..policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from ..poller import Poller
@@ -146,7 +146,7 @@ class QameraSession:
                 f"{origin} {self._wire.api_key.text}".encode(), key=b"qamera-async slots", digest_size=16
             ).hexdigest()
             grace = self._timeouts.request + self._timeouts.connect
-            self._slots = self._ledger.storage.slots(account, grace)
+            self._slots = self._ledger.slots(account, grace)
         self._transport = Transport(self._wire, self._budget, self._timeouts, self._retry, self._emit)
         self._poller = Poller(
             self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit
@@ -195,12 +195,11 @@ class QameraSession:
 
     async def __aenter__(self) -> Self:
         self._binding.check()
-        if isinstance(self._ledger, Ledger):
-            try:
-                await self._ledger.storage.open()
-            except BaseException:
-                await self.aclose()
-                raise
+        try:
+            await self._ledger.open()
+        except BaseException:
+            await self.aclose()
+            raise
         return self
 
     async def __aexit__(
@@ -219,8 +218,8 @@ class QameraSession:
         """
         if self._close_task is None:
             if self._binding.loop is None:
-                if self._binding.state != "closed" and isinstance(self._ledger, Ledger):
-                    self._ledger.storage.release()
+                if self._binding.state != "closed":
+                    self._ledger.release()
                 self._closed()
                 return
             self._binding.check()
@@ -230,9 +229,13 @@ class QameraSession:
         await asyncio.shield(self._close_task)
 
     async def _close(self) -> None:
-        parts = [self._submitter.aclose, self._poller.aclose, self._transport.aclose]
-        if isinstance(self._ledger, Ledger):
-            parts += [self._leave_slots, self._leave_ledger]
+        parts = [
+            self._submitter.aclose,
+            self._poller.aclose,
+            self._transport.aclose,
+            self._leave_slots,
+            self._leave_ledger,
+        ]
         try:
             self._transport.stop_queueing()
             for close in parts:
@@ -260,9 +263,8 @@ class QameraSession:
             self._budget.detach(slots)
 
     async def _leave_ledger(self) -> None:
-        if isinstance(self._ledger, Ledger):
-            async with asyncio.timeout(self._timeouts.close):
-                await self._ledger.aclose()
+        async with asyncio.timeout(self._timeouts.close):
+            await self._ledger.aclose()
 
     @property
     def budget(self) -> RequestBudget:
@@ -586,8 +588,7 @@ def _let_go_of(
     budget.release(owner)
     if slots is not None:
         budget.detach(slots)
-    if isinstance(ledger, Ledger):
-        ledger.storage.release()
+    ledger.release()
     leave()
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakValueDictionary
 
 import attrs
 
 from ..errors import ConfigurationError, QameraError
 from ..job import Job, JobContext
-from ..ledger import Ledger
-from ..ledger.file import intent_id
 
 if TYPE_CHECKING:
     from ..ledger import NoLedger
     from ..ledger.file import Settled
+    from ..ledger.ledger import Ledger
     from ..ledger.rows import Row
     from ..models import Intent, Video
     from ..policies import Timeouts
@@ -75,13 +74,19 @@ class Kept:
 
     async def adopt(self, intent: Settled, record_ids: tuple[str, ...]) -> Job:
         """Settle an ambiguous request: these records are what was made of it."""
-        return self.job_of(await self._there().adopt(intent_id(intent), record_ids))
+        return self.job_of(await self._there().adopt(_id_of(intent), record_ids))
 
     async def abandon(self, intent: Settled) -> None:
         """Settle an ambiguous request: nothing was made of it."""
-        await self._there().abandon(intent_id(intent))
+        await self._there().abandon(_id_of(intent))
 
     def _there(self) -> Ledger:
-        if not isinstance(self._ledger, Ledger):
+        if not self._ledger.kept:
             raise ConfigurationError("The session has no ledger: make it with QameraSession(ledger=PATH).")
-        return self._ledger
+        return cast("Ledger", self._ledger)
+
+
+def _id_of(intent: Settled) -> str:
+    from ..ledger.file import intent_id  # noqa: PLC0415 - few sessions settle a doubt
+
+    return intent_id(intent)

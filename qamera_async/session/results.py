@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 from .. import protocol
-from ..download import Downloader
-from ..download.names import safe_name
 from ..errors import InvalidRequestError, TargetExistsError, shown
 from ..job import Job
-from ..ledger import Ledger
 from ..models import Request, Video
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..download import Downloader
     from ..events import Emit
     from ..ledger import NoLedger
+    from ..ledger.ledger import Ledger
     from ..policies import RetryPolicy, StatusRules, Timeouts
     from ..poller import Poller
     from ..transport import Transport
@@ -37,10 +37,20 @@ class Results:
         emit: Emit,
         ledger: NoLedger,
     ) -> None:
+        self._transport = transport
         self._poller = poller
+        self._retry = retry
+        self._timeouts = timeouts
         self._rules = rules
+        self._emit = emit
         self._ledger = ledger
-        self.downloader = Downloader(transport, retry, timeouts, emit, self._looked_up)
+
+    @cached_property
+    def downloader(self) -> Downloader:
+        """Who fetches files; imported with the first, since many sessions fetch none."""
+        from ..download import Downloader  # noqa: PLC0415
+
+        return Downloader(self._transport, self._retry, self._timeouts, self._emit, self._looked_up)
 
     async def video_of(self, video_or_job: Video | Job) -> Video:
         """Give the video; a job is waited for.
@@ -61,9 +71,9 @@ class Results:
         Raises:
             DownloadError: it can't be had; a file that is something else is left as it is.
         """
-        record_id, ledger = job.record_ids[0], self._ledger
-        if not isinstance(ledger, Ledger):
+        if not self._ledger.kept:
             return await self.downloader.file(video, path, wait=True)
+        record_id, ledger = job.record_ids[0], cast("Ledger", self._ledger)
         if await self._is_there(ledger, record_id, path):
             return path
 
@@ -81,6 +91,8 @@ class Results:
     @staticmethod
     def target(request: Request, job: Job | None, folder: Path) -> Path | None:
         """Where a batch's clip goes; None while neither ref nor record is known."""
+        from ..download.names import safe_name  # noqa: PLC0415 - as for who fetches them
+
         name = request.ref if request.ref is not None else None if job is None else job.record_ids[0]
         return None if name is None else folder / safe_name(name, ".mp4")
 

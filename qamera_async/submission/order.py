@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..models import Receipt, Request
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Accepted:
     """What a request came to: a receipt, or the row of an earlier one that stands for it.
 

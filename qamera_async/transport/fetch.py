@@ -38,7 +38,7 @@ class _RefusedAddressError(OSError):
     """The same, on its way through the HTTP client, which knows only this kind."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Fetched:
     """An answer whose body is still to be read.
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _log = logging.getLogger("qamera_async")
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1|.*\.localhost", re.IGNORECASE | re.ASCII)
-_USUAL_KEY = re.compile(r"mk_live_[^.]+\..+")
+_LOOPBACK = r"(?ia)localhost|127(\.\d{1,3}){3}|::1|.*\.localhost"
+_USUAL_KEY = r"mk_live_[^.]+\..+"
 _SHORTEST_SECRET = 6  # characters
 
 
@@ -72,7 +72,7 @@ def _checked_traces(values: Iterable[aiohttp.TraceConfig]) -> tuple[aiohttp.Trac
     return traces
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, eq=False)
 class Wire:
     """What the way to the API is made of.
 
@@ -118,7 +118,7 @@ def key_problem(key: object) -> str | None:
     # What came is not shown: it may be all but right, and a key belongs into no message.
     if not isinstance(key, str) or not all("!" <= char <= "~" for char in key):
         return "api_key: allowed are printable ASCII characters without blanks"
-    if not _USUAL_KEY.fullmatch(key):
+    if not re.fullmatch(_USUAL_KEY, key):
         _log.warning("the API key doesn't look like mk_live_<keyId>.<secret>")
     return None
 
@@ -145,7 +145,7 @@ def checked_url(text: str, allow_http: bool) -> str:  # noqa: FBT001 - a setting
         raise ConfigurationError(f"base_url: got something else, {allowed}")
     if url.user is not None or url.password is not None or url.query_string or url.fragment:
         raise ConfigurationError(f"base_url: got a user, password, query or fragment in it, {allowed}")
-    if url.scheme == "http" and not allow_http and not _LOOPBACK.fullmatch(host):
+    if url.scheme == "http" and not allow_http and not re.fullmatch(_LOOPBACK, host):
         raise ConfigurationError(
             f"base_url: got plain http:// for {host}, allowed is https://, http:// to this machine only, or "
             "allow_http=True for a host inside one's own cluster"
