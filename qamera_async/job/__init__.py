@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import math
 from typing import TYPE_CHECKING
 
 import attrs
 
-from .errors import ConfigurationError, JobFailedError, JobTimeoutError
-from .events import Failed, Finished
-from .models import JobState
-from .poller.records import Record
+from ..errors import ConfigurationError, JobFailedError, JobTimeoutError
+from ..events import Failed, Finished
+from ..models import JobState
+from ..poller.records import Record
+from .deadlines import Deadlines, TimeIsUp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
 
-    from .errors import QameraError
-    from .events import Emit
-    from .ledger import NoLedger
-    from .models import Receipt, Request, Video
-    from .poller import Poller
+    from ..errors import QameraError
+    from ..events import Emit
+    from ..ledger import NoLedger
+    from ..models import Receipt, Request, Video
+    from ..poller import Poller
+
+_LONGEST = 1e9  # seconds; more than a timer can take is no limit at all
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -30,7 +32,7 @@ class JobContext:
     """What all jobs of a session share: one object, so that a job is small.
 
     ``check`` refuses a session that can't be used; ``timeout`` is ``Timeouts.job`` in seconds; ``ledger``
-    keeps how it ended.
+    keeps how it ended; ``deadlines`` are those of all who wait.
     """
 
     poller: Poller
@@ -38,6 +40,7 @@ class JobContext:
     check: Callable[[], None]
     timeout: float
     ledger: NoLedger
+    deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
 class Job:
@@ -156,19 +159,17 @@ class Job:
             timeout = math.inf
         if not self.done():
             self._context.check()
-            loop = asyncio.get_running_loop()
-            waiter = loop.create_future()
-            alarm = None
+            waiter = asyncio.get_running_loop().create_future()
+            deadlines = self._context.deadlines
             if timeout != math.inf:
-                alarm = loop.call_later(timeout, _ring, waiter, context=_NO_CONTEXT)
+                deadlines.add(waiter, timeout)
             try:
                 self._join(waiter, self._waiters)
                 await waiter
-            except _TimeIsUp:
+            except TimeIsUp:
                 raise self._timed_out(timeout) from None
             finally:
-                if alarm is not None:
-                    alarm.cancel()
+                deadlines.discard(waiter, timeout)
                 self._leave(waiter, self._waiters)
         if self._failure is not None:
             # Each waiter raises its own: a shared one would collect the tracebacks of all.
@@ -286,18 +287,3 @@ class Job:
             last_error=self._context.poller.last_error,
             list_age=self._context.poller.list_age,
         )
-
-
-_LONGEST = 1e9  # seconds; more than a timer can take is no limit at all
-
-# Shared, since a copy of the caller's context for each waiter is a good part of what a waiting job takes.
-_NO_CONTEXT = contextvars.Context()
-
-
-class _TimeIsUp(Exception):  # noqa: N818 - a signal between two lines of this room
-    """A waiter's time is up."""
-
-
-def _ring(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(_TimeIsUp())

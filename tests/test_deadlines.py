@@ -1,0 +1,142 @@
+"""The deadlines of those who wait: each at its time, however many there are and whoever leaves before."""
+
+import asyncio
+
+import pytest
+
+from qamera_async.job.deadlines import Deadlines, TimeIsUp
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """A loop in which time passes when the test says so."""
+
+    now = 1000.0
+
+    def time(self):
+        return self.now
+
+
+@pytest.fixture
+def loop():
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def run(loop, promise):
+    loop.run_until_complete(asyncio.wait_for(promise, None))
+
+
+async def at(moment):
+    """Let the time be ``moment`` seconds from the start, and what is due then happen."""
+    loop = asyncio.get_running_loop()
+    loop.now = 1000.0 + moment
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def waiters(number):
+    return [asyncio.get_running_loop().create_future() for _ in range(number)]
+
+
+def over(futures):
+    return [future.done() and isinstance(future.exception(), TimeIsUp) for future in futures]
+
+
+def test_each_rings_at_its_time(loop):
+    """Whatever the timeouts, and in whatever order they came."""
+
+    async def promise():
+        deadlines, futures = Deadlines(), waiters(4)
+        deadlines.add(futures[0], 10.0)
+        deadlines.add(futures[1], 5.0)
+        await at(3.0)
+        deadlines.add(futures[2], 10.0)
+        deadlines.add(futures[3], 1)
+
+        seen = []
+        for moment in (3.9, 4.0, 4.9, 5.0, 9.9, 10.0, 12.9, 13.0):
+            await at(moment)
+            seen.append(over(futures))
+        assert seen == [
+            [False, False, False, False],
+            [False, False, False, True],
+            [False, False, False, True],
+            [False, True, False, True],
+            [False, True, False, True],
+            [True, True, False, True],
+            [True, True, False, True],
+            [True, True, True, True],
+        ]
+
+    run(loop, promise())
+
+
+def test_who_leaves_takes_nobody_elses_deadline_along(loop):
+    """The first of many leaves, before and after others came; those ring at their time."""
+
+    async def promise():
+        deadlines, futures = Deadlines(), waiters(3)
+        deadlines.add(futures[0], 5.0)
+        await at(1.0)
+        deadlines.add(futures[1], 5.0)
+        deadlines.discard(futures[0], 5.0)
+        await at(5.0)
+        deadlines.add(futures[2], 5.0)
+
+        assert over(futures) == [False, False, False]
+        await at(6.0)
+        assert over(futures) == [False, True, False]
+        await at(10.0)
+        assert over(futures) == [False, True, True]
+
+    run(loop, promise())
+
+
+def test_what_is_done_is_left_alone(loop):
+    """A result stays one, and so does a cancellation."""
+
+    async def promise():
+        deadlines, futures = Deadlines(), waiters(2)
+        for future in futures:
+            deadlines.add(future, 1.0)
+        futures[0].set_result(None)
+        futures[1].cancel()
+        await at(2.0)
+
+        assert futures[0].result() is None
+        assert futures[1].cancelled()
+
+    run(loop, promise())
+
+
+def test_nothing_is_kept_of_who_has_left(loop):
+    """Neither an entry nor a timer; to leave twice, or without having come, is no mistake."""
+
+    async def promise():
+        deadlines, futures = Deadlines(), waiters(100)
+        for future in futures:
+            deadlines.add(future, 60.0)
+        for future in [*futures, futures[0]]:
+            deadlines.discard(future, 60.0)
+        timers = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
+
+        assert (deadlines._queues, deadlines._timers, timers) == ({}, {}, [])
+
+    run(loop, promise())
+
+
+def test_many_that_are_due_together_ring_together(loop):
+    """Ten thousand in one turn, and in the order in which they came."""
+
+    async def promise():
+        deadlines, futures, rung = Deadlines(), waiters(10_000), []
+        for number, future in enumerate(futures):
+            future.add_done_callback(lambda _, number=number: rung.append(number))
+            deadlines.add(future, 1.0)
+        await at(1.0)
+
+        assert all(over(futures))
+        assert rung == [*range(10_000)]
+
+    run(loop, promise())
