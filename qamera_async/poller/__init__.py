@@ -23,6 +23,7 @@ from ..errors import (
 from ..events import Polled, Updated
 from ..models import JobState
 from ..transport.tracing import Flight
+from .latest import Latest
 from .records import GONE_POLLS, URL_GRACE, Record, is_final
 from .seen import Seen
 
@@ -65,8 +66,7 @@ class Poller:
         self._asked: list[asyncio.Future[tuple[protocol.Answer, protocol.Listing]]] = []
         self._due = math.inf
         self._ended = -math.inf  # when the last poll ended, for better or worse
-        self._answer: protocol.Answer | None = None
-        self._listing: protocol.Listing | None = None
+        self._latest = Latest()
         self.seen = Seen()
         self._good_at = -math.inf  # when the last good poll was sent
         self._outage: Iterator[float] | None = None
@@ -205,7 +205,10 @@ class Poller:
             self._questions = []
 
         try:
-            answer = await self._transport.get(protocol.VIDEOS_PATH, Priority.POLL, flight, sending)
+            condition = self._latest.condition(loop.time())
+            answer = await self._transport.get(
+                protocol.VIDEOS_PATH, Priority.POLL, flight, sending, condition
+            )
             assert sent_at is not None  # noqa: S101 - there is no answer to what wasn't sent
             self._take(answer, sent_at)
         except QameraError as error:
@@ -230,25 +233,21 @@ class Poller:
         _log.info("a poll failed and will be repeated: %s", error)
 
     def _take(self, answer: protocol.Answer, sent_at: float) -> None:
-        unchanged = self._answer is not None and answer.body == self._answer.body
-        if not unchanged or self._listing is None:
-            self._listing = protocol.read_listing(answer)
-            if self._listing.broken:
-                self._warn_once(
-                    "broken", "%d items of the list of videos can't be read", self._listing.broken
-                )
-        self._answer = answer
-        if not unchanged:
-            self.seen.add(self._listing.statuses.keys(), asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        answer, listing, another = self._latest.take(answer, now)
+        if another:
+            if listing.broken:
+                self._warn_once("broken", "%d items of the list of videos can't be read", listing.broken)
+            self.seen.add(listing.statuses.keys(), now)
         newcomers, self._newcomers = self._newcomers, []
         self._good_at, self._outage, self._last_error = sent_at, None, None
-        statuses = self._listing.statuses
-        if unchanged:
-            looked_at = [record for record in self._restless.union(newcomers) if self._is_watched(record)]
-        else:
+        statuses = listing.statuses
+        if another:
             looked_at = [record for records in self._watched.values() for record in records]
+        else:
+            looked_at = [record for record in self._restless.union(newcomers) if self._is_watched(record)]
         changed = [record for record in looked_at if self._has_news(record, statuses)]
-        videos = protocol.read_some(answer, {r.record_id for r in changed}, self._listing, self._rules)
+        videos = protocol.read_some(answer, {r.record_id for r in changed}, listing, self._rules)
         told = sum(
             self._present(record, videos[record.record_id])
             for record in changed
@@ -256,10 +255,10 @@ class Poller:
         )
         for record in looked_at:
             if record.record_id not in statuses and self._is_watched(record):
-                self._absent(record, sent_at, complete=self._listing.complete)
+                self._absent(record, sent_at, complete=listing.complete)
         for question in self._asked:
             if not question.done():
-                question.set_result((answer, self._listing))
+                question.set_result((answer, listing))
         self._emit(Polled(len(statuses), told, len(self._watched)))
 
     def _has_news(self, record: Record, statuses: Mapping[str, str]) -> bool:
@@ -273,10 +272,11 @@ class Poller:
         return video is None or video.status != status or record.done_since is not None
 
     def _tell_from_last(self, record: Record, now: float) -> None:
-        if self._answer is None or self._listing is None or record.record_id not in self._listing.statuses:
+        answer, listing = self._latest.known or (None, None)
+        if answer is None or listing is None or record.record_id not in listing.statuses:
             return
-        if self._has_news(record, self._listing.statuses):
-            videos = protocol.read_some(self._answer, [record.record_id], self._listing, self._rules)
+        if self._has_news(record, listing.statuses):
+            videos = protocol.read_some(answer, [record.record_id], listing, self._rules)
             if record.record_id in videos:
                 self._present(record, videos[record.record_id], now)
 

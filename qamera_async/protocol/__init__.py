@@ -3,7 +3,7 @@
 No I/O and no clock. The only room that knows the wire's names.
 """
 
-from .answer import Answer
+from .answer import NOT_MODIFIED, Answer, unless_same
 from .listing import Listing, read_listing, read_some, read_videos
 from .receipt import read_receipt
 from .refusal import error_of, is_refusal, retry_after
@@ -12,6 +12,7 @@ from .requests import IDEMPOTENCY_HEADER, KEY_HEADER, VIDEOS_PATH, encode
 __all__ = [
     "IDEMPOTENCY_HEADER",
     "KEY_HEADER",
+    "NOT_MODIFIED",
     "VIDEOS_PATH",
     "Answer",
     "Listing",
@@ -23,4 +24,5 @@ __all__ = [
     "read_some",
     "read_videos",
     "retry_after",
+    "unless_same",
 ]

@@ -16,6 +16,8 @@ from ..errors import InvalidResponseError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+NOT_MODIFIED = 304
+_ETAG = r'(W/)?"[!\x23-\x7e]{0,200}"'  # RFC 9110, 8.8.3, and no longer than is sensible
 _EXCERPT_CHARS = 200
 _EXCERPT_BYTES = 16 * 1024
 # What a decoder can raise on bytes from anywhere: RecursionError on nested brackets, ValueError on an
@@ -63,11 +65,21 @@ class Answer:
         except (KeyError, ValueError, TypeError, OverflowError):
             return None
 
+    def renewed(self, answer: Answer) -> Answer:
+        """Give this one as it is now, by the headers of a 304 that says that it is the same."""
+        return attrs.evolve(self, headers={**self.headers, **answer.headers})
+
     def excerpt(self) -> str:
         """The start of the body as text, without secrets."""
         # Concealed before it is cut, so that no half of a key is left at the cut.
         text = self.conceal(self.body[:_EXCERPT_BYTES].decode("utf-8", "replace"))
         return text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "..."
+
+
+def unless_same(answer: Answer) -> dict[str, str]:
+    """Give the header that asks for another answer than this one; none where it has no name for itself."""
+    etag = answer.headers.get("etag", "")
+    return {"If-None-Match": etag} if re.fullmatch(_ETAG, etag) else {}
 
 
 def decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:

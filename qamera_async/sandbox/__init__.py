@@ -43,6 +43,8 @@ class Sandbox:
         retry_after: what a 429 of the quota states, in seconds; None means no such header.
         show: "at_once" lists a record from its POST on, "finished" only when it is finished.
         forget_finished: whether a record is forgotten once a list has shown it finished.
+        etag: whether the list has an ETag, and is answered with 304 where the client has it already.
+        compress: whether the list is compressed with gzip where the client takes that.
         clip_bytes: how long the CDN's clips are, in bytes: padding is added that players skip; None means as
             short as they come.
 
@@ -66,6 +68,8 @@ class Sandbox:
         retry_after: float | None = None,
         show: Literal["at_once", "finished"] = "at_once",
         forget_finished: bool = False,
+        etag: bool = False,
+        compress: bool = False,
         clip_bytes: int | None = None,
     ) -> None:
         if show not in {"at_once", "finished"}:
@@ -91,7 +95,14 @@ class Sandbox:
         )
         counting = Quota(quota, count_delay)
         server = ApiServer(
-            self._world, self._script, self._log, counting, api_key=api_key, retry_after=retry_after
+            self._world,
+            self._script,
+            self._log,
+            counting,
+            api_key=api_key,
+            retry_after=retry_after,
+            etag=etag,
+            compress=compress,
         )
         self._api = Listener(server.handle, host, port)
         cdn = Cdn(self._world, self._script, self._log, clip_bytes)

@@ -25,6 +25,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-quota", action="store_const", const=None, dest="quota")
     parser.add_argument("--records", type=int, default=0, help="old records in the list")
     parser.add_argument("--count-delay", type=float, default=0.0, help="seconds until a request is counted")
+    parser.add_argument("--etag", action="store_true", help="an ETag for the list, and 304 where it is known")
+    parser.add_argument("--compress", action="store_true", help="the list in gzip where the client takes it")
     return parser.parse_args()
 
 
@@ -35,6 +37,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         arguments.quota,
         port=arguments.port,
         count_delay=arguments.count_delay,
+        etag=arguments.etag,
+        compress=arguments.compress,
     )
     sandbox.add_records(arguments.records)
     stopped = asyncio.Event()

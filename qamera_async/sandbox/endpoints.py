@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import uuid
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -46,17 +48,26 @@ def error(status: int, text: str | None = None, headers: Mapping[str, str] | Non
 class Endpoints:
     """The endpoints by method and path."""
 
-    def __init__(self, world: World, script: Script) -> None:
+    def __init__(self, world: World, script: Script, *, etag: bool, compress: bool) -> None:
         self._world = world
         self._script = script
+        self._etag = etag
+        self._compress = compress
         self.by_path: dict[str, dict[str, Callable[[ArrivedRequest], Answer]]] = {
             "/api/external/videos": {"GET": self._videos},
             "/api/external/video-picker/register-videos": {"POST": self._register_video},
             "/api/external/reel/register-reel": {"POST": self._register_reel},
         }
 
-    def _videos(self, _: ArrivedRequest) -> Answer:
-        return Answer(200, self._world.listing())
+    def _videos(self, request: ArrivedRequest) -> Answer:
+        body, headers = self._world.listing(), dict[str, str]()
+        if self._etag:
+            headers["ETag"] = f'W/"{hashlib.blake2b(body, digest_size=8).hexdigest()}"'
+            if header(request, "If-None-Match") == headers["ETag"]:
+                return Answer(304, b"", headers)
+        if self._compress and "gzip" in (header(request, "Accept-Encoding") or ""):
+            body, headers["Content-Encoding"] = gzip.compress(body, 5), "gzip"
+        return Answer(200, body, headers)
 
     def _register_video(self, request: ArrivedRequest) -> Answer:
         body = _object(request.body)

@@ -37,12 +37,14 @@ class ApiServer:
         *,
         api_key: str,
         retry_after: float | None,
+        etag: bool,
+        compress: bool,
     ) -> None:
         self._world = world
         self._script = script
         self._log = log
         self._quota = quota
-        self._endpoints = Endpoints(world, script).by_path
+        self._endpoints = Endpoints(world, script, etag=etag, compress=compress).by_path
         self._api_key = api_key
         self._retry_after = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
 

@@ -27,7 +27,7 @@ from .tracing import Flight, flight_trace, guarded_trace
 from .wire import Wire, concealing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from ..budget import RequestBudget, Slot
     from ..events import Emit
@@ -42,7 +42,7 @@ _SHORT_LIMIT = 1024 * 1024  # of what is no list
 # become 17 to 60 times what was sent, with gzip and brotli; bombs a thousand times and more.
 _MOST_EXPANSION = 200
 _OK = 200
-_HEADERS_KEPT = ("date", "retry-after", "x-correlation-id")
+_HEADERS_KEPT = ("date", "etag", "retry-after", "x-correlation-id")
 
 
 class Transport:
@@ -73,6 +73,7 @@ class Transport:
         priority: Priority,
         flight: Flight | None = None,
         before_send: Callable[[], Awaitable[None]] | None = None,
+        condition: Mapping[str, str] | None = None,
     ) -> protocol.Answer:
         """One GET; a second attempt only where the server said 429.
 
@@ -81,14 +82,17 @@ class Transport:
             priority: whose slot it takes.
             flight: tells how far it has come; None where nobody asks.
             before_send: awaited before each attempt, with the slot in hand.
+            condition: headers that let the server answer 304, that nothing has changed.
 
         Raises:
-            QameraError: no answer, or one with a status other than 200.
+            QameraError: no answer, or one with a status other than 200, or than 304 where that was asked for.
         """
-        answer = await self._through_quota("GET", path, None, None, priority, flight or Flight(), before_send)
-        if answer.status != 200:  # noqa: PLR2004
-            raise protocol.error_of(answer)
-        return answer
+        answer = await self._through_quota(
+            "GET", path, None, condition, priority, flight or Flight(), before_send
+        )
+        if answer.status == _OK or (condition and answer.status == protocol.NOT_MODIFIED):
+            return answer
+        raise protocol.error_of(answer)
 
     async def post(
         self,
@@ -156,7 +160,7 @@ class Transport:
         method: str,
         path: str,
         body: bytes | None,
-        headers: dict[str, str] | None,
+        headers: Mapping[str, str] | None,
         priority: Priority,
         flight: Flight,
         before_send: Callable[[], Awaitable[None]] | None,
@@ -203,7 +207,7 @@ class Transport:
         method: str,
         path: str,
         body: bytes | None,
-        headers: dict[str, str] | None,
+        headers: Mapping[str, str] | None,
         flight: Flight,
         slot: Slot,
     ) -> protocol.Answer:

@@ -54,7 +54,7 @@ class Wire:
         self.sent_at = self.ended_at = -math.inf
         self.sent = 0
 
-    async def get(self, path, _, flight, sending):
+    async def get(self, path, _, flight, sending, condition):
         assert path == protocol.VIDEOS_PATH
         assert self.open is None, "two polls at once"
         assert self.loop.now - self.ended_at >= 0.9 * INTERVAL, "a poll too soon"
