@@ -114,7 +114,7 @@ class Liar:
     ],
 )
 def test_only_an_etag_goes_back(etag, sent):
-    """What the server calls one and is none is not sent to it: "*" stands for any, and a header is one line."""
+    """What the server calls one and is none is not sent to it: "*" stands for any, a header is one line."""
     known = latest.Latest()
     known.take(protocol.Answer(200, {"etag": etag}, b'{"videos":[]}'), 0.0)
 
