@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("qamera_async")
 _WARNINGS = 100
+_LONG = 64 * 1024  # bytes
 
 
 class Poller:
@@ -210,7 +211,11 @@ class Poller:
                 protocol.VIDEOS_PATH, Priority.POLL, flight, sending, condition
             )
             assert sent_at is not None  # noqa: S101 - there is no answer to what wasn't sent
-            self._take(answer, sent_at)
+            # A long list is joined, read and told of in a turn of the loop each: others have work, too.
+            await _pause_after(answer)
+            answer, listing, another = self._latest.take(answer, loop.time())
+            await _pause_after(answer)
+            self._tell(answer, listing, sent_at, another=another)
         except QameraError as error:
             # Also of one that was never sent, or the next would follow at once.
             self._ended = loop.time()
@@ -232,13 +237,14 @@ class Poller:
             self._outage = self._policy.outage_delays()
         _log.info("a poll failed and will be repeated: %s", error)
 
-    def _take(self, answer: protocol.Answer, sent_at: float) -> None:
-        now = asyncio.get_running_loop().time()
-        answer, listing, another = self._latest.take(answer, now)
+    def _tell(
+        self, answer: protocol.Answer, listing: protocol.Listing, sent_at: float, *, another: bool
+    ) -> None:
+        """Tell everybody of a list; where it is the same as the last, those whom that tells something."""
         if another:
             if listing.broken:
                 self._warn_once("broken", "%d items of the list of videos can't be read", listing.broken)
-            self.seen.add(listing.statuses.keys(), now)
+            self.seen.add(listing.statuses.keys(), asyncio.get_running_loop().time())
         newcomers, self._newcomers = self._newcomers, []
         self._good_at, self._outage, self._last_error = sent_at, None, None
         statuses = listing.statuses
@@ -345,3 +351,8 @@ class Poller:
         if key not in self._warned and len(self._warned) < _WARNINGS:
             self._warned.add(key)
             _log.warning(message, *args)
+
+
+async def _pause_after(answer: protocol.Answer) -> None:
+    if len(answer.body) > _LONG:
+        await asyncio.sleep(0)
