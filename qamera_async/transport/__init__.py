@@ -6,6 +6,7 @@ What aiohttp raises ends here. Whether a byte of a body may have left is known f
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -22,9 +23,8 @@ from ..errors import (
 )
 from ..events import QuotaWait, Retrying
 from .border import translated
-from .fetch import USER_AGENT, Fetcher
 from .tracing import Flight, flight_trace, guarded_trace
-from .wire import Wire, concealing
+from .wire import USER_AGENT, Wire, concealing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..budget import RequestBudget, Slot
     from ..events import Emit
     from ..policies import RetryPolicy, Timeouts
+    from .fetch import Fetcher
 
 _SMALL = 64 * 1024  # bytes
 # Bytes, after decompression. A list of 100,000 videos has room in it; with a decompressor's window of 16 MiB
@@ -62,8 +63,13 @@ class Transport:
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
         self._conceal = concealing(wire.api_key.text)
-        self.elsewhere = Fetcher(wire, timeouts, self._conceal)
+
+    @cached_property
+    def elsewhere(self) -> Fetcher:
         """Fetches what is not the API's: without its key, and without a slot of its quota."""
+        from .fetch import Fetcher  # noqa: PLC0415 - many sessions fetch nothing
+
+        return Fetcher(self._wire, self._timeouts, self._conceal)
 
     # --- what the other rooms call ------------------------------------------------------------
 
@@ -149,7 +155,8 @@ class Transport:
         self._closed = True
         clients = list(self._clients.values())
         self._clients.clear()
-        await self.elsewhere.aclose()
+        if "elsewhere" in vars(self):
+            await self.elsewhere.aclose()
         for client in clients:
             await client.close()
 

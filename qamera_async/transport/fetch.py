@@ -13,10 +13,10 @@ import aiohttp
 import attrs
 from yarl import URL
 
-from .._version import __version__
 from ..errors import ConnectionFailedError, InvalidResponseError, QameraError, SessionClosedError
 from .border import translated
 from .pace import Pace
+from .wire import USER_AGENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..policies import Timeouts
     from .wire import Wire
 
-USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 _T = TypeVar("_T")
 _CLOSED = "The session was closed during a download."
 _BUFFER = 256 * 1024  # bytes; twice as many are held at most

@@ -12,10 +12,13 @@ import aiohttp
 import attrs
 from yarl import URL
 
+from .._version import __version__
 from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 
 _log = logging.getLogger("qamera_async")
 _LOOPBACK = r"(?ia)localhost|127(\.\d{1,3}){3}|::1|.*\.localhost"
