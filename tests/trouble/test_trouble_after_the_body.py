@@ -3,7 +3,8 @@
 import asyncio
 
 import pytest
-from faults import GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous, answers, nothing_left
+from aiohttp.http_parser import HttpResponseParserPy
+from faults import ASK, GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous, answers, nothing_left
 
 import qamera_async as q
 
@@ -28,11 +29,18 @@ def sends(answer, end="fin"):
     return make
 
 
-def at_once(end):
-    async def fault(connection):
-        getattr(connection, end)()
+def shut_at_once(_):
+    """Nothing will be answered, but what is sent is still read."""
+    return lambda connection: connection.shut()
 
-    return lambda _: fault
+
+def reset_at_once(_):
+    """Nothing is read either."""
+
+    async def fault(connection):
+        connection.rst()
+
+    return fault
 
 
 def drips(_):
@@ -62,8 +70,8 @@ def continues(_):
 
 LOST, NO_HTTP, LATE = q.TransportError, q.InvalidResponseError, q.RequestTimeoutError
 TROUBLE = [
-    (10, "FIN after accept", at_once("fin"), LOST),
-    (11, "RST after accept", at_once("rst"), LOST),
+    (10, "FIN after accept", shut_at_once, LOST),
+    (11, "RST after accept", reset_at_once, LOST),
     (12, "FIN before the response", sends(b"", "fin"), LOST),
     (13, "RST before the response", sends(b"", "rst"), LOST),
     (14, "FIN in the status line", sends(b"HTTP/1.1 20"), LOST),
@@ -80,6 +88,18 @@ TROUBLE = [
         20,
         "two Content-Lengths",
         sends(HEAD + b"Content-Length: LENGTH\r\nContent-Length: 9LENGTH\r\n\r\nBODY"),
+        NO_HTTP,
+    ),
+    (
+        20,
+        "two equal Content-Lengths",
+        sends(HEAD + b"Content-Length: LENGTH\r\nContent-Length: LENGTH\r\n\r\nBODY"),
+        NO_HTTP,
+    ),
+    (
+        20,
+        "one Content-Length that states its number twice",
+        sends(HEAD + b"Content-Length: LENGTH, LENGTH\r\n\r\nBODY"),
         NO_HTTP,
     ),
     (
@@ -112,12 +132,17 @@ EACH = pytest.mark.parametrize(
 )
 
 
+def read_of(fault, number):
+    """Give what a server has read of so many GETs, the first of which met the fault."""
+    return ["GET"] * (number - (fault is reset_at_once))
+
+
 @EACH
 async def test_a_post_is_ambiguous_and_sent_once(fault, kind, quick):
     """P3: one connection, one POST, and the cause is the error that a GET would have had."""
     limit = {"request": 0.3} if kind is LATE else {}
     async with FaultServer(fault("POST"), GOOD) as server:
-        error = await ambiguous(server, quick, **limit)
+        error = await ambiguous(server, quick, read=fault is not reset_at_once, **limit)
 
     assert type(error.cause) is kind
     assert getattr(error.cause, "status", None) is None
@@ -135,6 +160,7 @@ async def test_a_get_is_sent_again(fault, kind, quick):
     nothing_left(session)
 
     assert [video.id for video in videos] == ["vid_1"]
+    assert server.methods == read_of(fault, 2)
 
 
 @EACH
@@ -151,6 +177,7 @@ async def test_a_get_ends_typed(fault, kind, quick):
 
     assert type(failed.value) is kind
     assert server.connections == 2
+    assert server.methods == ["GET"] * (0 if fault is reset_at_once else 2)
 
 
 @EACH
@@ -164,3 +191,40 @@ async def test_a_poll_goes_on(fault, kind, quick):
     nothing_left(session)
 
     assert video.status == "DONE"
+    assert server.methods == read_of(fault, 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        pytest.param(shut_at_once, "ServerDisconnectedError", id="FIN", marks=pytest.mark.case(10)),
+        pytest.param(reset_at_once, "ClientOSError", id="RST", marks=pytest.mark.case(11)),
+        pytest.param(
+            sends(b"", "fin"), "ServerDisconnectedError", id="FIN, read", marks=pytest.mark.case(12)
+        ),
+        pytest.param(sends(b"", "rst"), "ClientOSError", id="RST, read", marks=pytest.mark.case(13)),
+    ],
+)
+async def test_a_post_tells_how_its_connection_ended(fault, how, quick):
+    """In the cause's words, so that a server that closes can be told from what resets connections."""
+    async with FaultServer(fault("POST"), GOOD) as server:
+        error = await ambiguous(server, quick, read=fault is not reset_at_once)
+
+    assert f"was lost ({how})" in error.cause.message
+    assert error.cause.sent
+
+
+@pytest.mark.case(20)
+@pytest.mark.parametrize("method", ASK)
+async def test_equal_lengths_are_one_to_the_clients_slow_parser(method, quick, monkeypatch):
+    """Where the HTTP client has only its parser in Python, they count as one, and the answer is whole."""
+    monkeypatch.setattr("aiohttp.client_proto.HttpResponseParser", HttpResponseParserPy)
+    equal = sends(HEAD + b"Content-Length: LENGTH\r\nContent-Length: LENGTH\r\n\r\nBODY")
+    async with FaultServer(equal(method), GOOD) as server:
+        async with server.session(**quick) as session:
+            answered = await ASK[method](session)
+    nothing_left(session)
+
+    ids = answered.record_ids if method == "POST" else tuple(video.id for video in answered)
+    assert ids == ("vid_1",)
+    assert server.methods == [method]

@@ -32,6 +32,7 @@ BASE = 0.004  # seconds
 RETRY_AFTER = [
     ("five seconds", b"5", LONGEST, LONGEST),
     ("none", b"0", 0.0, 0.0),
+    ("more than the base and less than the longest", b"0.02", 0.02, 0.02),
     ("negative", b"-1", BASE, BASE * 1.5),
     ("nan", b"nan", BASE, BASE * 1.5),
     ("an exponent", b"1e9", BASE, BASE * 1.5),
@@ -68,6 +69,33 @@ async def test_a_429_is_waited_out_and_sent_again(value, least, most, method, pa
     assert server.methods == [method] * 2
     assert least <= waits[0] <= most
     assert took >= least
+
+
+@pytest.mark.case(29)
+@pytest.mark.parametrize("method", ASK)
+async def test_what_retry_after_states_is_what_is_waited(method, quick):
+    """Neither RetryPolicy.base nor max_delay takes its place where it is between the two."""
+    waits, waiting = [], asyncio.Event()
+
+    def watch(event):
+        if isinstance(event, q.QuotaWait):
+            waits.append(event.seconds)
+            waiting.set()
+
+    refusal = http({"error": "Too many requests."}, "429 Too Many Requests", b"Retry-After: 7\r\n")
+    retry = q.RetryPolicy(base=1.0, max_delay=60.0)
+    async with FaultServer(answers(refusal), GOOD) as server:
+        async with server.session(**quick | {"retry": retry, "on_event": watch}) as session:
+            asking = asyncio.ensure_future(ASK[method](session))
+            await waiting.wait()
+            left = session.budget.held_for
+            asking.cancel()
+            await asyncio.wait([asking])
+    nothing_left(session)
+
+    assert waits[0] == 7.0
+    assert 0 < left <= 7.0
+    assert server.methods == [method]
 
 
 @pytest.mark.case(30)
