@@ -1,9 +1,10 @@
 """A 200 whose body nobody can read: a POST is ambiguous, a list is typed, and a poll goes on."""
 
+import asyncio
 import gzip
 
 import pytest
-from faults import GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous, answers, http, nothing_left
+from faults import ASK, GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous, answers, http, nothing_left
 
 import qamera_async as q
 
@@ -159,3 +160,37 @@ async def test_what_is_odd_in_one_item_hides_no_other(item, quick):
 
     assert "vid_1" in [video.id for video in videos]
     assert video.status == "DONE"
+
+
+def stored(body):
+    """Give it as gzip that stores every byte, so that it is known what each cut takes away."""
+    return gzip.compress(body, 0)
+
+
+CHECKSUM = 8  # bytes at the end of gzip: the CRC and the length
+
+
+@pytest.mark.case(39)
+@pytest.mark.parametrize("ends", ["length", "connection"])
+@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize("cut", range(CHECKSUM + 5))
+async def test_gzip_cut_in_its_checksum_is_whole_and_elsewhere_is_not(cut, method, ends, quick):
+    """Up to eight bytes: all of the JSON is there, so a receipt is one. With the ninth a bracket is gone."""
+    packed = stored(RECEIPT if method == "POST" else LIST)
+    body = packed[: len(packed) - cut]
+    answer = HEAD + GZIP + b"Connection: close\r\n\r\n" + body
+    if ends == "length":
+        answer = http(body, headers=GZIP)
+    limits = q.Timeouts(lookup=0.0)
+    async with FaultServer(answers(answer, "fin"), GOOD) as server:
+        async with server.session(**quick | {"timeouts": limits}) as session:
+            (ended,) = await asyncio.gather(ASK[method](session), return_exceptions=True)
+    nothing_left(session)
+
+    whole = {"POST": q.Job, "GET": tuple}
+    broken = {"POST": q.AmbiguousSubmissionError, "GET": q.InvalidResponseError}
+    assert type(ended) is (whole if cut <= CHECKSUM else broken)[method]
+    if cut <= CHECKSUM:
+        ids = ended.record_ids if method == "POST" else tuple(video.id for video in ended)
+        assert ids == ("vid_1",)
+    assert server.methods == [method]
