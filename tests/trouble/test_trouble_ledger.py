@@ -131,16 +131,77 @@ async def test_a_receipt_is_kept_as_soon_as_there_is_room(faults, sandbox, path,
     assert posts(sandbox) == 2
 
 
+# Where a sync of the -wal fails, what then, and the states that the row may be left in: what was written may
+# be there though it was not synced, and what was meant to undo it may be too.
+NOT_SYNCED = [
+    ("claim", "killed", {"claimed", None}),
+    ("claim", "closed in it", {"claimed", None}),
+    ("claim", "closed", {None}),
+    ("claim", "ordered again", {"submitted"}),
+    ("sending", "killed", {"sending", "claimed", None}),
+    ("sending", "closed in it", {"claimed", None}),
+    ("sending", "closed", {None}),
+    ("sending", "ordered again", {"submitted"}),
+    ("submitted", "killed", {"submitted", "sending"}),
+    ("submitted", "closed in it", {"submitted", "sending"}),
+    ("submitted", "closed", {"submitted"}),
+    ("submitted", "ordered again", {"submitted"}),
+]
+
+
+async def next_run(session):
+    """Give what a later run does with the second order: it has it, orders it, or is in doubt."""
+    async with session() as rerun:
+        try:
+            return list((await order(rerun, image="img")).record_ids)
+        except q.AmbiguousSubmissionError:
+            return "is in doubt"
+
+
 @pytest.mark.case(63)
-@pytest.mark.parametrize(("step", "then"), [("claim", "killed"), ("sending", "closed")])
-async def test_an_error_of_a_sync_means_no_post(faults, sandbox, path, step, then):
-    """What the disk may not have isn't sent, whatever can be read of it."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, **NO_SYNC)
+@pytest.mark.parametrize(
+    ("step", "then", "possible"), NOT_SYNCED, ids=[f"{step}, {then}" for step, then, _ in NOT_SYNCED]
+)
+async def test_an_error_of_a_sync_of_the_wal(faults, sandbox, session, path, step, then, possible):
+    """At the intent: no POST. At the receipt: it is in the error. No later run makes a second order."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, file="-wal", **NO_SYNC)
+    before = ordered(sandbox)
+    state = states(path).get("sku-1")
+    did = await next_run(session)
+    after = ordered(sandbox)
 
     assert ran.told["error"]["type"] == "LedgerUnavailableError"
     assert "I/O" in ran.told["error"]["text"]
     assert ran.told["failed"] > 0
-    assert posts(sandbox) == 1
+    assert len(before) == (step == "submitted" or then == "ordered again")
+    assert ran.told["error"]["ids"] == (before[0] if step == "submitted" else None)
+    assert state in possible
+    match state:
+        case "submitted":
+            assert before == after == [did]
+        case "sending":
+            assert (did, after) == ("is in doubt", before)
+        case _:
+            assert (before, after) == ([], [did])
+    assert posts(sandbox) == len(sandbox.orders)
+
+
+@pytest.mark.case(63)
+@pytest.mark.parametrize("then", ["killed", "closed in it"])
+@pytest.mark.parametrize("step", ["claim", "sending", "submitted"])
+async def test_an_error_of_a_sync_of_the_file_itself_loses_nothing(
+    faults, sandbox, session, path, step, then
+):
+    """What is said to be kept is in the -wal: the order goes through, and closing leaves it there."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, file="", **NO_SYNC)
+    before = ordered(sandbox)
+    left = states(path)
+
+    assert ran.told["error"]["type"] is None
+    assert then == "killed" or ran.told["failed in all"] > 0
+    assert left == {"first": "submitted", "sku-1": "submitted"}
+    assert [await next_run(session)] == before == ordered(sandbox)
+    assert posts(sandbox) == 2
 
 
 # --- files that are no good ledger --------------------------------------------------------------
