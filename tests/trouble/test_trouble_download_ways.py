@@ -106,22 +106,33 @@ INSIDE = [
 ]
 
 
+# What the guard says of a URL, and of the address that its host's name led to.
+SEEN = r"It is not fetched: its URL (is not http:// or https://|leads to a private address)"
+LED_TO = "It is not fetched: its host is at a private address"
+
+
+def words(url):
+    """Give the guard's own words: those of a failed connection are others."""
+    return LED_TO if "inside.example" in url else SEEN
+
+
 @pytest.fixture
 async def inside(monkeypatch):
-    """Give the port of a server inside of the private network, and the connections it has seen."""
-    connections, real = [], socket.getaddrinfo
+    """Give the port of a server inside of the private network, and the addresses that were connected to."""
+    dialled, real, connect = [], socket.getaddrinfo, socket.socket.connect
 
     def resolved(name, *rest, **more):
         known = {"inside.example": "127.0.0.1", "cdn.example": "127.0.0.2"}
         return real(known.get(name, name), *rest, **more)
 
-    def connected(_, writer):
-        connections.append(writer)
-        writer.close()
+    def connecting(self, address):
+        dialled.append(address[0])
+        return connect(self, address)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], connections
+    monkeypatch.setattr(socket.socket, "connect", connecting)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], dialled
 
 
 def done(url):
@@ -132,13 +143,13 @@ def done(url):
 @pytest.mark.parametrize("url", INSIDE)
 async def test_a_url_that_leads_inside_is_refused(tmp_path, quick, inside, url):
     """A local file, a private address in any notation, a name that leads to one: nobody is connected to."""
-    port, connections = inside
+    port, dialled = inside
     async with q.QameraSession(CANARY, base_url=ELSEWHERE, **quick) as session:
-        with pytest.raises(DownloadError, match=r"private|not fetched|can't be reached") as refused:
+        with pytest.raises(DownloadError, match=words(url)) as refused:
             await session.download(done(url.format(port=port)), tmp_path / "clip.mp4")
 
     assert CANARY not in str(refused.value)
-    assert connections == []
+    assert dialled == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +157,7 @@ async def test_a_url_that_leads_inside_is_refused(tmp_path, quick, inside, url):
 @pytest.mark.parametrize("url", INSIDE)
 async def test_a_redirect_that_leads_inside_is_refused(tmp_path, quick, inside, url, monkeypatch):
     """The first hop is public and is asked; what it leads to is not."""
-    port, connections = inside
+    port, dialled = inside
     hops = []
 
     async def lead_inside(reader, writer):
@@ -161,12 +172,27 @@ async def test_a_redirect_that_leads_inside_is_refused(tmp_path, quick, inside, 
         q.QameraSession(CANARY, base_url=ELSEWHERE, **quick) as session,
     ):
         first = f"http://cdn.example:{server.sockets[0].getsockname()[1]}/"
-        with pytest.raises(DownloadError, match=r"private|not fetched|can't be reached"):
+        with pytest.raises(DownloadError, match=words(url)):
             await session.download(done(first), tmp_path / "clip.mp4")
 
     assert len(hops) == 1
-    assert connections == []
+    assert dialled == ["127.0.0.2"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.case(79)
+async def test_what_is_allowed_is_connected_to(tmp_path, quick, inside):
+    """With allow_private=True the same URL leads to a connection, whose failure is told in other words."""
+    port, dialled = inside
+    once = quick | {"retry": q.RetryPolicy(attempts=1)}
+    async with q.QameraSession(CANARY, base_url=ELSEWHERE, **once) as session:
+        with pytest.raises(DownloadError) as failed:
+            await session.download(
+                done(f"http://inside.example:{port}/a"), tmp_path / "clip.mp4", allow_private=True
+            )
+
+    assert "not fetched" not in str(failed.value)
+    assert set(dialled) == {"127.0.0.1"}
 
 
 # --- what a CDN is told -------------------------------------------------------------------------
