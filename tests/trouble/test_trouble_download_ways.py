@@ -1,6 +1,8 @@
 """Where a download may lead, what its host is told, and what its file is called."""
 
 import asyncio
+import os
+import re
 import socket
 
 import pytest
@@ -29,7 +31,25 @@ async def place(tmp_path, quick):
 ODD_NAMES = [
     *("../../evil", "..", ".", "/etc/evil", "C:\\evil", "\\\\host\\evil", "a/../../../evil", "a\0b", "a\nb"),
     *("CON", "nul.mp4", "com1", "x" * 300, "é" * 300, "\u202egpm.exe", " a", ".hidden", "~/evil"),
+    # Those that would meet one of the others once what can't be in a name is gone.
+    *("a", "a_b", "a/b", "a\\b", "x" * 299 + "y", "é" * 299 + "e", "etc/evil", "hidden", "_CON", "con", "a."),
+    *("...", "/", "a.mp4", "a.exe", "a_b-c14cddc0", "\u202e", "\U0001f600" * 100),
 ]
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def is_usable(name, folder):
+    """Whether a file can have it, here and on other systems; also those that it has while it comes."""
+    stem = name.removesuffix(".mp4")
+    return (
+        name.endswith(".mp4")
+        and stem == stem.strip(" .")
+        and any(map(str.isalnum, stem))
+        and name.isprintable()
+        and not set(name) & set('/\\<>:"|?*')
+        and not RESERVED.fullmatch(name)
+        and len(f"{name}.part.json".encode()) <= os.pathconf(folder, "PC_NAME_MAX")
+    )
 
 
 class OddApi:
@@ -71,10 +91,10 @@ class OddApi:
 @pytest.mark.case(68)
 @pytest.mark.parametrize("named_by", ["the caller", "the server"])
 async def test_whatever_a_clip_is_called_it_stays_inside_the_folder(tmp_path, quick, named_by):
-    """Refs and the server's ids with paths, reserved words, 300 characters: a file each, all inside."""
+    """Refs and the server's ids with paths, reserved words, 300 characters: a usable name each, inside."""
     folder = tmp_path / "a" / "b" / "clips"
     api = OddApi()
-    async with api.server, api.session(**quick) as session:
+    async with api.server, api.session(**quick, budget=q.RequestBudget(1_000, 0.1)) as session:
         if named_by == "the caller":
             requests = [q.VideoRequest(f"img_{n}", ref=name) for n, name in enumerate(ODD_NAMES)]
         else:
@@ -83,6 +103,7 @@ async def test_whatever_a_clip_is_called_it_stays_inside_the_folder(tmp_path, qu
 
     paths = [outcome.unwrap() and outcome.path for outcome in result.outcomes]
     assert len(set(paths)) == len(ODD_NAMES)
+    assert [path.name for path in paths if not is_usable(path.name, folder)] == []
     assert {path.parent for path in paths} == {folder}
     assert {path.resolve().parent for path in paths} == {folder.resolve()}
     assert all(path.read_bytes() == MP4 for path in paths)
