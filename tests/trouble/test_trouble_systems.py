@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import ClassVar
 
 import aiohttp
 import pytest
@@ -102,14 +103,39 @@ async def _carry(reader, writer):
     writer.close()
 
 
+class Noted(q.RetryPolicy):
+    """A policy that notes what it has given, one list for each run of waits."""
+
+    runs: ClassVar[list[list[float]]] = []
+
+    def delays(self):
+        given = []
+        self.runs.append(given)
+        for delay in super().delays():
+            given.append(delay)
+            yield delay
+
+
+def doubles(delays, policy, attempt=1):
+    """Whether they are the base times 1, 2, 4, ..., with half a base of jitter at most, up to the longest."""
+    bounds = [policy.base * 2 ** (attempt - 1 + number) for number in range(len(delays))]
+    return all(
+        min(bound, policy.max_delay) <= delay <= min(bound + policy.base / 2, policy.max_delay)
+        for bound, delay in zip(bounds, delays, strict=True)
+    )
+
+
 @pytest.mark.case(83)
 async def test_the_network_away_pauses_a_batch_and_uses_up_no_item(sandbox, quick, caplog):
-    """For 30 s of 20 ms, the usual retries as much quicker: it goes on, and each item is ordered once."""
-    second = 0.02
+    """It tries ever more seldom, up to the longest wait; it goes on, and each item is ordered once."""
+    second, events = 0.02, []
+    Noted.runs = []
+    retry = Noted(base=second, max_delay=5 * second)
     options = quick | {
-        "retry": q.RetryPolicy(base=second, max_delay=60 * second),
+        "retry": retry,
         "polling": q.PollPolicy(interval=second, stale_after=5 * second, max_interval=20 * second),
         "timeouts": q.Timeouts(connect=10.0, request=10.0, lookup=0.3),
+        "on_event": events.append,
     }
     source, outcomes = Counted(videos(40)), []
     async with (
@@ -120,10 +146,13 @@ async def test_the_network_away_pauses_a_batch_and_uses_up_no_item(sandbox, quic
 
         async def outage():
             network.go_away()
-            await asyncio.sleep(30 * second)
             while "the batch waits" not in caplog.text:
                 await asyncio.sleep(second)
             read, ordered = source.read, len(sandbox.orders)
+            # Until the one that tries has waited as long as it may, three times.
+            while not any(len(run) > 5 for run in Noted.runs):
+                await asyncio.sleep(second)
+            assert source.read == read
             await network.come_back()
             return read, ordered
 
@@ -133,6 +162,13 @@ async def test_the_network_away_pauses_a_batch_and_uses_up_no_item(sandbox, quic
                 away = asyncio.create_task(outage())
         read, ordered = await away
 
+    (pauses,) = [run for run in Noted.runs if len(run) > 5]
+    assert doubles(pauses, retry)
+    assert pauses[0] < pauses[1] < pauses[2] < pauses[3] == pauses[4] == pauses[5] == retry.max_delay
+    tried = [event for event in events if isinstance(event, q.Retrying) and event.what == "register"]
+    assert {event.attempt for event in tried} == {1, 2, 3}
+    assert all(doubles([event.delay], retry, event.attempt) for event in tried)
+    assert {type(event.error) for event in tried} == {q.ConnectionFailedError}
     assert [outcome.error for outcome in outcomes] == [None] * 40
     assert sorted(order.body["imageId"] for order in sandbox.orders) == sorted(r.image_id for r in videos(40))
     assert len(posts(sandbox)) == 40
