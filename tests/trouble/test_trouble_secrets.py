@@ -29,14 +29,31 @@ FORMS = [
 ]
 
 
-def found(shown):
-    """Give the names of those in which the key is, in whatever form."""
-    forms = [form.lower().encode() for form in FORMS]
+def found(shown, looked_for=FORMS):
+    """Give the names of those in which the key is, in whatever form; or something else that is looked for."""
+    forms = [form.lower().encode() for form in looked_for]
     texts = {
         name: (thing if isinstance(thing, bytes) else str(thing).encode("utf-8", "backslashreplace")).lower()
         for name, thing in shown.items()
     }
+    # Each repr around another doubles the backslashes of what is escaped in it.
+    texts = {name: re.sub(rb"\\+", rb"\\", text) for name, text in texts.items()}
     return [name for name, text in texts.items() if any(form in text for form in forms)]
+
+
+def not_seen(shown, known):
+    """Give the names of those in which something is not found that has to be: where the search sees nothing.
+
+    Args:
+        shown: what is searched.
+        known: what must be in what has this name, or where there is none in each whose name so begins.
+    """
+    missing = []
+    for name, text in known.items():
+        named = [name] if name in shown else [other for other in shown if other.startswith(f"{name} ")]
+        seen = found({other: shown[other] for other in named}, [text])
+        missing += [other for other in named or [name] if other not in seen]
+    return missing
 
 
 def faces(error, name=""):
@@ -73,6 +90,9 @@ async def sandbox():
         yield sandbox
 
 
+SEEN = "what is logged at DEBUG is looked at"
+
+
 @pytest.fixture
 def log(caplog):
     """Everything that any library logs, with what the loop itself says in its debug mode."""
@@ -85,6 +105,20 @@ def sent(sandbox):
     return {request.headers.get("X-Api-Key") for request in sandbox.requests if request.origin == "api"} == {
         KEY
     }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_search_finds_what_it_looks_for(form):
+    """In a text, in bytes, in a list, in another case: else it would show nothing that it finds nothing."""
+    places = {
+        "text": f"a {form} b",
+        "bytes": f"a {form} b".encode(),
+        "list": [f"a {form} b"],
+        "case": form.upper(),
+        "pickle": pickle.dumps(f"a {form} b"),
+    }
+
+    assert found(places | {"nothing": "a b"}) == list(places)
 
 
 # --- what a server echoes -----------------------------------------------------------------------
@@ -155,6 +189,7 @@ async def test_what_a_server_echoes_is_in_no_error(log):
         "budget": q.RequestBudget(10**6, 0.001),
     }
     shown, errors = {}, []
+    logging.getLogger("qamera_async").debug(SEEN)
     async with Echo() as server, q.QameraSession(KEY, base_url=server.url, **options) as session:
         for name, answer in ECHOES.items():
             for reason in ("Odd", KEY):
@@ -163,8 +198,11 @@ async def test_what_a_server_echoes_is_in_no_error(log):
                     errors.append(error := await error_of(asked))
                     shown |= {f"{name}, {reason == KEY}: {what}": face for what, face in faces(error)}
 
+    errors_shown = {name: face for name, face in shown.items() if ": pickle" in name or ": traceback" in name}
     assert len(errors) == 4 * len(ECHOES)
     assert found(shown | {"log": log.text}) == []
+    assert set(found(errors_shown, ["qamera_async"])) == errors_shown.keys()
+    assert not_seen({"log": log.text}, {"log": SEEN}) == []
     assert all(f"X-Api-Key: {KEY}".encode() in head for head in server.heads)
     assert sum("***" in str(error) for error in errors) > len(errors) / 2
 
@@ -174,6 +212,7 @@ async def test_what_a_server_echoes_is_in_no_error(log):
 )
 async def test_what_is_no_http_is_in_no_error(log, quick, garbage):
     """The client's own words about it quote what came; ours don't."""
+    logging.getLogger("qamera_async").debug(SEEN)
     async with Echo() as server, q.QameraSession(KEY, base_url=server.url, **quick) as session:
         server.answer = garbage.format(key=KEY).encode()
         errors = await asyncio.gather(
@@ -181,7 +220,15 @@ async def test_what_is_no_http_is_in_no_error(log, quick, garbage):
         )
 
     assert [type(error) for error in errors] == [q.AmbiguousSubmissionError, q.InvalidResponseError]
-    assert found({"log": log.text} | dict(face for error in errors for face in faces(error))) == []
+    shown = {"log": log.text} | dict(face for error in errors for face in faces(error))
+    assert found(shown) == []
+    assert (
+        not_seen(
+            shown,
+            {"log": SEEN, "traceback of InvalidResponseError": "no valid HTTP", "pickle": "qamera_async"},
+        )
+        == []
+    )
 
 
 # --- what a run shows and keeps -----------------------------------------------------------------
@@ -223,6 +270,7 @@ def reprs():
 async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
     """Events, errors, reprs, pickles, the log at DEBUG with the loop's own, the ledger, the report."""
     events, shown = [], {}
+    logging.getLogger("qamera_async").debug(SEEN)
     loop = asyncio.get_running_loop()
     loop.set_debug(True)
     loop.slow_callback_duration = 0.0
@@ -246,7 +294,24 @@ async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
     shown |= {f"closed {path.name}": path.read_bytes() for path in tmp_path.iterdir()}
     cdn = [repr(request.headers) + request.path for request in sandbox.requests if request.origin == "cdn"]
 
-    assert found(shown | {"log": log.text, "cdn": cdn}) == []
+    shown |= {"log": log.text, "cdn": cdn}
+    known = {
+        "log": SEEN,
+        "cdn": "user-agent",
+        "str of AmbiguousSubmissionError": "whether it was accepted",
+        "traceback of AmbiguousSubmissionError": "qamera_async.errors.AmbiguousSubmissionError",
+        "pickle 0 of": "qamera_async",
+        "pickle 5 of": "qamera_async",
+        "event": "qamera_async",
+        "batch": "Batch",
+        "result": "sku-4",
+        "summary": "credits",
+        "open jobs.db-wal": "sku-4",
+        "closed jobs.db": "sku-4",
+        "closed report.html": "sku-4",
+    }
+    assert found(shown) == []
+    assert not_seen(shown, known) == []
     assert sent(sandbox)
     assert len(cdn) == 5
     assert {type(event) for event in events} >= {q.Submitted, q.Finished, q.Failed, q.Ambiguous, q.Polled}
@@ -262,7 +327,9 @@ async def test_a_session_that_nobody_closed_shows_no_key(sandbox):
         session.__del__()
     await session.aclose()
 
-    assert found({"warning": [str(warning.message) for warning in warned]}) == []
+    shown = {"warning": [str(warning.message) for warning in warned]}
+    assert found(shown) == []
+    assert not_seen(shown, {"warning": "QameraSession"}) == []
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -291,9 +358,10 @@ async def test_the_command_prints_no_key(sandbox, tmp_path, command):
         assert status is None or ended.code != 0
         assert "***" in ended.err or status != 401
         assert "Traceback" in ended.err or status != 401
-    kept = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     assert found(kept) == []
+    assert command != "batch" or not_seen(kept, {"jobs.db": "well 1", "report.html": "well 1"}) == []
     assert sent(sandbox)
 
 
