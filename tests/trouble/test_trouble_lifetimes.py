@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from command import QUICK
+from command import started as command_started
 from faults import GOOD, LIST, FaultServer, http, nothing_left
 
 import qamera_async as q
@@ -50,11 +52,13 @@ async def test_ctrl_c_drains_what_is_on_the_wire(tmp_path):
     async with Sandbox(quota=None) as sandbox:
         sandbox.trouble("slow", seconds=0.3)
         process = await interrupted(sandbox, tmp_path / "jobs.db")
+        on_the_wire = sent(sandbox, answered=False)
         out, err = await process.communicate()
         (order,) = sandbox.orders
         (entry,) = await entries(tmp_path / "jobs.db")
 
     assert b"KeyboardInterrupt" in err
+    assert on_the_wire == {entry.id} == {order.idempotency_key}
     assert order.record_ids[0].encode() in out
     assert (entry.state.value, list(entry.record_ids)) == ("submitted", list(order.record_ids))
 
@@ -76,6 +80,78 @@ async def test_ctrl_c_twice_leaves_the_intent_in_the_ledger(tmp_path, quick):
     assert b"KeyboardInterrupt" in err
     assert (entry.state.value, entry.busy) == ("ambiguous", False)
     assert doubt.value.intent.id == entry.id == sandbox.orders[0].idempotency_key
+
+
+def sent(sandbox, *, answered=None):
+    """Give the keys of the POSTs that have arrived; only those with an answer by now, or without."""
+    return {
+        request.headers["Idempotency-Key"]
+        for request in sandbox.requests
+        if request.method == "POST" and answered in {None, request.status is not None}
+    }
+
+
+async def signalled(sandbox, folder, number):
+    """Send a signal to a batch of the command with several POSTs on the wire; give it, and their keys."""
+    rows = "".join(f"img_{n},sku-{n}\n" for n in range(300))
+    (folder / "catalogue.csv").write_text(f"image_id,ref\n{rows}")
+    process = await command_started(
+        "batch", "catalogue.csv", "--to", "clips", "--ledger", "jobs.db", *QUICK, sandbox=sandbox, cwd=folder
+    )
+    while len(sent(sandbox, answered=False)) < 3:
+        await asyncio.sleep(0.002)
+    process.send_signal(number)
+    return process, sent(sandbox, answered=False)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.case(54)),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.case(55)),
+    ],
+)
+async def test_a_signal_loses_no_receipt_of_what_was_on_the_wire(tmp_path, number):
+    """Each POST that was unanswered at the signal has its receipt in the ledger, and so has each order."""
+    async with Sandbox(quota=None, credits=10**6) as sandbox:
+        sandbox.trouble("slow", seconds=0.3, times=1000)
+        process, on_the_wire = await signalled(sandbox, tmp_path, number)
+        _, err = await process.communicate()
+        kept = {entry.id: entry for entry in await entries(tmp_path / "jobs.db")}
+
+    assert process.returncode == 130, err.decode()
+    assert len(on_the_wire) >= 3
+    assert {kept[key].state.value for key in on_the_wire} == {"submitted"}
+    assert {key: entry.record_ids for key, entry in kept.items()} == {
+        order.idempotency_key: order.record_ids for order in sandbox.orders
+    }
+    assert kept.keys() == sent(sandbox) == sent(sandbox, answered=True)
+    assert len(kept) < 300
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.case(54)),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.case(55)),
+    ],
+)
+async def test_a_second_signal_forgets_nothing_of_what_was_on_the_wire(tmp_path, number):
+    """It leaves at once: each POST that was unanswered is in doubt in the ledger, and nothing else is."""
+    async with Sandbox(quota=None, credits=10**6) as sandbox:
+        sandbox.trouble("hang", times=1000)
+        process, on_the_wire = await signalled(sandbox, tmp_path, number)
+        while b"Stopping" not in await process.stderr.readline():
+            pass
+        process.send_signal(number)
+        await process.communicate()
+        kept = {entry.id: entry for entry in await entries(tmp_path / "jobs.db")}
+
+    assert process.returncode == 130
+    assert len(on_the_wire) >= 3
+    assert on_the_wire <= kept.keys()
+    assert {key for key, entry in kept.items() if entry.state.value == "ambiguous"} == sent(sandbox)
+    assert {order.idempotency_key for order in sandbox.orders} <= kept.keys()
 
 
 # --- closed -------------------------------------------------------------------------------------
