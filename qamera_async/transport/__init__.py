@@ -6,6 +6,7 @@ What aiohttp raises ends here. Whether a byte of a body may have left is known f
 from __future__ import annotations
 
 import asyncio
+import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -297,16 +298,25 @@ class Transport:
 
 def _only_once() -> aiohttp.ClientMiddlewareType:
     """Keep the HTTP client from sending a GET again by itself: that is a second request of the quota."""
-    sent = False
+    lost: Exception | None = None
 
     async def middleware(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        nonlocal sent
-        if sent:
-            raise aiohttp.ServerDisconnectedError
-        sent = True
-        return await handler(request)
+        nonlocal lost
+        if lost is not None:
+            failure, lost = lost, None
+            try:
+                raise failure
+            finally:
+                del failure  # else it and this frame would keep each other
+        try:
+            return await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise  # nothing was sent
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            lost = copy.copy(error)  # without its traceback, which leads back here
+            raise
 
     return middleware
 

@@ -194,17 +194,15 @@ async def test_a_poll_goes_on(fault, kind, quick):
     assert server.methods == read_of(fault, 2)
 
 
-@pytest.mark.parametrize(
-    ("fault", "how"),
-    [
-        pytest.param(shut_at_once, "ServerDisconnectedError", id="FIN", marks=pytest.mark.case(10)),
-        pytest.param(reset_at_once, "ClientOSError", id="RST", marks=pytest.mark.case(11)),
-        pytest.param(
-            sends(b"", "fin"), "ServerDisconnectedError", id="FIN, read", marks=pytest.mark.case(12)
-        ),
-        pytest.param(sends(b"", "rst"), "ClientOSError", id="RST, read", marks=pytest.mark.case(13)),
-    ],
-)
+ENDS = [
+    pytest.param(shut_at_once, "ServerDisconnectedError", id="FIN", marks=pytest.mark.case(10)),
+    pytest.param(reset_at_once, "ClientOSError", id="RST", marks=pytest.mark.case(11)),
+    pytest.param(sends(b"", "fin"), "ServerDisconnectedError", id="FIN, read", marks=pytest.mark.case(12)),
+    pytest.param(sends(b"", "rst"), "ClientOSError", id="RST, read", marks=pytest.mark.case(13)),
+]
+
+
+@pytest.mark.parametrize(("fault", "how"), ENDS)
 async def test_a_post_tells_how_its_connection_ended(fault, how, quick):
     """In the cause's words, so that a server that closes can be told from what resets connections."""
     async with FaultServer(fault("POST"), GOOD) as server:
@@ -212,6 +210,20 @@ async def test_a_post_tells_how_its_connection_ended(fault, how, quick):
 
     assert f"was lost ({how})" in error.cause.message
     assert error.cause.sent
+
+
+@pytest.mark.parametrize(("fault", "how"), ENDS)
+async def test_a_get_tells_how_its_connection_ended(fault, how, quick):
+    """On a kept connection, too, where the HTTP client would send it again by itself."""
+    once = quick | {"retry": q.RetryPolicy(attempts=1)}
+    async with FaultServer(GOOD, fault("GET")) as server:
+        async with server.session(**once) as session:
+            await session.list_videos()
+            with pytest.raises(q.TransportError) as lost:
+                await session.list_videos()
+    nothing_left(session)
+
+    assert f"was lost ({how})" in lost.value.message
 
 
 @pytest.mark.case(20)
