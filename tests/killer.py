@@ -1,14 +1,16 @@
 """A program that runs catalogues in forks of itself and kills each at its instant.
 
 Starting an interpreter takes longer than a catalogue, and a fork has everything imported already. Each line
-of its input is what a catalogue takes, as JSON, with the seconds that it has to live as "life". Each is
-answered with a line: the lines that it said, its exit code, and whether it was killed.
+of its input is what a catalogue takes, as JSON, with the seconds that it has to live as "life", and with the
+fault of a build that is to be found as "fault". Each is answered with a line: the lines that it said, what it
+logged and showed of its errors among them, its exit code, and whether it was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import select
 import signal
@@ -16,7 +18,56 @@ import sys
 import time
 import traceback
 
+import attrs
 import catalogue
+
+from qamera_async import QameraSession
+from qamera_async.ledger import Ledger
+
+
+class Showing(QameraSession):
+    """Shows its errors in full: what a program may print of them is searched for the key."""
+
+    async def batch(self, *args, **options):
+        """Give the outcomes."""
+        async for outcome in super().batch(*args, **options):
+            if outcome.error is not None:
+                print(*map(repr, (outcome.error, outcome.error.args, vars(outcome.error))), outcome.error)
+            yield outcome
+
+
+def forget_receipts(asked: dict) -> None:
+    """Write no receipt down."""
+
+    async def submitted(self, intent, receipt):
+        pass
+
+    Ledger.submitted = submitted
+
+
+def mix_receipts_up(asked: dict) -> None:
+    """Write the records of the receipt before down."""
+    submitted, before = Ledger.submitted, []
+
+    async def mixed_up(self, intent, receipt):
+        before.append(receipt.record_ids)
+        await submitted(self, intent, attrs.evolve(receipt, record_ids=before[-2:][0]))
+
+    Ledger.submitted = mixed_up
+
+
+def leak_the_key(asked: dict) -> None:
+    """Write the key to the ledger, and log it."""
+    submitted = Ledger.submitted
+
+    async def leaking(self, intent, receipt):
+        await submitted(self, intent, attrs.evolve(receipt, batch_id=asked["key"]))
+        logging.getLogger("leak").debug("sent with %s", asked["key"])
+
+    Ledger.submitted = leaking
+
+
+FAULTS = {"forgets": forget_receipts, "mixes up": mix_receipts_up, "leaks": leak_the_key}
 
 
 def run(asked: dict) -> dict:
@@ -40,13 +91,20 @@ def run(asked: dict) -> dict:
             break
     os.close(reading)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {"lines": said.decode().splitlines(), "code": code, "killed": code == -signal.SIGKILL}
+    lines = said.decode(errors="backslashreplace").splitlines()
+    return {"lines": lines, "code": code, "killed": code == -signal.SIGKILL}
 
 
 def _be_the_catalogue(asked: dict, writing: int) -> None:
     os.dup2(writing, 1)
+    os.dup2(writing, 2)
     try:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+        catalogue.QameraSession = Showing
+        if "fault" in asked:
+            FAULTS[asked["fault"]](asked)
         asyncio.run(catalogue.main(asked))
+        sys.stdout.flush()
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -1,0 +1,45 @@
+"""The API key of the sweeps and the soak, and the search for it in all that they write."""
+
+from urllib.parse import quote
+
+SECRET = "S3CRET/canary+0123456789"  # noqa: S105 - a canary
+KEY = f"mk_live_canary.{SECRET}"
+FORMS = [
+    form.lower().encode()
+    for form in {SECRET, quote(SECRET), quote(SECRET, safe=""), SECRET.replace("/", "\\/")}
+]
+
+
+class Search:
+    """Looks for the key, and as a control for a text that is known to be there.
+
+    Args:
+        known: that text, by the name of each place that is searched.
+
+    ``found`` are the places where the key is; ``blind`` are those where not even the known text was seen.
+    """
+
+    def __init__(self, known):
+        self._known = {place: text.lower().encode() for place, text in known.items()}
+        self.found = set()
+        self.blind = set(known)
+
+    def look(self, place, thing):
+        """Search bytes or a text that was written to a place."""
+        content = (thing if isinstance(thing, bytes) else thing.encode("utf-8", "backslashreplace")).lower()
+        if any(form in content for form in FORMS):
+            self.found.add(place)
+        if self._known[place] in content:
+            self.blind.discard(place)
+
+    def look_into(self, place, folder):
+        """Search all files of a folder, also those in folders of it."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.look(place, path.read_bytes())
+
+    def look_at(self, place, error):
+        """Search what one can make visible of an error, and of those that it came of."""
+        while error is not None:
+            self.look(place, f"{error!r} {error} {error.args!r} {vars(error)!r}")
+            error = error.__cause__ or error.__context__
