@@ -1,4 +1,4 @@
-"""P4 at every moment of the loop: a receipt is kept, or the POST is provably unsent.
+"""P4 at every moment of the loop: a receipt is kept, or the POST is provably unsent; and P6: no key shows.
 
 With QAMERA_SWEEPS=full each moment of a registration has its turn, some 5,000 in all variants together where
 Python has eager tasks and 2,900 where it hasn't; without it, every third.
@@ -6,11 +6,14 @@ Python has eager tasks and 2,900 where it hasn't; without it, every third.
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from itertools import count
 
+import attrs
 import pytest
+from canary import KEY, Search
 from counting_loop import CountingLoop
 from faults import FaultServer, http, nothing_left
 
@@ -46,6 +49,9 @@ class Sweep:
         self.lost = []
         self.bodies = []  # the bytes of each body that began to arrive
         self.accepted = []  # the images of those that were answered with a receipt
+        self.keys = set()  # those that came
+        known = {"log": "vid_", "event": "Submitted(", "job": "<Job"}
+        self.search = Search(known | ({"ledger": "img_warm"} if ledger else {}))
 
     def run(self):
         with asyncio.Runner(loop_factory=CountingLoop) as runner:
@@ -65,6 +71,7 @@ class Sweep:
             if not (some := await connection.some()):
                 return
             came += some
+        self.keys |= {line for line in came.split(b"\r\n") if line.lower().startswith(b"x-api-key:")}
         body = came.partition(b"\r\n\r\n")[2]
         if body:
             self.bodies.append(body)
@@ -83,6 +90,7 @@ class Sweep:
     async def _all(self):
         loop = asyncio.get_running_loop()
         async with FaultServer(self._answer) as server:
+            server.key = KEY
             scheme = "http" if self.serving is None else "https"
             options = {
                 "base_url": f"{scheme}://127.0.0.1:{server.port}",
@@ -104,8 +112,10 @@ class Sweep:
                     by_itself += 1
                     if by_itself == BY_ITSELF:
                         break
+            self._look_into_the_ledger()
             await session.aclose()
             nothing_left(session)
+            self._look_into_the_ledger()
             await self._all_closed(server)
         assert len(self.accepted) == len(set(self.accepted))
 
@@ -143,16 +153,24 @@ class Sweep:
         see(session.budget.waiting == 0, "something waits for a slot")
         see(session.budget.used - used == arrived, f"{session.budget.used - used} slots of {arrived} POSTs")
         see(len([event for event in self.events if isinstance(event, q.Submitted)]) == receipts, "no event")
+        self.search.look("log", self.caplog.text)
+        self.search.look("event", repr(self.events))
         told = not cancelled and task.exception() is None
         if told:
+            self.search.look("job", repr(task.result()))
             see(task.result().record_ids == (f"vid_{name}",), "another receipt")
         elif receipts:
             self.kept += 1
-            see(f"vid_{name}" in self.caplog.text, "a receipt is lost: it is not in the log")
+            warned = [r.getMessage() for r in self.caplog.records if r.levelno >= logging.WARNING]
+            see(f"vid_{name}" in " ".join(warned), "a receipt is lost: it is not in the log")
         see(told or cancelled, "neither a job nor cancelled")
         if self.ledger:
             await self._see_the_ledger(session, name, see)
         return cancelled
+
+    def _look_into_the_ledger(self):
+        if self.ledger:
+            self.search.look_into("ledger", self.ledger.parent)
 
     async def _see_the_ledger(self, session, name, see):
         """A receipt is there, and no claim that stands in the way: the same again is one order in all."""
@@ -169,6 +187,7 @@ class Sweep:
 @pytest.fixture
 def sweep(caplog, contexts, tmp_path):
     """Give a function that makes a sweep of a variant and runs it."""
+    caplog.set_level(logging.DEBUG)  # what is looked for is the key, too
 
     def swept(transport="TCP", use="warm", keeping="no ledger", tasks="ordinary", times=1):
         sweep = Sweep(
@@ -187,6 +206,7 @@ def sweep(caplog, contexts, tmp_path):
 
 
 @pytest.mark.sweep
+@pytest.mark.case(81)
 @pytest.mark.parametrize(
     "times",
     [
@@ -202,13 +222,15 @@ def sweep(caplog, contexts, tmp_path):
 def test_cancelled_at_any_moment_a_receipt_is_kept_or_nothing_was_sent(
     sweep, transport, use, keeping, tasks, times
 ):
-    """Never two orders, and nothing is left over; eager tasks are there from Python 3.12 on."""
+    """Never two orders, nothing is left over, and no key shows; eager tasks are there from Python 3.12 on."""
     swept = sweep(transport, use, keeping, tasks, times)
     print(f"{swept.points} points")
 
     assert swept.faults == []
     assert swept.points >= 30 // STEP
     assert 0 < swept.kept < swept.points
+    assert (swept.search.found, swept.search.blind) == (set(), set())
+    assert swept.keys == {f"X-Api-Key: {KEY}".encode()}
 
 
 # --- the sweep finds what is wrong --------------------------------------------------------------
@@ -236,3 +258,20 @@ def test_without_a_task_of_its_own_a_post_loses_its_receipt(sweep, transport, ke
 
     assert [fault for fault in swept.faults if "a receipt is lost" in fault]
     assert [fault for fault in swept.faults if "the ledger has no receipt" in fault] or keeping == "no ledger"
+
+
+@pytest.mark.sweep
+@pytest.mark.case(81)
+def test_a_key_that_is_written_anywhere_is_found(sweep, monkeypatch):
+    """The test above can fail: it does where the log, the events, the jobs or the ledger have the key."""
+    read_receipt = protocol.read_receipt
+
+    def leaking(answer):
+        logging.getLogger("leak").debug("sent with %s", KEY)
+        return attrs.evolve(read_receipt(answer), batch_id=KEY)
+
+    monkeypatch.setattr(protocol, "read_receipt", leaking)
+    monkeypatch.setattr(q.Job, "__repr__", lambda job: f"<Job {job.receipt}>")
+    swept = sweep(keeping="ledger")
+
+    assert swept.search.found == {"log", "event", "job", "ledger"}
