@@ -1,6 +1,6 @@
-"""The sandbox of the soak, in a process of its own: ``python _soak_server.py SEED CREDITS``.
+"""The sandbox of the soak, in a process of its own: ``python _soak_server.py SEED CREDITS KEY``.
 
-Says its URL and key as a line of JSON, then obeys lines: ``burst N`` (the next N orders lose their answers),
+Says its URL as a line of JSON, then obeys lines: ``burst N`` (the next N orders lose their answers),
 ``restart SECONDS`` (cuts all connections, and listens again on the same port with the same records),
 ``report PATH`` (writes what it saw as JSON). It answers each with a line and ends with its input.
 """
@@ -104,9 +104,9 @@ async def main() -> None:
     """Serve until the input ends."""
     dice = Dice(int(sys.argv[1]))
     with patch("qamera_async.sandbox.Script", lambda: dice):
-        sandbox = Sandbox(JOB_SECONDS, int(sys.argv[2]), quota=None)
+        sandbox = Sandbox(JOB_SECONDS, int(sys.argv[2]), quota=None, api_key=sys.argv[3])
     async with sandbox:
-        print(json.dumps({"url": sandbox.url, "api_key": sandbox.api_key}), flush=True)
+        print(json.dumps({"url": sandbox.url}), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             command, argument = line.split(maxsplit=1)
             match command:

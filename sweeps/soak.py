@@ -2,7 +2,7 @@
 
 5 % of all requests meet a fault, 2 % of the jobs fail, a row of answers is lost at a quarter of the way, and
 the server restarts halfway. Ends with 1 unless all adds up: outcomes, orders, credits, memory, tasks,
-descriptors, and what is logged.
+descriptors, what is logged, and that the key is in nothing that is written.
 """
 
 from __future__ import annotations
@@ -26,30 +26,55 @@ from _soak_account import Told, faults, image
 
 import qamera_async as q
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from canary import KEY, Search
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SERVER: Final = Path(__file__).with_name("_soak_server.py")
 MAY_GROW: Final = 12.0  # MiB from a quarter of the way to the end
+# What is surely there, so that a search that sees nothing is not taken for one that found nothing.
+KNOWN: Final = {
+    "error": "Error(",
+    "event": "Submitted(",
+    "log": "qamera_async: ",
+    "note": '"index"',
+    "output": "seed",
+}
 BURST: Final = 12
-DOWN: Final = 1.0  # seconds
+DOWN: Final = 0.5  # seconds
 QUICK: Final[dict[str, Any]] = {
     "polling": q.PollPolicy(interval=0.05, stale_after=0.5, max_interval=0.5),
-    "timeouts": q.Timeouts(connect=2.0, request=2.0, job=60.0, lookup=0.25, close=10.0),
+    "timeouts": q.Timeouts(connect=2.0, request=1.0, job=60.0, lookup=0.25, close=10.0),
     "retry": q.RetryPolicy(attempts=4, base=0.02, max_delay=0.2),
 }
 
 
-class Errors(logging.Handler):
-    """Keeps what is logged as an error: exceptions that reached nobody among them."""
+class Log(logging.Handler):
+    """Searches all that is logged; keeps the errors, exceptions that reached nobody among them."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.messages: list[str] = []
+    def __init__(self, search: Search) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        self._search = search
+        self.errors: list[str] = []
+        self._level = logging.getLogger().level
+        logging.getLogger().addHandler(self)
+        logging.getLogger().setLevel(logging.DEBUG)
+
+    def close(self) -> None:
+        """Search no more."""
+        logging.getLogger().removeHandler(self)
+        logging.getLogger().setLevel(self._level)
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
-        self.messages.append(f"{record.name}: {record.getMessage()}")
+        """Search one."""
+        text = self.format(record)
+        self._search.look("log", text)
+        if record.levelno >= logging.ERROR:
+            self.errors.append(text)
 
 
 class Server:
@@ -57,20 +82,22 @@ class Server:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._one_at_a_time = asyncio.Lock()
 
     @classmethod
     async def start(cls, seed: int, start: int) -> tuple[Server, dict[str, str]]:
         """Give it, and where it is."""
         pipe = asyncio.subprocess.PIPE
-        arguments = (sys.executable, str(SERVER), str(seed), str(start))
+        arguments = (sys.executable, str(SERVER), str(seed), str(start), KEY)
         self = cls(await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe))
         return self, json.loads(await self._line())
 
     async def tell(self, command: str) -> None:
         """Let it obey a command, and wait until it has."""
         assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        self._process.stdin.write(f"{command}\n".encode())
-        await self._line()
+        async with self._one_at_a_time:
+            self._process.stdin.write(f"{command}\n".encode())
+            await self._line()
 
     async def _line(self) -> bytes:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
@@ -89,8 +116,9 @@ class Server:
 class Soak:
     """One run: what was told goes to a file, so that the memory of this process is the client's."""
 
-    def __init__(self, jobs: int, server: Server, notes: Path) -> None:
+    def __init__(self, jobs: int, server: Server, notes: Path, search: Search) -> None:
         self._jobs = jobs
+        self._search = search
         self._server = server
         self._notes = notes.open("w")
         self._told = bytearray(jobs)
@@ -106,7 +134,7 @@ class Soak:
                 self.batches += 1
                 before = self._count
                 try:
-                    async for outcome in session.batch(self._rest(), max_in_flight=200):
+                    async for outcome in session.batch(self._rest(), max_in_flight=100):
                         self._note(outcome)
                 except q.AmbiguityLimitError:
                     continue
@@ -120,6 +148,7 @@ class Soak:
                 yield q.VideoRequest(image_id=image(index), ref=f"{index}")
 
     def _note(self, outcome: q.Outcome) -> None:
+        self._search.look_at("error", outcome.error)
         index = int(outcome.request.ref or "")
         self._told[index] = 1
         self._count += 1
@@ -189,20 +218,23 @@ def memory() -> float:
 
 async def soak(options: argparse.Namespace, folder: Path) -> list[str]:
     """Run it, print the figures, and give what does not add up."""
-    errors, start, notes = Errors(), 10 * options.jobs + 1000, folder / "told"
-    logging.getLogger().addHandler(errors)
+    start, notes, keeping = 10 * options.jobs + 1000, folder / "told", folder / "ledger"
+    keeping.mkdir()
+    search = Search(KNOWN | ({"ledger": image(0)} if options.ledger else {}))
+    log = Log(search)
     server, where = await Server.start(options.seed, start)
     before = descriptors()
     # Stays open on purpose: closing it would let go of the locks of others in this process.
-    before[str(folder / "jobs.db-owners")] = 1
+    before[str(keeping / "jobs.db-owners")] = 1
     began = time.monotonic()
     try:
-        run = Soak(options.jobs, server, notes)
+        run = Soak(options.jobs, server, notes, search)
         session = q.QameraSession(
-            where["api_key"],
+            KEY,
             base_url=where["url"],
             budget=q.RequestBudget(10_000, 1.0),
-            ledger=folder / "jobs.db" if options.ledger else None,
+            ledger=keeping / "jobs.db" if options.ledger else None,
+            on_event=lambda event: search.look("event", repr(event)),
             **QUICK,
         )
         async with session:
@@ -214,6 +246,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> list[str]:
             wrong = faults(options.jobs, ended, saw, start)
             if options.ledger:
                 wrong += await settle(session, saw, ended)
+                search.look_into("ledger", keeping)
         await asyncio.sleep(0.1)  # what was closed is gone after a turn of the loop or two
         gc.collect()
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -222,15 +255,18 @@ async def soak(options: argparse.Namespace, folder: Path) -> list[str]:
         wrong += [f"a descriptor is left: {name}" for name in after - before]
     finally:
         await server.end()
-        logging.getLogger().removeHandler(errors)
-    wrong += [f"logged: {message}" for message in errors.messages]
+        log.close()
+    if options.ledger:
+        search.look_into("ledger", keeping)
+    search.look("note", notes.read_bytes())
+    wrong += [f"logged: {message}" for message in log.errors]
     if at_the_end - run.at_a_quarter > MAY_GROW:
         wrong.append(f"memory: {run.at_a_quarter:.1f} MiB at a quarter, {at_the_end:.1f} MiB at the end")
     ends = Counter(one.end for one in ended)
     ambiguous = {one.intent: one for one in ended if one.end == "ambiguous"}
     taken = [order for order in saw["orders"] if order["key"] in ambiguous]
     shown = sum(set(order["records"]) <= set(ambiguous[order["key"]].records) for order in taken)
-    print(
+    figures = (
         f"seed {options.seed}{', with a ledger' if options.ledger else ''}\n"
         f"jobs            {options.jobs}: {', '.join(f'{n} {end}' for end, n in sorted(ends.items()))}\n"
         f"requests        {sum(saw['requests'].values())}: {saw['requests']}\n"
@@ -242,6 +278,10 @@ async def soak(options: argparse.Namespace, folder: Path) -> list[str]:
         f"time            {seconds:.1f} s, {options.jobs / seconds:.0f} jobs a second\n"
         f"memory          {run.at_a_quarter:.1f} MiB at a quarter, {at_the_end:.1f} MiB at the end"
     )
+    print(figures)
+    search.look("output", "\n".join([figures, *wrong]))
+    wrong += [f"the key: it is in the {place}" for place in sorted(search.found)]
+    wrong += [f"the key: nothing was seen in the {place}" for place in sorted(search.blind)]
     return wrong
 
 

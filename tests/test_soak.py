@@ -1,5 +1,6 @@
 """The soak in a small form, and that each of its checks can fail."""
 
+import argparse
 import copy
 import re
 import subprocess
@@ -8,17 +9,22 @@ from pathlib import Path
 
 import attrs
 import pytest
+from canary import FORMS, KEY, SECRET, Search
+
+import qamera_async as q
+from qamera_async import protocol
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 sys.path.insert(0, str(SWEEPS))
-from _soak_account import Told, faults  # noqa: E402 - scripts are no package
+import soak  # noqa: E402 - scripts are no package
+from _soak_account import Told, faults  # noqa: E402 - the same
 
 START = 1000
 
 
 def test_a_small_soak_adds_up():
-    """Each of 300 jobs is accounted for, and a row of lost answers and the restart were met on the way."""
-    command = [sys.executable, str(SWEEPS / "soak.py"), "--jobs", "300"]
+    """Each of 200 jobs is accounted for, and a row of lost answers and the restart were met on the way."""
+    command = [sys.executable, str(SWEEPS / "soak.py"), "--jobs", "200"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with (
         subprocess.Popen(command, **pipes) as without,
@@ -31,6 +37,48 @@ def test_a_small_soak_adds_up():
         assert "all adds up" in said
         assert int(re.search(r"(\d+) ambiguous", said)[1]) >= 12
         assert int(re.search(r"batches +(\d+)", said)[1]) > 1
+
+
+async def test_a_soak_that_writes_the_key_is_found(tmp_path, monkeypatch):
+    """It is searched for in the log, the errors, the events, the notes and the ledger; each is told."""
+    read_receipt = protocol.read_receipt
+
+    def leaking(answer):
+        soak.logging.getLogger("leak").debug("sent with %s", KEY)
+        return attrs.evolve(read_receipt(answer), order_id=KEY)
+
+    monkeypatch.setattr(protocol, "read_receipt", leaking)
+    monkeypatch.setattr(q.QameraError, "__str__", lambda error: KEY)
+    monkeypatch.setattr(soak, "DOWN", 0.0)
+    monkeypatch.setattr(
+        soak, "QUICK", soak.QUICK | {"timeouts": attrs.evolve(soak.QUICK["timeouts"], lookup=0.0)}
+    )
+    options = argparse.Namespace(jobs=60, seed=1, ledger=True)
+    wrong = await soak.soak(options, tmp_path)
+
+    found = [one.removeprefix("the key: it is in the ") for one in wrong if one.startswith("the key: ")]
+    assert found == ["error", "event", "ledger", "log", "note", "output"]
+
+
+def test_the_search_sees_each_form_of_the_key_and_what_is_known_to_be_there():
+    """As it is, quoted, and escaped as in JSON; in bytes, texts and errors; and says where it saw nothing."""
+    for form in FORMS:
+        for thing in (b"\xff" + form + b"\0", f"<{form.decode()}>", f"<{form.decode().upper()}>"):
+            search = Search({"here": "known"})
+            search.look("here", thing)
+            assert (search.found, search.blind) == ({"here"}, {"here"})
+    assert len(FORMS) == 4
+
+    search = Search({"here": "Known", "there": "known"})
+    search.look("here", b"\0KNOWN\0")
+    search.look("there", SECRET[:-1])
+    assert (search.found, search.blind) == (set(), {"there"})
+
+    for hidden in (ValueError(KEY), q.BadRequestError("no", status=400, correlation_id=KEY)):
+        search, error = Search({"here": "none"}), RuntimeError("shown")
+        error.__context__ = hidden
+        search.look_at("here", error)
+        assert search.found == {"here"}
 
 
 def order(number, *, failed=False):
