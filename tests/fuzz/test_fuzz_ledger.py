@@ -1,6 +1,7 @@
 """A ledger of any bytes works or is refused with a LedgerError; then it is left as it is."""
 
 import asyncio
+from bisect import bisect_right
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -46,20 +47,47 @@ def row_of(state, number):
 
 
 ROWS = [(state, number) for number in range(4) for state in LedgerState]
+FRAME, WAL_HEADER = 24 + 4096, 32  # bytes of a -wal
 
 
 def _becomes(row, state, _):
     return attrs.evolve(row, state=state)
 
 
+def told(row):
+    """Give what is shown of a row; what a dead owner was sending is shown as what it is, ambiguous."""
+    state = LedgerState.AMBIGUOUS if row.state is LedgerState.SENDING else row.state
+    return row.id, row.origin, row.request, state, row.record_ids, row.receipt, row.videos
+
+
 async def _filled(path):
-    """Make a ledger with all the rows, each first claimed and then what it is; owned by nobody who lives."""
+    """Make a ledger with all the rows, each first claimed and then what it is; owned by nobody who lives.
+
+    Gives with it what the ledger said after each of the commits, by the refs.
+    """
     storage = SqliteStorage.of(str(path))
     rows = [(state, row_of(state, number)) for state, number in ROWS]
-    await asyncio.gather(*(storage.claim(row, retry_failed=False) for _, row in rows))
-    changes = [(row, partial(_becomes, row, state)) for state, row in rows]
-    await asyncio.gather(*(storage.change(row.id, {LedgerState.CLAIMED}, change) for row, change in changes))
-    return storage
+    await storage.open()
+    written = [{}]
+    for _, row in rows:
+        await storage.claim(row, retry_failed=False)
+        written.append(written[-1] | {row.request.ref: row})
+    for state, row in rows:
+        await storage.change(row.id, {LedgerState.CLAIMED}, partial(_becomes, row, state))
+        written.append(written[-1] | {row.request.ref: attrs.evolve(row, state=state)})
+    return storage, written
+
+
+def commits(wal):
+    """Give where each commit ends in a -wal: its last frame says how large the file is then."""
+    salts = wal[16:24]
+    ends = []
+    for at in range(WAL_HEADER, len(wal) - FRAME + 1, FRAME):
+        if wal[at + 8 : at + 16] != salts:
+            break  # of an earlier round
+        if any(wal[at + 4 : at + 8]):
+            ends.append(at + FRAME)
+    return ends
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +96,28 @@ def good(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "jobs.db"
 
     async def made():
-        storage = await _filled(path)
+        storage, written = await _filled(path)
         left = kept(path)
         await storage.aclose()
-        return left
+        return left, written
 
-    left = asyncio.run(made())
-    return Good(closed=(path.read_bytes(), None), left=left)
+    left, written = asyncio.run(made())
+    return Good({"closed": (path.read_bytes(), None), "left": left}, written)
 
 
 class Good(dict):
-    """The files by how they were left."""
+    """The files by how they were left, and what was written to the ledger, commit by commit."""
+
+    def __init__(self, files, written):
+        super().__init__(files)
+        self.written = [{ref: told(row) for ref, row in rows.items()} for rows in written]
+        self.ends = commits(files["left"][1])
+
+    def before(self, wal):
+        """Give what the commits say that are in a -wal whole, before the first byte that isn't as it was."""
+        pairs = enumerate(zip(self["left"][1], wal, strict=False))
+        same = next((at for at, (one, other) in pairs if one != other), len(wal))
+        return self.written[bisect_right(self.ends, same)]
 
     def __repr__(self):
         return "<a good ledger>"  # what is shown of a failure are the blows, not all the bytes
@@ -133,21 +172,27 @@ def kept(path):
 
 
 async def looked_into(path):
-    """Read all there is; give the entries by their refs."""
-    async with LedgerFile(path) as ledger:
-        return {entry.request.ref: entry async for entry in ledger.entries()}
+    """Read all there is; give the entries, and the error that ended it before it was all."""
+    entries = []
+    try:
+        async with LedgerFile(path) as ledger:
+            async for entry in ledger.entries():
+                entries.append(entry)  # noqa: PERF401 - what came before an error is wanted
+    except q.LedgerError as error:
+        return entries, error
+    return entries, None
 
 
-async def ordered_anew(path):
-    """Order all again, each in a session of its own words; give the refs that would be sent."""
+async def ordered_anew(path, orders=ROWS):
+    """Order all again; give the refs that would be sent, which are those that could be claimed."""
     ledger = ledger_at(str(path), ORIGIN)
     sent = []
     try:
-        for state, number in ROWS:
+        for state, number in orders:
             intent = q.Intent(f"new_{state.value}_{number}", request_of(state, number), datetime.now(UTC))
             try:
                 if await ledger.claim(intent, retry_failed=False) is None:
-                    sent.append((state, number))
+                    sent.append(intent.request.ref)
                     ledger.let_go(intent)
             except (q.LedgerError, q.AmbiguousSubmissionError) as error:
                 checked(error)
@@ -160,59 +205,124 @@ def checked(error):
     assert "unexpectedly" not in str(error), error
 
 
+@attrs.frozen
+class Found:
+    """What came of a damaged ledger.
+
+    ``refused``: it could not be opened. ``shown``: its rows by their refs; ``whole``: no error ended them.
+    ``sent``: the refs that were ordered from it.
+    """
+
+    refused: bool
+    shown: dict
+    whole: bool
+    sent: list
+
+
 async def tried(path):
-    """Open it, read it, order from it; whether it was refused, and which refs would be sent."""
+    """Open it, read it, order from it."""
     before = kept(path)
     try:
         async with LedgerFile(path):
             pass
     except q.LedgerError as error:
         checked(error)
+        sent = await ordered_anew(path, ROWS[:1])
         assert kept(path) == before, "a file that is refused is left as it is"
-        return True, []
-    try:
-        await looked_into(path)
-    except q.LedgerError as error:
+        return Found(refused=True, shown={}, whole=False, sent=sent)
+    entries, error = await looked_into(path)
+    if error is not None:
         checked(error)
-    return False, await ordered_anew(path)
+    shown = {entry.request.ref: told(entry) for entry in entries}
+    assert len(shown) == len(entries)
+    return Found(refused=False, shown=shown, whole=error is None, sent=await ordered_anew(path))
 
 
 def run(path):
     return asyncio.run(asyncio.wait_for(tried(path), LONGEST))
 
 
+def may_be_sent(rows):
+    """Give the refs that are ordered anew where these are the rows: those without, or whose row allows it."""
+    refs = [request_of(state, number).ref for state, number in ROWS]
+    return [ref for ref in refs if ref not in rows or ANEW[rows[ref][3]]]
+
+
+def checked_for_money(found, rows):
+    """No row is shown that isn't one of these, and no order goes out that they don't allow.
+
+    Where the ledger is refused, none goes out at all.
+    """
+    if found.refused:
+        assert found.sent == []
+    elif found.whole:
+        assert found.shown == rows
+        assert set(found.sent) <= set(may_be_sent(rows))
+    else:
+        assert found.shown.items() <= rows.items()
+        assert set(found.sent) <= set(may_be_sent(rows))
+
+
 @FUZZ
 @given(what=blows)
 def test_a_file_of_any_bytes_works_or_is_refused_untouched(good, tmp_path, what):
-    """Case 64: and where it works, nothing that was paid for is ordered anew."""
+    """Case 64: where it works, it shows what was written, and nothing that was paid for is ordered anew."""
     path = tmp_path / "jobs.db"
     put(path, struck(good["closed"][0], what), None)
 
-    _, sent = run(path)
+    found = run(path)
 
-    assert [one for one in sent if not ANEW[one[0]]] == []
+    checked_for_money(found, good.written[-1])
 
 
 @FUZZ
 @given(what=blows)
 def test_a_wal_of_any_bytes_works_or_is_refused_untouched(good, tmp_path, what):
-    """Cases 64 and 65: what a crash left, and then something happened to."""
+    """Cases 64 and 65: what a crash left, and then something happened to.
+
+    What is before the damage counts, to the last commit. What comes after it is forgotten, and nobody can see
+    that it was there: a cut -wal is what a crash leaves, too. So the last of what was paid for can be ordered
+    anew, and nothing else.
+    """
     path = tmp_path / "jobs.db"
     content, wal = good["left"]
-    put(path, content, struck(wal, what))
+    damaged = struck(wal, what)
+    put(path, content, damaged)
 
-    run(path)
+    found = run(path)
+
+    checked_for_money(found, good.before(damaged))
+    assert found.refused or found.whole
+    assert found.refused or found.sent == may_be_sent(good.before(damaged))
+    assert found.refused == (len(damaged) <= WAL_HEADER)
 
 
 @FUZZ
 @given(what=blows, more=blows)
 def test_both_files_of_any_bytes_work_or_are_refused_untouched(good, tmp_path, what, more):
-    """Case 64: never anything but a LedgerError."""
+    """Case 64: never anything but a LedgerError; and what is in the -wal before its damage still counts."""
     path = tmp_path / "jobs.db"
     content, wal = good["left"]
-    put(path, struck(content, what), struck(wal, more))
+    damaged = struck(wal, more)
+    put(path, struck(content, what), damaged)
 
-    run(path)
+    found = run(path)
+
+    checked_for_money(found, good.before(damaged))
+
+
+@pytest.mark.parametrize("lost", [1, 2, 10, 30, 60])
+def test_of_a_wal_that_was_cut_the_last_commits_are_forgotten_and_no_others(good, tmp_path, lost):
+    """Cases 64 and 65, to the commit: the refs that were paid for in what is lost would be paid for twice."""
+    path = tmp_path / "jobs.db"
+    content, wal = good["left"]
+    put(path, content, wal[: good.ends[-lost - 1] + FRAME - 1])
+
+    found = run(path)
+
+    assert not found.refused
+    assert found.shown == good.written[-lost - 1]
+    assert found.sent == may_be_sent(good.written[-lost - 1])
 
 
 def test_what_is_struck_is_good_otherwise(good, tmp_path):
@@ -220,13 +330,14 @@ def test_what_is_struck_is_good_otherwise(good, tmp_path):
     path = tmp_path / "jobs.db"
     for content, wal in good.values():
         put(path, content, wal)
-        assert len(asyncio.run(looked_into(path))) == len(ROWS)
-        put(path, content, wal)
 
-        refused, sent = run(path)
+        found = run(path)
 
-        assert not refused
-        assert sent == [one for one in ROWS if ANEW[one[0]]]
+        assert (found.refused, found.whole) == (False, True)
+        assert found.shown == good.written[-1]
+        assert len(found.shown) == len(ROWS)
+        assert found.sent == [request_of(*one).ref for one in ROWS if ANEW[one[0]]]
+    assert len(good.ends) == len(good.written) - 1
 
 
 def places(content, text, *, but_after=b"\0"):
@@ -249,9 +360,9 @@ def test_what_is_damaged_in_an_index_alone_is_found(good, tmp_path, state):
     (at,) = places(content, key, but_after=row.id.encode())
     put(path, struck(content, [("turn", -(at + len(key) - 1), ord("7"))]), None)
 
-    refused, sent = run(path)
+    found = run(path)
 
-    assert (refused, sent) == (True, [])
+    assert (found.refused, found.sent) == (True, [])
 
 
 def test_a_text_of_the_database_that_is_none_is_damage(good, tmp_path):
@@ -261,6 +372,6 @@ def test_a_text_of_the_database_that_is_none_is_damage(good, tmp_path):
     (at,) = places(content, b"1 AND ref IS NOT NULL")
     put(path, struck(content, [("turn", -at, 0xB1)]), None)
 
-    refused, sent = run(path)
+    found = run(path)
 
-    assert (refused, sent) == (True, [])
+    assert (found.refused, found.sent) == (True, [])
