@@ -55,9 +55,13 @@ def _becomes(row, state, _):
 
 
 def told(row):
-    """Give what is shown of a row; what a dead owner was sending is shown as what it is, ambiguous."""
-    state = LedgerState.AMBIGUOUS if row.state is LedgerState.SENDING else row.state
-    return row.id, row.origin, row.request, state, row.record_ids, row.receipt, row.videos
+    """Give what is shown of a row or an entry."""
+    return row.id, row.origin, row.request, row.state, row.record_ids, row.receipt, row.videos
+
+
+def told_later(row):
+    """Give what is shown of a row that was written: what a dead owner was sending is ambiguous."""
+    return told(_becomes(row, LedgerState.AMBIGUOUS, row) if row.state is LedgerState.SENDING else row)
 
 
 async def _filled(path):
@@ -110,7 +114,7 @@ class Good(dict):
 
     def __init__(self, files, written):
         super().__init__(files)
-        self.written = [{ref: told(row) for ref, row in rows.items()} for rows in written]
+        self.written = [{ref: told_later(row) for ref, row in rows.items()} for rows in written]
         self.ends = commits(files["left"][1])
 
     def before(self, wal):
@@ -363,6 +367,23 @@ def test_what_is_damaged_in_an_index_alone_is_found(good, tmp_path, state):
     found = run(path)
 
     assert (found.refused, found.sent) == (True, [])
+
+
+@pytest.mark.parametrize("state", [state for state in LedgerState if not ANEW[state]])
+@pytest.mark.parametrize("text", ['"id":"int_', '"image_id":"img_', '"suggestion":"slow', '"kind":"Video'])
+def test_what_is_damaged_in_a_row_alone_is_not_shown_and_not_ordered_anew(good, tmp_path, state, text):
+    """Case 64: where the database is sound, and the row still reads as one."""
+    path = tmp_path / "jobs.db"
+    content = good["closed"][0]
+    row = row_of(state, 1)
+    at = content.index(text.encode(), content.rindex(f'{{"id":"{row.id}"'.encode())) + len(text) - 1
+    put(path, struck(content, [("turn", -at, ord("7"))]), None)
+
+    found = run(path)
+
+    assert (found.refused, found.whole) == (False, False)
+    assert row.request.ref not in found.shown
+    assert row.request.ref not in found.sent
 
 
 def test_a_text_of_the_database_that_is_none_is_damage(good, tmp_path):

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import tracemalloc
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import TOKENS, anything, texts
@@ -43,6 +45,30 @@ _spoilt = st.builds(
 contents = st.one_of(_written, _spoilt, st.binary(max_size=60))
 
 
+def tried(name, content):
+    """Give the catalogue, or the error that it is refused with."""
+    try:
+        return read_rows(name, content)
+    except CatalogueError as error:
+        return error
+
+
+def peak(name, content):
+    """Give the most memory that reading it takes, in bytes; what is made once, by the first time, aside."""
+    tried(name, content)
+    tracemalloc.start()
+    try:
+        tried(name, content)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def bound(content):
+    """Give what may be taken: each line takes a row or a problem, and a line may be two bytes."""
+    return 130 * len(content) + 50_000
+
+
 @FUZZ
 @given(names, contents)
 @example("a.jsonl", b'{"image_id":"a","ref":"\\ud800"}')
@@ -57,13 +83,10 @@ contents = st.one_of(_written, _spoilt, st.binary(max_size=60))
 @example("a.csv", b"image_id\r\ra\rb")
 def test_any_bytes_are_requests_or_a_catalogue_error(name, content):
     """What is given can be ordered at once: each has a ref of its own, and its body can be made."""
-    refusal = None
-    try:
-        catalogue = read_rows(name, content)
-    except CatalogueError as error:
-        refusal = error
+    catalogue = tried(name, content)
 
-    if refusal is None:
+    assert peak(name, content) <= bound(content)
+    if not isinstance(catalogue, CatalogueError):
         refs = [request.ref for request in catalogue.requests]
         assert None not in refs
         assert len(set(refs)) == len(refs) == len(catalogue.lines) > 0
@@ -71,12 +94,38 @@ def test_any_bytes_are_requests_or_a_catalogue_error(name, content):
         for request in catalogue.requests:
             json.loads(protocol.encode(request)[1])
     else:
-        lines = [problem.line for problem in refusal.problems]
+        lines = [problem.line for problem in catalogue.problems]
         assert lines == sorted(lines)
         assert 1 <= min(lines) <= max(lines) <= content.count(b"\n") + content.count(b"\r") + 1
         # A terminal is what shows it.
-        assert all(character.isprintable() or character == "\n" for character in str(refusal))
-        assert all(len(problem.reason) < 1_000 for problem in refusal.problems)
+        assert all(character.isprintable() or character == "\n" for character in str(catalogue))
+        assert all(len(problem.reason) < 1_000 for problem in catalogue.problems)
+
+
+SIZE = 40_000
+BULKS = {
+    "short rows": ("a.csv", "image_id\n" + "\n".join(f"{n:x}" for n in range(SIZE // 5))),
+    "the same row": ("a.csv", "image_id\n" + "a\n" * (SIZE // 2)),
+    "separators": ("a.csv", "image_id\n" + "," * SIZE),
+    "columns": ("a.csv", ",".join(f"c{n}" for n in range(SIZE // 6)) + "\na"),
+    "columns and rows": ("a.csv", ",".join(f"c{n}" for n in range(1_000)) + "\n" + "a\n" * (SIZE // 2)),
+    "empty lines": ("a.csv", "image_id\n" + "\n" * SIZE),
+    "one long text": ("a.csv", "image_id\n" + "a " * (SIZE // 2)),
+    "objects": ("a.jsonl", "\n".join(f'{{"image_id":"{n:x}"}}' for n in range(SIZE // 20))),
+    "empty objects": ("a.jsonl", "{}\n" * (SIZE // 3)),
+    "numbers": ("a.jsonl", "0\n" * (SIZE // 2)),
+    "ids": ("a.jsonl", '{"image_ids":[' + '"a",' * (SIZE // 4) + '"a"]}'),
+    "objects in an object": ("a.jsonl", '{"image_id":"a","extra":{"a":[' + "{}," * (SIZE // 3) + "0]}}"),
+}
+
+
+@pytest.mark.parametrize("bulk", BULKS)
+def test_a_large_catalogue_takes_a_multiple_of_its_size(bulk):
+    """Whatever it is made of, and whether it is good or not."""
+    name, text = BULKS[bulk]
+    content = text.encode()
+
+    assert peak(name, content) <= bound(content)
 
 
 _cells = st.text(

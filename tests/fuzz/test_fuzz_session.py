@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import tracemalloc
 import zlib
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import example, given, settings
@@ -18,6 +20,14 @@ KEY = "mk_live_fuzz.canary0canary"
 TIMEOUTS = q.Timeouts(connect=5.0, request=5.0, job=0.2, lookup=0.02, close=5.0)
 LONGEST = 60.0  # seconds, on a machine that is busy with other things
 RECEIPT = b'{"createdRecordIds":["vid_1"]}'
+
+
+def ok(body, head=b""):
+    return b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
+GOOD = ok(b'{"videos":[{"id":"vid_1","status":"DONE","createdAt":"2026-03-20T17:00:00.000Z"}],"count":1}')
+RECEIVED = ok(RECEIPT)
 
 
 class Server:
@@ -78,9 +88,10 @@ _packing = st.sampled_from(
 
 @st.composite
 def answers(draw):
-    """An answer as a server writes it, and a part of it where the connection is lost."""
+    """An answer as a server writes it, or a part where the connection is lost; and its size unpacked."""
     body = draw(st.one_of(bodies, st.just(RECEIPT), st.sampled_from(TOKENS)))
     coding, packed = draw(_packing)
+    size = len(body)
     body = packed(body)
     lines = [b"HTTP/1.1 %03d %s" % (draw(statuses), draw(st.sampled_from([b"OK", b"", b"\xff"])))]
     if coding:
@@ -92,7 +103,26 @@ def answers(draw):
     answer = b"\r\n".join([*lines, b"", body])
     if draw(st.integers(0, 5)) == 0:
         answer = answer[: draw(st.integers(0, len(answer)))]
-    return answer
+    return answer, size + len(answer)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """Make what is made once, so that it is counted for no answer."""
+    for answer in (GOOD, RECEIVED):
+        asyncio.run(session_with(answer, {"polling": q.PollPolicy(0.02, 0.1, 0.1)}))
+
+
+@contextmanager
+def bounded(size):
+    """Fail where more memory is taken than a session does, and a multiple of what came."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= 40 * size + 600_000
 
 
 async def session_with(answer, quick):
@@ -117,16 +147,17 @@ async def session_with(answer, quick):
 
 
 @FUZZ
-@given(answer=st.one_of(answers(), answers(), st.binary(max_size=80)))
-@example(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n" + RECEIPT)
-@example(
-    answer=b'HTTP/1.1 200 OK\r\nContent-Length: 44\r\n\r\n{"videos":[{"id":"vid_1","status":"\\ud83d"}]}'
-)
-@example(answer=b"HTTP/1.1 200 OK\r\nX-Correlation-Id: " + KEY.encode() + b"\r\nContent-Length: 2\r\n\r\n{}")
-@example(answer=b"HTTP/1.1 429 \xff\r\nRetry-After: 99999\r\nContent-Length: 0\r\n\r\n")
-async def test_a_session_meets_any_answer_with_a_result_or_an_error_of_ours(answer, quick):
-    """P3, P6, P7: in time, with the key in nothing of it; only what was refused is ordered again."""
-    (listed, _), (job, order), (waited, polls) = await asyncio.wait_for(session_with(answer, quick), LONGEST)
+@given(sent=st.one_of(answers(), answers(), st.binary(max_size=80).map(lambda noise: (noise, len(noise)))))
+@example(sent=(RECEIVED, 200))
+@example(sent=(ok(b'{"videos":[{"id":"vid_1","status":"\\ud83d"}]}'), 200))
+@example(sent=(ok(b"{}", b"X-Correlation-Id: " + KEY.encode() + b"\r\n"), 200))
+@example(sent=(b"HTTP/1.1 429 \xff\r\nRetry-After: 99999\r\nContent-Length: 0\r\n\r\n", 200))
+async def test_a_session_meets_any_answer_with_a_result_or_an_error_of_ours(sent, quick):
+    """P3, P6, P7: in time and memory, the key in nothing of it; only what was refused is ordered again."""
+    answer, size = sent
+    with bounded(size):
+        ends = await asyncio.wait_for(session_with(answer, quick), LONGEST)
+    (listed, _), (job, order), (waited, polls) = ends
 
     assert isinstance(listed, tuple | q.QameraError)
     assert isinstance(waited, q.Video | q.QameraError)
@@ -137,3 +168,46 @@ async def test_a_session_meets_any_answer_with_a_result_or_an_error_of_ours(answ
     for end in (listed, job, waited):
         shown = f"{end!r} {end} {getattr(end, '__dict__', '')} {getattr(end, 'cause', '')!r}"
         assert "canary0canary" not in shown
+
+
+SIZE = 40_000
+BULKS = {
+    "numbers in a list": (b'{"videos":[', b"0,", b"0]}"),
+    "objects in a list": (b'{"videos":[', b"{},", b"{}]}"),
+    "short videos": (b'{"videos":[', b'{"id":"a"},', b'{"id":"b"}]}'),
+    "ids": (b'{"createdRecordIds":[', b'"a",', b'"b"]}'),
+    "lists in a receipt": (b'{"createdRecordIds":["a"],"more":[', b"[],", b"[]]}"),
+    "an endless text": (b'{"error":"', b"abc", b'"}'),
+    "no JSON at all": (b"<html>", b"<br>", b"</html>"),
+}
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+WAYS = {
+    "with its length": ok,
+    "to the end": lambda body: b"HTTP/1.1 200 OK\r\n\r\n" + body,
+    "refused": lambda body: ok(body).replace(b"200 OK", b"400 No"),
+    "packed": lambda body: ok(gzip.compress(body), b"Content-Encoding: gzip\r\n"),
+    "in small pieces": lambda body: (
+        b"HTTP/1.1 200 OK\r\n%b%b0\r\n\r\n"
+        % (CHUNKED, b"".join(b"8\r\n%b\r\n" % body[at : at + 8] for at in range(0, len(body) // 8 * 8, 8)))
+    ),
+    "as a header": lambda body: ok(b"{}", b"X-New: " + body + b"\r\n"),
+    "as headers": lambda body: ok(b"{}", b"X-New: a\r\n" * (len(body) // 10)),
+    "as a reason": lambda body: b"HTTP/1.1 200 " + body + b"\r\n\r\n",
+    "as it is": lambda body: body,
+}
+
+
+@pytest.mark.parametrize(
+    ("bulk", "way"),
+    [*((bulk, "packed") for bulk in BULKS), *(("ids", way) for way in WAYS if way != "packed")],
+)
+async def test_a_large_answer_takes_a_multiple_of_its_size(bulk, way, quick):
+    """P7: of its size unpacked, whatever it is made of and however it comes."""
+    head, unit, tail = BULKS[bulk]
+    body = head + unit * (SIZE // len(unit)) + tail
+    answer = WAYS[way](body)
+
+    with bounded(len(body)):
+        ends = await asyncio.wait_for(session_with(answer, quick), LONGEST)
+
+    assert len(ends) == 3
