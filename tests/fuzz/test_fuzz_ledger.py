@@ -344,6 +344,18 @@ def test_what_is_struck_is_good_otherwise(good, tmp_path):
     assert len(good.ends) == len(good.written) - 1
 
 
+@pytest.mark.parametrize("length", [1, 2, 15, 99])
+def test_a_file_of_a_few_bytes_is_refused_and_its_wal_is_left(good, tmp_path, length):
+    """Case 64: SQLite takes a single byte for an empty file, and would remove what is paid for beside it."""
+    path = tmp_path / "jobs.db"
+    content, wal = good["left"]
+    put(path, content[:length], wal)
+
+    found = run(path)
+
+    assert (found.refused, found.sent) == (True, [])
+
+
 def places(content, text, *, but_after=b"\0"):
     """Where a text stands, apart from where another one is before it."""
     found, at = [], content.find(text)
