@@ -234,6 +234,10 @@ def kept(row_id, ref, state, body):
     return Kept(row_id, ref, body["request"]["image_id"], state, tuple(body["record_ids"]), receipt)
 
 
+def orders_by_image(sandbox, since):
+    return Counter(order.body["imageId"] for order in sandbox.orders[since:])
+
+
 class Killing:
     """Kills on several lanes until it was often enough; what came of it is in the numbers and complaints."""
 
@@ -303,8 +307,9 @@ class Killing:
                 for place in ("output", "log", "error"):
                     self.search.look(place, "\n".join(ended["lines"]))
                 self.search.look_into("ledger", folder)
-        self.orders += len(taken)
-        self.doubled += len(taken) - len({order.image for order in taken})
+            ordered = orders_by_image(sandbox, 0)
+        self.orders += ordered.total()
+        self.doubled += ordered.total() - len(ordered)
         self.ambiguous += sum(row.state == "ambiguous" for row in found)
 
     @staticmethod
