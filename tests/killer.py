@@ -20,9 +20,9 @@ import traceback
 
 import attrs
 import catalogue
+from catalogue import Ledger
 
 from qamera_async import QameraSession
-from qamera_async.ledger import Ledger
 
 
 class Showing(QameraSession):
