@@ -1,9 +1,10 @@
 """A program that runs catalogues in forks of itself and kills each at its instant.
 
 Starting an interpreter takes longer than a catalogue, and a fork has everything imported already. Each line
-of its input is what a catalogue takes, as JSON, with the seconds that it has to live as "life", and with the
-fault of a build that is to be found as "fault". Each is answered with a line: the lines that it said, what it
-logged and showed of its errors among them, its exit code, and whether it was killed.
+of its input is what a catalogue takes, as JSON, with the seconds that it has to live as "life", counted from
+its start or from the line that it says "after", and with the fault of a build that is to be found as "fault".
+Each is answered with a line: the lines that it said, what it logged and showed of its errors among them, its
+exit code, and whether it was killed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ FAULTS = {"forgets": forget_receipts, "mixes up": mix_receipts_up, "leaks": leak
 def run(asked: dict) -> dict:
     """Run a catalogue until its end or the end of its life."""
     reading, writing = os.pipe()
-    until = time.monotonic() + asked["life"]
+    until = time.monotonic() + asked["life"] if not asked["after"] else None
     child = os.fork()
     if not child:
         _be_the_catalogue(asked, writing)
@@ -81,12 +82,14 @@ def run(asked: dict) -> dict:
     said = b""
     killed = False
     while True:
-        left = None if killed else max(until - time.monotonic(), 0)
+        left = None if killed or until is None else max(until - time.monotonic(), 0)
         if not select.select([reading], [], [], left)[0]:
             os.kill(child, signal.SIGKILL)
             killed = True
         elif piece := os.read(reading, 65_536):
             said += piece
+            if until is None and said.count(b"\n") >= asked["after"]:
+                until = time.monotonic() + asked["life"]
         else:
             break
     os.close(reading)

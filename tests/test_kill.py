@@ -32,7 +32,9 @@ FULL = os.environ.get("QAMERA_SWEEPS") == "full"
 KILLS = int(os.environ.get("QAMERA_KILLS", "500" if FULL else "25"))
 SEED = int(os.environ.get("QAMERA_SEED") or random.SystemRandom().randrange(2**32))
 NUMBER = 120
-LONGEST_LIFE = 0.5  # seconds; a catalogue that nobody kills takes about that long
+LONGEST_LIFE = 0.5  # seconds; a catalogue that nobody kills takes about that long on a machine at rest
+MOST_LINES = 240  # of what it says; so that kills come late in it on a busy machine, too
+LAST_BREATH = 0.02  # seconds after such a line
 HANGS = 120.0  # seconds
 LANES = 4  # they wait more than they work
 
@@ -238,6 +240,13 @@ def orders_by_image(sandbox, since):
     return Counter(order.body["imageId"] for order in sandbox.orders[since:])
 
 
+def drawn(chance):
+    """Draw an instant: some time after the start, or right after one of the lines that a catalogue says."""
+    if chance.random() < 0.5:
+        return {"after": 0, "life": chance.uniform(0, LONGEST_LIFE)}
+    return {"after": chance.randint(1, MOST_LINES), "life": chance.uniform(0, LAST_BREATH)}
+
+
 class Killing:
     """Kills on several lanes until it was often enough; what came of it is in the numbers and complaints."""
 
@@ -287,11 +296,11 @@ class Killing:
             asked = {"url": sandbox.url, "key": KEY, "ledger": str(ledger), "number": NUMBER} | self._asked
             killed = True
             while killed:
-                life = chance.uniform(0, LONGEST_LIFE) if self._goes_on else HANGS
-                ended = await run(life=life, **asked)
+                instant = drawn(chance) if self._goes_on else {"after": 0, "life": HANGS}
+                ended = await run(**instant, **asked)
                 killed = ended["killed"]
                 if killed:
-                    assert life < HANGS
+                    assert instant["life"] < HANGS
                     self.kills += 1
                     blamed |= on_the_wire(ended["lines"])
                 else:
