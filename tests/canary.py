@@ -1,12 +1,15 @@
-"""The API key of the sweeps and the soak, and the search for it in all that they write."""
+"""An API key that nothing may show, and the search for it in all that is written."""
 
 from urllib.parse import quote
 
 SECRET = "S3CRET/canary+0123456789"  # noqa: S105 - a canary
 KEY = f"mk_live_canary.{SECRET}"
 FORMS = [
-    form.lower().encode()
-    for form in {SECRET, quote(SECRET), quote(SECRET, safe=""), SECRET.replace("/", "\\/")}
+    SECRET,
+    quote(SECRET),
+    quote(SECRET, safe=""),
+    SECRET.replace("/", "\\/"),
+    SECRET.replace("/", "\\u002f"),
 ]
 
 
@@ -27,7 +30,7 @@ class Search:
     def look(self, place, thing):
         """Search bytes or a text that was written to a place."""
         content = (thing if isinstance(thing, bytes) else thing.encode("utf-8", "backslashreplace")).lower()
-        if any(form in content for form in FORMS):
+        if any(form.lower().encode() in content for form in FORMS):
             self.found.add(place)
         if self._known[place] in content:
             self.blind.discard(place)

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import logging
 import math
 import os
 import re
@@ -132,6 +133,21 @@ async def test_an_ambiguous_ref_is_never_sent_again(session, sandbox, path):
     assert states(path) == {"sku-1": "ambiguous"}
     assert again.value.intent.id == ambiguous.value.intent.id == intents[0].id
     assert [video.id for video in again.value.candidates] == list(sandbox.orders[0].record_ids)
+
+
+async def test_a_doubt_is_told_without_candidates_where_no_list_comes_in_time(session, sandbox, caplog):
+    """What is in the ledger is given all the same, and the log says why there is no more."""
+    sandbox.trouble("error", status=500)
+    async with session(timeouts=q.Timeouts(lookup=0.0)) as first:
+        with pytest.raises(q.AmbiguousSubmissionError):
+            await order(first)
+    sandbox.trouble("hang", on="GET")
+    async with session(timeouts=q.Timeouts(lookup=0.05, close=0.1)) as second:
+        with caplog.at_level(logging.INFO, "qamera_async"):
+            intents = await second.ambiguous()
+
+    assert [intent.request.ref for intent in intents] == ["sku-1"]
+    assert "can't be looked into: no answer in time" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["intent", "error", "id"])

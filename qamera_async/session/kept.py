@@ -65,7 +65,7 @@ class Kept:
                 async with asyncio.timeout(self._timeouts.lookup):
                     found = await self._candidates.look_back(rows, self._timeouts.request)
             except (TimeoutError, QameraError) as error:
-                _log.info("ambiguous requests can't be looked into: %s", error or "no answer in time")
+                _log.info("ambiguous requests can't be looked into: %s", str(error) or "no answer in time")
         for row in rows:
             # What was seen once stays a candidate. That nothing was seen is not kept: it may show up later.
             if found.get(row.id) and found[row.id] != row.candidates:

@@ -10,23 +10,13 @@ import traceback
 from urllib.parse import quote
 
 import pytest
+from canary import FORMS, KEY, SECRET
 from command import QUICK, qamera
 
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.case(81)]
-
-# A global: the traceback with locals that the tests look at shows the locals of a test as well.
-SECRET = "S3CRET/canary+0123456789"  # noqa: S105 - a canary
-KEY = f"mk_live_canary.{SECRET}"
-FORMS = [
-    SECRET,
-    quote(SECRET),
-    quote(SECRET, safe=""),
-    SECRET.replace("/", "\\/"),
-    SECRET.replace("/", "\\u002f"),
-]
 
 
 def found(shown, looked_for=FORMS):

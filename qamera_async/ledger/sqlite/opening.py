@@ -109,7 +109,8 @@ def _examine(path: Path, *, closing_was_cut: bool) -> None:
     facts = path.stat()
     if not path.is_file():
         raise LedgerUnavailableError("The ledger's path is no file.", path=str(path))
-    if facts.st_size == 0:
+    # SQLite takes one byte for none, and would delete the -wal of an empty file.
+    if facts.st_size <= 1:
         raise LedgerCorruptError(
             "The ledger's file is empty. A new ledger begins without a file.", path=str(path)
         )
