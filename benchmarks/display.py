@@ -16,7 +16,8 @@ import termios
 import time
 from contextlib import contextmanager
 
-from quota import KEY, row, server
+from quota import KEY, server
+from report import row
 
 from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
 from qamera_async.cli.progress import Progress

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-from quota import row
+from report import row
 
 from qamera_async import JobState, QameraSession, Video
 from qamera_async.download import Downloader

@@ -6,7 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from quota import KEY, row, server
+from quota import KEY, server
+from report import row
 
 from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
 

@@ -8,6 +8,8 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from report import row
+
 from qamera_async import PollPolicy, QameraSession, RequestBudget
 
 KEY = "mk_live_sandbox.secret"
@@ -51,11 +53,6 @@ async def burst(number, job_seconds):
 
         seconds = await asyncio.gather(*(one(index) for index in range(number)))
     return sorted(seconds), counted
-
-
-def row(what, measured, target, met):
-    """Print one line of the table."""
-    print(f"| {what} | {measured} | {target} | {'ok' if met else 'MISSED'} |", flush=True)
 
 
 async def bursts(quick):

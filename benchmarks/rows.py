@@ -5,7 +5,8 @@ import os
 import time
 from pathlib import Path
 
-from quota import KEY, row, server
+from quota import KEY, server
+from report import row
 
 from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
 
