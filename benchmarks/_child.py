@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -11,8 +12,7 @@ from collections import Counter
 
 from clients import CLIENTS
 
-PAUSE, SAMPLES = 3.0, 9  # seconds over which memory is sampled, and how often
-SLICE = 6.0  # seconds over which CPU is looked at; two polls of ours by default
+SAMPLES = 9
 
 
 class Fast(asyncio.SelectorEventLoop):
@@ -65,7 +65,8 @@ async def jobs(url, client, number, retries, speed, limit):
     async with CLIENTS[client](url, retries, **(ours(speed) if mine else {})) as open_client:
 
         async def one(index):
-            had[await open_client.run(index)] = time.monotonic()
+            name = await open_client.run(index)
+            had[name] = time.monotonic()
 
         start, cpu = time.monotonic(), time.process_time()
         tasks = [asyncio.ensure_future(one(index)) for index in range(number)]
@@ -83,11 +84,11 @@ async def jobs(url, client, number, retries, speed, limit):
     }
 
 
-async def waiting(url, client, number, slices, settle, *, traced):
+async def waiting(url, client, number, settle, pause, slices, *, traced):
     """Let so many jobs wait with default settings; give shares of a core, or bytes for each."""
     async with CLIENTS[client](url) as open_client:
         first = asyncio.ensure_future(open_client.wait(0))
-        await asyncio.sleep(2.0)  # with the first connection, the first list and whatever is made only once
+        await asyncio.sleep(settle / 2)  # with what is made only once: a connection, a list
         gc.collect()
         if traced:
             tracemalloc.start()
@@ -97,11 +98,11 @@ async def waiting(url, client, number, slices, settle, *, traced):
         while traced and len(samples) < SAMPLES:
             gc.collect()
             samples.append(tracemalloc.get_traced_memory()[0])
-            await asyncio.sleep(PAUSE / SAMPLES)
+            await asyncio.sleep(pause / SAMPLES)
         shares = []
         while not traced and len(shares) < slices:
             start, cpu = time.monotonic(), time.process_time()
-            await asyncio.sleep(SLICE)
+            await asyncio.sleep(2 * pause)
             shares.append((time.process_time() - cpu) / (time.monotonic() - start))
         failed = failures([first, *tasks])
         await end([first, *tasks])
@@ -109,57 +110,116 @@ async def waiting(url, client, number, slices, settle, *, traced):
     return {"bytes": grown / (number - 1), "shares": shares, "failed": failed}
 
 
+class Pulse:
+    """Looks each millisecond how late the loop is.
+
+    Late by no more than the CPU that this process spent since the last look: the rest is what other programs
+    took. ``worst`` is a list of which the last item is the worst so far.
+    """
+
+    def __init__(self):
+        self.worst = [0.0]
+        self._loop = asyncio.get_running_loop()
+        self._cpu = time.process_time()
+        self._look(time.perf_counter())
+
+    def _look(self, due):
+        now, cpu = time.perf_counter(), time.process_time()
+        self.worst[-1] = max(self.worst[-1], min(now - due, cpu - self._cpu))
+        self._cpu = cpu
+        self._loop.call_later(0.001, self._look, now + 0.001)
+
+
 async def stalls(url, polls, interval, number):
-    """Look each millisecond how late the loop is; give the worst of each poll, and of times without."""
+    """Give the worst stall of each poll."""
     from qamera_async import Polled, QameraSession  # noqa: PLC0415
 
-    worst, quiet, loop = [0.0], [0.0], asyncio.get_running_loop()
-    into = quiet
-
-    def look(due):
-        now = time.perf_counter()
-        into[-1] = max(into[-1], now - due)
-        loop.call_later(0.001, look, now + 0.001)
+    loop, pulse = asyncio.get_running_loop(), Pulse()
 
     def told(event):
         # Later, when what the poll caused has been seen.
         if isinstance(event, Polled):
-            loop.call_later(interval / 2, worst.append, 0.0)
+            loop.call_later(interval / 2, pulse.worst.append, 0.0)
 
     options = ours(quota=False, interval=interval, stale_after=interval * 5)
-    look(time.perf_counter())
-    for _ in range(polls):
-        quiet.append(0.0)
-        await asyncio.sleep(interval)
-    into = worst
     async with QameraSession("mk_live_a.bcdefgh", base_url=url, on_event=told, **options) as session:
         tasks = [asyncio.ensure_future(session.job(f"vid_{n:06d}").wait()) for n in range(number)]
-        while len(worst) < polls + 4:
+        while len(pulse.worst) < polls + 4:
             await asyncio.sleep(interval)
         await end(tasks)
     # The first polls make what is made once, and the last may not be over.
-    return {"worst": worst[3 : polls + 3], "quiet": quiet[1:]}
+    return pulse.worst[3 : polls + 3]
 
 
 async def naive_stalls(url, polls, interval):
-    """Measure the same of a bare aiohttp loop with .json()."""
+    """Give the worst stall of each poll of a bare aiohttp loop with .json()."""
     import aiohttp  # noqa: PLC0415
 
-    worst, loop = [0.0], asyncio.get_running_loop()
-
-    def look(due):
-        now = time.perf_counter()
-        worst[-1] = max(worst[-1], now - due)
-        loop.call_later(0.001, look, now + 0.001)
-
-    look(time.perf_counter())
+    pulse = Pulse()
     async with aiohttp.ClientSession() as http:
         for _ in range(polls + 1):
             async with http.get(url + "/api/external/videos") as response:
                 await response.json()
             await asyncio.sleep(interval / 2)
-            worst.append(0.0)
-    return {"worst": worst[1:-1]}
+            pulse.worst.append(0.0)
+    return pulse.worst[1:-1]
+
+
+async def polls(url, jobs, polls, interval):
+    """Let some wait; give the CPU seconds of each poll."""
+    from qamera_async import Polled  # noqa: PLC0415
+
+    seen = []
+
+    def told(event):
+        if isinstance(event, Polled):
+            seen.append(None)
+            loop.call_later(interval / 2, lambda: seen.append(time.process_time()))
+
+    loop = asyncio.get_running_loop()
+    options = ours(quota=False, interval=interval, stale_after=interval * 5)
+    async with CLIENTS["qamera-async"](url, on_event=told, **options) as client:
+        tasks = [asyncio.ensure_future(client.wait(number)) for number in range(jobs)]
+        while len(seen) < 2 * (polls + 3):
+            await asyncio.sleep(interval / 4)
+        await end(tasks)
+    marks = [cpu for cpu in seen if cpu is not None]
+    # The first polls make what is made once.
+    return [after - before for before, after in itertools.pairwise(marks[1:])]
+
+
+async def gets(url, polls, interval):
+    """Give the CPU seconds of each GET of the list by a bare aiohttp loop with .json()."""
+    spent = []
+    async with CLIENTS["aiohttp, a loop for each job"](url) as client:
+        for _ in range(polls + 1):
+            await asyncio.sleep(interval)
+            start = time.process_time()
+            await client.get()
+            spent.append(time.process_time() - start)
+    return spent[1:]
+
+
+async def whole(url, jobs):
+    """Wait for so many jobs from their beginning to their end; give the CPU seconds of all of it."""
+    from qamera_async import Polled  # noqa: PLC0415
+
+    polled = asyncio.Event()
+
+    def told(event):
+        if isinstance(event, Polled) and event.changed:
+            polled.set()
+
+    options = ours(quota=False, interval=0.5, stale_after=2.5)
+    async with CLIENTS["qamera-async"](url, on_event=told, **options) as client:
+        await client.get()  # with the first connection, and whatever is made only once
+        start = time.process_time()
+        tasks = [asyncio.ensure_future(client.wait(number)) for number in range(jobs)]
+        await polled.wait()
+        async with CLIENTS["aiohttp, a loop for each job"](url) as other:
+            await other.finish()
+        await asyncio.gather(*tasks)
+        return time.process_time() - start
 
 
 def main():

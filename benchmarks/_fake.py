@@ -1,7 +1,7 @@
 """The four APIs that are compared, faked by one small server in a process of its own: ``_fake.py OPTIONS``.
 
 Its CPU is not the client's, and it does as little as it can. It says its port, answers each line on standard
-input ("count" or "finish") with a line of JSON, and ends with standard input.
+input with what it has counted, as JSON, and ends with standard input.
 """
 
 import asyncio
@@ -92,16 +92,15 @@ class World:
             bodies.append(listing(number, [number - 1], CHANGED))
         return [gzip.compress(body, 6) if self.options.compressed else body for body in bodies]
 
-    def finish(self):
-        """From now on all that is in the list is done."""
-        self._bodies = self._make_bodies(DONE)
-
     def count(self):
         """Give what came so far."""
         return {"counted": self.counted, "done_at": self.done_at}
 
     def answer(self, method, path):
         """Give status, body, headers and whether the body is compressed."""
+        if path == b"/finish":
+            self._bodies = self._make_bodies(DONE)
+            return b"200 OK", b"{}", b""
         wait = self._wait()
         self.counted[method.decode()] += 1
         self.counted["429" if wait else "200"] += 1
@@ -246,9 +245,7 @@ async def main():
     print(server.sockets[0].getsockname()[1], flush=True)
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while command := (await reader.readline()).strip():
-        if command == b"finish":
-            world.finish()
+    while await reader.readline():
         print(json.dumps(world.count()), flush=True)
 
 

@@ -75,6 +75,10 @@ class Loop:
         """Ask once."""
         await self._politely("GET", VIDEOS)
 
+    async def finish(self):
+        """Let the fake server finish all jobs."""
+        await self._politely("GET", "/finish")
+
     async def _done(self, name):
         while True:
             videos = (await self._politely("GET", VIDEOS))["videos"]

@@ -36,10 +36,7 @@ aiohttp when a session is made: the row with every name has all of it.
 
 async def request(scale):
     """Measure one request of each client against raw aiohttp with .json(), on the same body."""
-    table = Table(
-        "One request",
-        REQUEST,
-    )
+    table = Table("One request", REQUEST)
     names, table.left_out = installed()
     async with fake(records=10) as server, aiohttp.ClientSession(headers={"X-Api-Key": KEY}) as raw:
         fresh = aiohttp.ClientSession(
@@ -87,7 +84,6 @@ async def request(scale):
                 pair[2],
             )
         )
-    table.charts = {"request.svg": "CPU of one GET over raw aiohttp, by client"}
     return table
 
 
@@ -119,10 +115,7 @@ def _seconds(code):
 
 async def imports(scale):
     """Measure the import of each client, net of the interpreter's own start, over aiohttp's."""
-    table = Table(
-        "Import",
-        IMPORT,
-    )
+    table = Table("Import", IMPORT)
     names, table.left_out = installed()
     codes = {"qamera-async": "import qamera_async", "qamera-async, every public name": NAMES}
     codes |= {name: IMPORTS[name] for name in names if name in IMPORTS}
@@ -147,7 +140,6 @@ async def imports(scale):
                 },
             )
         )
-    table.charts = {"imports.svg": "CPU of the import over aiohttp's, by client"}
     return table
 
 

@@ -18,9 +18,9 @@ class Server:
         self._process = process
         self.url = url
 
-    async def ask(self, command):
-        """Say "count" or "finish"; give what it has counted."""
-        self._process.stdin.write(command.encode() + b"\n")
+    async def count(self):
+        """Give what it has counted."""
+        self._process.stdin.write(b"\n")
         return json.loads(await self._process.stdout.readline())
 
 

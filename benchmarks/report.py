@@ -91,6 +91,22 @@ class Table:
     left_out: list[str] = attrs.field(factory=list)
     charts: dict[str, str] = attrs.field(factory=dict)
 
+    @classmethod
+    def of(cls, values):
+        """Give a table of what `attrs.asdict` made of one."""
+        rows = [
+            Row(
+                **row
+                | {
+                    "figures": {
+                        k: Figure(**v) if isinstance(v, dict) else v for k, v in row["figures"].items()
+                    }
+                }
+            )
+            for row in values["rows"]
+        ]
+        return cls(**values | {"rows": rows})
+
     def markdown(self):
         """Give it as Markdown."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row.figures))

@@ -4,9 +4,10 @@ from processes import child, fake
 from report import Row, Table, figure
 
 ABOUT = """
-How late the event loop was at worst in each poll, by a timer of 1 ms; 100 jobs waiting. Quiet: as long
-without polls; what the machine does by itself. The bare loop is an aiohttp GET with `.json()`, which looks
-for nothing in the list and keeps nothing.
+How late the event loop was at worst in each poll, by a timer of 1 ms, and no later than the CPU that the
+process spent meanwhile, so that what other programs take does not count; 100 jobs waiting. The bare loop is
+an aiohttp GET with `.json()`, which looks for nothing in the list and keeps nothing. The list of 100,000 is
+33 MB.
 """
 
 
@@ -30,12 +31,9 @@ async def main(scale):
                     Row(
                         f"{number:,} videos, {'changed' if changing else 'unchanged'}, {kind}",
                         {
-                            "qamera-async": figure([s * 1000 for s in told["worst"]], "ms", target),
-                            "bare loop": figure([s * 1000 for s in bare["worst"]], "ms"),
-                            "quiet": figure([s * 1000 for s in told["quiet"]], "ms"),
+                            "qamera-async": figure([s * 1000 for s in told], "ms", target),
+                            "bare loop": figure([s * 1000 for s in bare], "ms"),
                         },
                     )
                 )
-                print(table.rows[-1].name, {k: str(v) for k, v in table.rows[-1].figures.items()}, flush=True)
-    table.charts = {"stall.svg": "The worst stall of the event loop, by the length of the list"}
     return table

@@ -22,11 +22,6 @@ async def main(scale):
         async with fake(records=number + 1, changing=True) as server:
             for name in names:
                 table.rows.append(await _one(server.url, name, number, scale))
-                print(table.rows[-1].name, {k: str(v) for k, v in table.rows[-1].figures.items()}, flush=True)
-    table.charts = {
-        "waiting-memory.svg": "Memory of a waiting job, by client",
-        "waiting-cpu.svg": "CPU while jobs wait, by client",
-    }
     return table
 
 
@@ -37,6 +32,7 @@ async def _one(url, name, number, scale):
         "url": url,
         "client": name,
         "number": number,
+        "pause": scale.pause,
         "slices": scale.slices,
         "settle": scale.settle,
     }
