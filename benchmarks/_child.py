@@ -13,6 +13,7 @@ from collections import Counter
 from clients import CLIENTS
 
 SAMPLES = 9
+NONE = (10**6, 0.001)  # as good as no quota
 
 
 class Fast(asyncio.SelectorEventLoop):
@@ -42,8 +43,8 @@ async def end(tasks):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def ours(speed=1.0, *, quota=True, **policy):
-    """Give the options of our session: all defaults, where time goes ``speed`` times faster."""
+def ours(speed=1.0, *, quota=(60, 60.0), **policy):
+    """Give the options of our session: defaults but for the quota, where time goes ``speed`` times faster."""
     from qamera_async import PollPolicy, RequestBudget, RetryPolicy  # noqa: PLC0415
 
     default = PollPolicy()
@@ -54,15 +55,15 @@ def ours(speed=1.0, *, quota=True, **policy):
     } | policy
     return {
         "polling": PollPolicy(**policy),
-        "budget": RequestBudget(60, 60.0 / speed) if quota else RequestBudget(10**6, 0.001),
+        "budget": RequestBudget(*quota),
         "retry": RetryPolicy(base=1.0 / speed, max_delay=60.0 / speed),
     }
 
 
-async def jobs(url, client, number, retries, speed, limit):
+async def jobs(url, client, number, retries, speed, quota, limit):
     """Run so many jobs at once, at most for ``limit`` seconds; when each was had, by its id."""
     had, mine = {}, client == "qamera-async"
-    async with CLIENTS[client](url, retries, **(ours(speed) if mine else {})) as open_client:
+    async with CLIENTS[client](url, retries, **(ours(speed, quota=quota) if mine else {})) as open_client:
 
         async def one(index):
             name = await open_client.run(index)
@@ -141,7 +142,7 @@ async def stalls(url, polls, interval, number):
         if isinstance(event, Polled):
             loop.call_later(interval / 2, pulse.worst.append, 0.0)
 
-    options = ours(quota=False, interval=interval, stale_after=interval * 5)
+    options = ours(quota=NONE, interval=interval, stale_after=interval * 5)
     async with QameraSession("mk_live_a.bcdefgh", base_url=url, on_event=told, **options) as session:
         tasks = [asyncio.ensure_future(session.job(f"vid_{n:06d}").wait()) for n in range(number)]
         while len(pulse.worst) < polls + 4:
@@ -177,7 +178,7 @@ async def polls(url, jobs, polls, interval):
             loop.call_later(interval / 2, lambda: seen.append(time.process_time()))
 
     loop = asyncio.get_running_loop()
-    options = ours(quota=False, interval=interval, stale_after=interval * 5)
+    options = ours(quota=NONE, interval=interval, stale_after=interval * 5)
     async with CLIENTS["qamera-async"](url, on_event=told, **options) as client:
         tasks = [asyncio.ensure_future(client.wait(number)) for number in range(jobs)]
         while len(seen) < 2 * (polls + 3):
@@ -210,7 +211,7 @@ async def whole(url, jobs):
         if isinstance(event, Polled) and event.changed:
             polled.set()
 
-    options = ours(quota=False, interval=0.5, stale_after=2.5)
+    options = ours(quota=NONE, interval=0.5, stale_after=2.5)
     async with CLIENTS["qamera-async"](url, on_event=told, **options) as client:
         await client.get()  # with the first connection, and whatever is made only once
         start = time.process_time()

@@ -111,7 +111,7 @@ class Table:
         """Give it as Markdown."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row.figures))
         notes = any(row.note for row in self.rows)
-        lines = [f"## {self.title}", "", self.about, ""]
+        lines = [f"## {self.title}", "", *([self.about, ""] if self.about else [])]
         if self.left_out:
             lines += [f"Left out, as not installed: {', '.join(self.left_out)}.", ""]
         lines += [

@@ -33,6 +33,7 @@ class Scale:
 
     Attributes:
         jobs: so many run under the quota.
+        quota: so many requests in so many seconds.
         seconds: for which they take.
         spreads: sigma of how long they take.
         retries: of the peers, beside their default; None: not beside it.
@@ -51,6 +52,7 @@ class Scale:
     """
 
     jobs: tuple[int, ...] = (1, 30, 100, 250)
+    quota: tuple[int, float] = (60, 6.0)
     seconds: float = 3.0
     spreads: tuple[float, ...] = (0.0, waiting.SPREAD)
     retries: int | None = 10
@@ -69,8 +71,9 @@ class Scale:
 
 
 SMOKE = Scale(
-    jobs=(10,),
-    seconds=1.0,
+    jobs=(30,),
+    quota=(20, 2.0),
+    seconds=0.5,
     spreads=(0.0,),
     retries=None,
     repeats=1,

@@ -10,7 +10,7 @@ from clients import installed
 from processes import child, fake
 from report import Row, Table, figure
 
-QUOTA, SPEED, SPREAD = (60, 6.0), 10.0, 0.5
+SPEED, SPREAD = 10.0, 0.5
 ABOUT = """
 All jobs are registered at once and awaited, under a quota of 60 requests in 6 s: everything ten times
 faster than in life. qamera-async is told so by its settings; the event loop of the others has a clock that
@@ -32,17 +32,23 @@ NOTES = {
 }
 
 
-def least(number, seconds, spread):
+def least(number, quota, seconds, spread):
     """Give the seconds that the quota and the jobs take at least."""
-    limit, window = QUOTA
+    limit, window = quota
     return max(n // limit * window + took for n, took in enumerate(durations(number, seconds, spread)))
 
 
-async def _one(lanes, name, retries, number, *, seconds, retry_after, spread):
+async def _one(lanes, name, retries, number, *, quota, seconds, retry_after, spread):
     """Run a client's jobs; give what became of them."""
-    shortest = least(number, seconds, spread)
-    served = {"quota": QUOTA, "retry_after": retry_after, "seconds": seconds, "spread": spread}
-    asked = {"client": name, "number": number, "retries": retries, "limit": 2.5 * shortest + 6}
+    shortest = least(number, quota, seconds, spread)
+    served = {"quota": quota, "retry_after": retry_after, "seconds": seconds, "spread": spread}
+    asked = {
+        "client": name,
+        "number": number,
+        "retries": retries,
+        "quota": quota,
+        "limit": 2.5 * shortest + 6,
+    }
     async with lanes, fake(speed=SPEED, **served) as server:
         told = await child("jobs", url=server.url, speed=SPEED, **asked)
         seen = await server.count()
@@ -107,7 +113,9 @@ async def main(scale):
         header = "with Retry-After" if retry_after else "without Retry-After"
         table = Table(f"Under the quota: {lengths}, a 429 {header}", "" if tables else ABOUT)
         table.left_out = left_out
-        run = functools.partial(_one, lanes, seconds=scale.seconds, spread=spread, retry_after=retry_after)
+        run = functools.partial(
+            _one, lanes, quota=scale.quota, seconds=scale.seconds, spread=spread, retry_after=retry_after
+        )
         for number in scale.jobs:
             chosen = [variant for variant in variants if number > 1 or not variant[1]]
             repeats = scale.repeats if number <= 100 else 1
