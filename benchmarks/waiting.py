@@ -21,7 +21,8 @@ job. Late: from the server's "done" until the caller has it. Each peer asks for 
 fake of its own API; the quota is that of Qamera AI, which theirs don't have, and for which they were not
 made. CPU is not ten times faster: who sends thousands of requests is held up here more than in life. A
 client whose jobs are not all done after 2.5 times the least, and 6 s, is cut off. Lateness is that of the
-jobs that finished; the others are paid for, and their results are with nobody. Two clients run at a time.
+jobs that finished; of the others, those that were registered are paid for. By its own notes the video API
+of openai ends in September 2026; its client still has it. Two clients run at a time.
 """
 NOTES = {
     "replicate": "sends a GET up to 10 times, and a POST once",
