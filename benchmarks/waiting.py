@@ -119,7 +119,7 @@ async def main(scale):
         )
         for number in scale.jobs:
             chosen = [variant for variant in variants if number > 1 or not variant[1]]
-            repeats = scale.repeats if number <= 100 else 1
+            repeats = scale.repeats if number <= 100 and not spread else 1
             rounds = [
                 await asyncio.gather(*(run(*variant, number) for variant in chosen)) for _ in range(repeats)
             ]
