@@ -116,7 +116,7 @@ def test_what_has_been_seen_is_forgotten_when_long_gone():
     """It stays as long as the list, not as long as all there ever was."""
     seen = Seen()
     for number in range(100):
-        seen.add([f"v{number}", "always"], now=number * 100.0)
+        seen.add({f"v{number}": 0, "always": 0}.keys(), now=number * 100.0)
 
     assert "always" in seen
     assert "v0" not in seen
@@ -128,16 +128,17 @@ def test_what_a_forgetful_server_has_shown_takes_no_more_than_a_list():
     """A whole list may be missing once and come back; beyond that the oldest are forgotten."""
     seen = Seen()
     for number in range(5_000):
-        seen.add([f"vid_{number}"], now=0.0)
+        seen.add({f"vid_{number}": 0}.keys(), now=0.0)
 
     assert len(seen._first) <= 1_001
     assert seen.new_since(["vid_4990"], 4_999) == set()
 
-    seen.add([f"old_{number}" for number in range(3_000)], now=0.0)
-    seen.add([], now=1.0)
-    seen.add([f"old_{number}" for number in range(3_000)], now=2.0)
+    old = {f"old_{number}": 0 for number in range(3_000)}.keys()
+    seen.add(old, now=0.0)
+    seen.add({}.keys(), now=1.0)
+    seen.add(old, now=2.0)
 
-    assert seen.new_since([f"old_{number}" for number in range(3_000)], seen.lists - 1) == set()
+    assert seen.new_since(old, seen.lists - 1) == set()
 
 
 async def test_a_receipt_with_an_id_twice_names_it_once(server, session):

@@ -137,7 +137,8 @@ class Poller:
 
     def notice(self, videos: tuple[Video, ...]) -> None:
         """Remember a list that was fetched outside of the polls: what is in it is not new any more."""
-        self.seen.add([video.id for video in videos], asyncio.get_running_loop().time())
+        ids = {video.id: None for video in videos}.keys()
+        self.seen.add(ids, asyncio.get_running_loop().time())
 
     async def aclose(self) -> None:
         """Stop polling; who waits gets ``SessionClosedError``. Idempotent."""

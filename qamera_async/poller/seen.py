@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, KeysView
 
 # A list may lack a record for a while. For how long, in seconds, one that is gone is remembered, so that
 # what is remembered stays as long as the list and not as long as all there ever was.
@@ -22,12 +22,13 @@ class Seen:
         self._gone: dict[str, float] = {}
         self._longest = _FEWEST
 
-    def add(self, ids: Collection[str], now: float) -> None:
+    def add(self, ids: KeysView[str], now: float) -> None:
         """Note what a list held; ``now`` in seconds."""
         self.lists += 1
         first = self._first
-        for record_id in [record_id for record_id in ids if record_id not in first]:
-            first[record_id] = self.lists
+        if not first.keys() >= ids:
+            for record_id in [record_id for record_id in ids if record_id not in first]:
+                first[record_id] = self.lists
         self._longest = max(self._longest, len(ids))
         # All that is listed is remembered by now, so with equal numbers nothing is missing.
         if len(first) > len(ids) or self._gone:
