@@ -147,9 +147,7 @@ def _quota(folder, tables):
             finished = [100 * f["finished"].median / f["jobs"].median for f in mine]
             axes[0].bar(places, finished, label=_client(client), **style)
             axes[1].bar(places, [f["requests"].median / f["jobs"].median for f in mine], **style)
-            whole = [
-                f["makespan"].median if done == 100 else 0 for f, done in zip(mine, finished, strict=True)
-            ]
+            whole = [getattr(f["makespan"], "median", 0) for f in mine]
             axes[2].bar(places, whole, **style)
             for panel, heights in zip(axes[::2], (finished, whole), strict=True):
                 for place, height in zip(places, heights, strict=True):

@@ -29,8 +29,8 @@ same work: qamera-async and the peers check and build values, raw aiohttp gives 
 """
 IMPORT = """
 CPU of a new interpreter that imports the client, less that of one that imports nothing; in turn. httpx,
-runwayml, openai and replicate bring another HTTP client than aiohttp. qamera-async imports what needs
-aiohttp when a session is made: the row with every name has all of it.
+runwayml, openai and replicate bring another HTTP client than aiohttp. `import qamera_async` alone loads
+aiohttp only when a name is used that needs it: the row with every name has all of it.
 """
 
 
@@ -38,10 +38,8 @@ async def request(scale):
     """Measure one request of each client against raw aiohttp with .json(), on the same body."""
     table = Table("One request", REQUEST)
     names, table.left_out = installed()
-    # Orders go to a server of their own: each would make the list longer.
     async with (
-        fake(records=10) as server,
-        fake(records=0) as shop,
+        fake(records=10, listed=True) as server,
         aiohttp.ClientSession(headers={"X-Api-Key": KEY}) as raw,
     ):
         fresh = aiohttp.ClientSession(
@@ -49,9 +47,9 @@ async def request(scale):
         )
         budget = RequestBudget(10**6, 0.001)
 
-        def bare(session, method, url):
+        def bare(session, method, path):
             async def call():
-                async with session.request(method, url, json=body.get(method)) as response:
+                async with session.request(method, server.url + path, json=body.get(method)) as response:
                     await response.json()
 
             return call
@@ -59,7 +57,7 @@ async def request(scale):
         async def order():
             await ours.register_video(image_id="img_1")
 
-        async with fresh, QameraSession(KEY, base_url=shop.url, budget=budget) as ours:
+        async with fresh, QameraSession(KEY, base_url=server.url, budget=budget) as ours:
             body = {"POST": {"imageId": "img_1"}}
             pairs = {}
             opened = [
@@ -68,10 +66,10 @@ async def request(scale):
             ]
             for name, client in zip(names, opened, strict=True):
                 await client.__aenter__()
-                pairs[name] = (client.get, bare(raw, "GET", server.url + client.path), "")
+                pairs[name] = (client.get, bare(raw, "GET", client.path), "")
             pairs["qamera-async, a registration"] = (
                 order,
-                bare(fresh, "POST", shop.url + REGISTER),
+                bare(fresh, "POST", REGISTER),
                 "both on a fresh connection each, as a registration has it",
             )
             ratios, spent = await _in_turn({name: pair[:2] for name, pair in pairs.items()}, scale)
