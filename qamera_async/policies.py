@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, cast
 
 import attrs
+import backoff
 
 from .errors import ConfigurationError, shown
 from .models import JobState
@@ -82,8 +83,6 @@ def _doubling(first: float, limit: float) -> Iterator[float]:
     if not first:
         # Nothing doubled stays nothing, but the power of two beside it would outgrow a float.
         return itertools.repeat(0.0)
-    import backoff  # noqa: PLC0415 - all goes well in most sessions
-
     delays = backoff.expo(factor=first, max_value=limit)
     delays.send(None)  # backoff's generators give nothing at first
     return map(float, delays)

@@ -64,8 +64,8 @@ def numbers(item):
 
 
 def pytest_configure(config):
-    """Take note of the cases whose tests pass, also of those that other processes run."""
-    config.pluginmanager.register(Passed(config), "passed-cases")
+    """Take note of the cases whose tests run, also of those that other processes run."""
+    config.pluginmanager.register(Run(config), "run-cases")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -79,8 +79,12 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left)
 
 
-class Passed:
-    """The cases of which a test has run to its end."""
+UNTESTED = 10
+"""What a whole run ends with where a case was skipped, or has no test any more."""
+
+
+class Run:
+    """The cases of which a test has passed or failed, and was not skipped."""
 
     def __init__(self, config):
         self.config = config
@@ -88,17 +92,17 @@ class Passed:
 
     def pytest_runtest_logreport(self, report):
         """Take note of a report, which goes by where all of them come together."""
-        if report.when == "call" and report.passed:
+        if report.failed or (report.when == "call" and report.passed):
             self.cases |= {value for name, value in report.user_properties if name == "case"}
 
     def pytest_sessionfinish(self, session, exitstatus):
-        """Fail a whole run in which a case was skipped, or has no test any more."""
+        """Say which cases are missing in a whole run."""
         option = self.config.option
         selected = option.keyword or option.markexpr or option.collectonly or getattr(option, "lf", False)
         whole = self.config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
             selected or self.config.getoption("--case") or hasattr(self.config, "workerinput")
         )
         missing = {*CASES} - self.cases
-        if whole and missing and exitstatus == pytest.ExitCode.OK:
-            self.config.get_terminal_writer().line(f"\nCases without a test that passed: {sorted(missing)}")
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if whole and missing and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+            self.config.get_terminal_writer().line(f"\nCases without a test that was run: {sorted(missing)}")
+            session.exitstatus = UNTESTED

@@ -1,8 +1,9 @@
-"""Where registrations go through: a few at a time, fewer in doubt, one by one while nothing is reached."""
+"""Where registrations go through: few until one is answered, fewer in doubt, one where none is reached."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,10 @@ MOST_IN_DOUBT = 5
 
 
 class Gate:
-    """Knows who is inside, so that a row of ambiguous answers can't become longer than it may.
+    """Knows what is under way, so that a row of ambiguous answers can't become longer than it may.
 
-    What is in a row is told by the numbers of the requests, not by when their ends are known: one in doubt
-    is looked into for long, and what was sent after it is answered before.
+    What is in a row is told by the order of sending, not by when the ends are known: one in doubt is looked
+    into for long, and what was sent after it is answered before.
 
     Args:
         retry: How long to wait while the server can't be reached.
@@ -33,26 +34,43 @@ class Gate:
 
     def __init__(self, retry: RetryPolicy) -> None:
         self._retry = retry
-        self._inside: set[int] = set()
-        self._row: dict[int, AmbiguousSubmissionError] = {}  # all later than the last that was answered
+        self._preparing = 0  # inside, and not yet sent
+        self._sent: set[int] = set()
+        self._numbers = itertools.count()
         self._last_answered = -1
+        self._row: dict[int, AmbiguousSubmissionError] = {}  # all sent after the last that was answered
         self._delays: Iterator[float] | None = None  # not None: the server can't be reached
         self._probe = asyncio.Lock()
 
     @property
     def is_open(self) -> bool:
-        """Whether one more may come in: all since the last answer may be in doubt, and a pause is for one."""
-        if self._pausing and self._inside:
-            return False
-        return len(self._row.keys() | {n for n in self._inside if n > self._last_answered}) < MOST_IN_DOUBT
+        """Whether one more may come in.
 
-    def enter(self, number: int) -> None:
+        All that is not known to have been sent before the last answer may end in doubt. In a pause the first
+        that is inside goes ahead.
+        """
+        if self._pausing:
+            return not (self._preparing or self._sent)
+        since = {number for number in self._sent if number > self._last_answered}
+        return self._preparing + len(self._row.keys() | since) < MOST_IN_DOUBT
+
+    def enter(self) -> None:
         """A request is inside, from before it is read until its registration has ended."""
-        self._inside.add(number)
+        self._preparing += 1
 
-    def leave(self, number: int) -> None:
-        """Its registration has ended, or there is no request of this number."""
-        self._inside.discard(number)
+    def send(self, number: int | None) -> int:
+        """Give the number of an order that goes out now; ``number`` is that of its last attempt, if any."""
+        self.leave(number)
+        number = next(self._numbers)
+        self._sent.add(number)
+        return number
+
+    def leave(self, number: int | None) -> None:
+        """Its registration has ended, or there is no such request; None where it was never sent."""
+        if number is None:
+            self._preparing -= 1
+        else:
+            self._sent.discard(number)
 
     # --- the pause ------------------------------------------------------------------------------
 

@@ -63,14 +63,16 @@ class Seller(Protocol):
 class Item:
     """A request in flight.
 
-    ``new``: it would be, or is, a new order. ``kind``: where its price is set aside. ``probes``: others wait
-    to see whether it reaches the server. ``told``: its outcome is there.
+    ``number``: its place in the order of sending; None before. ``new``: it would be, or is, a new order.
+    ``kind``: where its price is set aside. ``probes``: others wait to see whether it reaches the server.
+    ``told``: its outcome is there.
     """
 
     index: int
     request: Request
     withdrawn: asyncio.Future[None]
     job: Job | None = None
+    number: int | None = None
     new: bool = False
     kind: Kind | None = None
     probes: bool = False
@@ -148,7 +150,7 @@ class Registrar:
             self._end_probe(item)
             if item.kind is not None:
                 self._purse.give_back(item.kind)
-            self._gate.leave(item.index)
+            self._gate.leave(item.number)
             self._left()
 
     async def _approve(self, item: Item) -> None:
@@ -166,22 +168,23 @@ class Registrar:
         item.probes = await self._gate.wait_for_turn()
         if item.withdrawn.done():
             raise asyncio.CancelledError
+        item.number = self._gate.send(item.number)
         item.new = True
 
     def _settle(self, item: Item, error: Exception | None) -> None:
         """Note what the end of a registration means for the others."""
         kind, receipt = item.kind, receipt_of(error) if item.job is None else item.job.receipt
-        if not item.new or kind is None:
+        if not item.new or kind is None or item.number is None:
             return
         if receipt is not None:
             self._spend(item, kind, receipt.credits_reserved)
-            self._gate.answered(item.index)
+            self._gate.answered(item.number)
         elif isinstance(error, AmbiguousSubmissionError):
             self._spend(item, kind, None)
-            if (limit := self._gate.in_doubt(item.index, error)) is not None:
+            if (limit := self._gate.in_doubt(item.number, error)) is not None:
                 self._stop(limit)
         elif isinstance(error, ApiError):
-            self._gate.answered(item.index)
+            self._gate.answered(item.number)
 
     def _spend(self, item: Item, kind: Kind, credits: int | None) -> None:  # noqa: A002 - the API's word
         item.kind = None

@@ -160,14 +160,14 @@ class Run:
             await self._source.aclose()
 
     async def _read(self, index: int) -> bool:
-        self._gate.enter(index)
+        self._gate.enter()
         try:
             request = await self._source.read()
         except BaseException:
-            self._gate.leave(index)
+            self._gate.leave(None)
             raise
         if request is END or self.stopped is not None or self._ending:
-            self._gate.leave(index)
+            self._gate.leave(None)
             return False
         loop = asyncio.get_running_loop()
         item = Item(index, cast("Request", request), loop.create_future())

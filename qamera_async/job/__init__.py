@@ -167,7 +167,8 @@ class Job:
                 self._join(waiter, self._waiters)
                 await waiter
             except TimeIsUp:
-                raise self._timed_out(timeout) from None
+                if not self.done():  # it may have ended in the same moment
+                    raise self._timed_out(timeout) from None
             finally:
                 deadlines.discard(waiter, timeout)
                 self._leave(waiter, self._waiters)

@@ -7,9 +7,6 @@ import contextvars
 import itertools
 from functools import partial
 
-# A copy of the caller's context for a timer would keep alive what has nothing to do with it.
-_NO_CONTEXT = contextvars.Context()
-
 
 class TimeIsUp(Exception):  # noqa: N818 - a signal between a deadline and who waits
     """A waiter's time is up."""
@@ -18,8 +15,8 @@ class TimeIsUp(Exception):  # noqa: N818 - a signal between a deadline and who w
 class Deadlines:
     """The deadlines of one event loop.
 
-    Thousands wait with the same timeout, and those that came first are due first: what a waiter takes is an
-    entry in a queue.
+    Thousands wait with the same timeout, and since the loop's clock doesn't go back, those that came first
+    are due first: what a waiter takes is an entry in a queue.
     """
 
     def __init__(self) -> None:
@@ -43,8 +40,9 @@ class Deadlines:
 
     def _set(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         due = next(iter(self._queues[timeout].values()))
+        # The caller's context would be kept alive, and one for all can be entered by one thread at a time.
         self._timers[timeout] = loop.call_at(
-            due, partial(self._ring, loop, timeout, due), context=_NO_CONTEXT
+            due, partial(self._ring, loop, timeout, due), context=contextvars.Context()
         )
 
     def _ring(self, loop: asyncio.AbstractEventLoop, timeout: float, due: float) -> None:

@@ -215,6 +215,8 @@ class Poller:
             # A long list is joined, read and told of in a turn of the loop each: others have work, too.
             await _pause_after(answer)
             answer, listing, another = self._latest.take(answer, loop.time())
+            if another:
+                self._note(listing)
             await _pause_after(answer)
             self._tell(answer, listing, sent_at, another=another)
         except QameraError as error:
@@ -238,14 +240,16 @@ class Poller:
             self._outage = self._policy.outage_delays()
         _log.info("a poll failed and will be repeated: %s", error)
 
+    def _note(self, listing: protocol.Listing) -> None:
+        """Remember what a list shows, whether or not anybody is left to be told of it."""
+        self.seen.add(listing.statuses.keys(), asyncio.get_running_loop().time())
+        if listing.broken:
+            self._warn_once("broken", "%d items of the list of videos can't be read", listing.broken)
+
     def _tell(
         self, answer: protocol.Answer, listing: protocol.Listing, sent_at: float, *, another: bool
     ) -> None:
         """Tell everybody of a list; where it is the same as the last, those whom that tells something."""
-        if another:
-            if listing.broken:
-                self._warn_once("broken", "%d items of the list of videos can't be read", listing.broken)
-            self.seen.add(listing.statuses.keys(), asyncio.get_running_loop().time())
         newcomers, self._newcomers = self._newcomers, []
         self._good_at, self._outage, self._last_error = sent_at, None, None
         statuses = listing.statuses

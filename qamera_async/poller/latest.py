@@ -34,13 +34,14 @@ class Latest:
         Raises:
             InvalidResponseError: it is no list.
         """
-        if self.known is not None and answer.status == protocol.NOT_MODIFIED:
+        whole = self.known is None or answer.status != protocol.NOT_MODIFIED
+        if self.known is not None and not whole:
             answer = self.known[0].renewed(answer)
-        else:
-            self._whole_at = now
         if self.known is not None and answer.body == self.known[0].body:
             another, listing = False, self.known[1]
         else:
             another, listing = True, protocol.read_listing(answer)
         self.known = answer, listing
+        if whole:
+            self._whole_at = now
         return answer, listing, another

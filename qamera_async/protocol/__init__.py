@@ -5,7 +5,7 @@ No I/O and no clock. The only room that knows the wire's names.
 
 from .answer import NOT_MODIFIED, Answer, unless_same
 from .listing import Listing, read_listing, read_some, read_videos
-from .receipt import read_receipt
+from .receipt import read_receipt, receipt_reader
 from .refusal import error_of, is_refusal, retry_after
 from .requests import IDEMPOTENCY_HEADER, KEY_HEADER, VIDEOS_PATH, encode
 
@@ -23,6 +23,7 @@ __all__ = [
     "read_receipt",
     "read_some",
     "read_videos",
+    "receipt_reader",
     "retry_after",
     "unless_same",
 ]

@@ -34,7 +34,7 @@ def read_receipt(answer: Answer) -> Receipt:
             error.record_ids = tuple(dict.fromkeys(filter(_whole, ids)))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         raise error
     known = {"createdRecordIds": dict.fromkeys(ids), "correlationId": answer.correlation_id}  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return _receipts()({**stated, **known}, Receipt)
+    return receipt_reader()({**stated, **known}, Receipt)
 
 
 def _whole(value: object) -> str | None:
@@ -45,8 +45,11 @@ def _whole(value: object) -> str | None:
 _structure_receipt: Callable[[Any, type[Receipt]], Receipt] | None = None
 
 
-def _receipts() -> Callable[[Any, type[Receipt]], Receipt]:
-    """The structuring of receipts, made when the first one comes: cattrs takes a while to import."""
+def receipt_reader() -> Callable[[Any, type[Receipt]], Receipt]:
+    """Give what structures receipts, made for the first order: cattrs takes a while to import.
+
+    To be called before anything is paid for, since an import can fail.
+    """
     global _structure_receipt  # noqa: PLW0603
     if _structure_receipt is None:
         from cattrs import Converter  # noqa: PLC0415

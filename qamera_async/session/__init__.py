@@ -422,6 +422,8 @@ class QameraSession:
         from ..batch import Batch  # noqa: PLC0415 - it stands on the session
 
         self._binding.check_open()
+        if download_to is not None:
+            self._results.prepare()
         return Batch(
             self,
             requests,

@@ -52,6 +52,10 @@ class Results:
 
         return Downloader(self._transport, self._retry, self._timeouts, self._emit, self._looked_up)
 
+    def prepare(self) -> None:
+        """Have at hand what downloads: what is imported in the middle of a batch might fail there."""
+        _ = self.downloader
+
     async def video_of(self, video_or_job: Video | Job) -> Video:
         """Give the video; a job is waited for.
 

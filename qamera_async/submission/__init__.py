@@ -87,6 +87,7 @@ class Submitter:
             QameraError: it was not processed.
         """
         path, body = protocol.encode(request)
+        protocol.receipt_reader()
         order = Order(request, retry_failed=retry_failed, approve=approve)
         order.task = asyncio.get_running_loop().create_task(
             self._run(order, path, body), name=f"qamera-order-{order.intent.id}"
@@ -232,6 +233,10 @@ class Submitter:
             receipt = protocol.read_receipt(answer)
         except QameraError as error:
             raise await self._look_into(order, error) from None
+        except Exception as error:
+            _log.exception("reading a receipt failed")
+            unread = QameraError(f"The receipt could not be read ({type(error).__name__}).")
+            raise await self._look_into(order, unread) from None
         oldest = min(other.lists for other in self._orders if other.began or other is order)
         self.candidates.claim(receipt, oldest)
         try:
