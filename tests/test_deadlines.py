@@ -1,6 +1,10 @@
 """The deadlines of those who wait: each at its time, however many there are and whoever leaves before."""
 
 import asyncio
+import contextvars
+import gc
+import threading
+import weakref
 
 import pytest
 
@@ -138,5 +142,65 @@ def test_many_that_are_due_together_ring_together(loop):
 
         assert all(over(futures))
         assert rung == [*range(10_000)]
+
+    run(loop, promise())
+
+
+def test_a_timer_that_comes_early_is_in_time(loop):
+    """A loop rings up to its clock's resolution too soon, and must not be asked for more until then."""
+
+    async def promise():
+        asyncio.get_running_loop()._clock_resolution = 0.5
+        deadlines, futures = Deadlines(), waiters(1)
+        deadlines.add(futures[0], 5.0)
+        await at(4.4)
+        assert over(futures) == [False]
+        await at(4.6)
+        assert over(futures) == [True]
+
+    run(loop, promise())
+
+
+def test_loops_in_several_threads_ring_at_the_same_time():
+    """Nobody is left waiting, however often the timers of two loops meet."""
+    left = []
+
+    async def many():
+        deadlines, futures = Deadlines(), waiters(3_000)
+        for number, future in enumerate(futures):
+            deadlines.add(future, 0.001 * (1 + number % 100))
+        await asyncio.wait(futures, timeout=10)
+        left.append(over(futures).count(False))
+
+    threads = [threading.Thread(target=asyncio.run, args=(many(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert left == [0, 0, 0, 0]
+
+
+def test_a_timer_keeps_nothing_of_its_caller(loop):
+    """What the first of a queue had in its context is not kept alive by the timer of all."""
+
+    async def promise():
+        class Kept:
+            pass
+
+        variable, kept = contextvars.ContextVar("variable"), Kept()
+        seen = weakref.ref(kept)
+        deadlines, futures = Deadlines(), waiters(1)
+
+        def add(value):
+            variable.set(value)
+            deadlines.add(futures[0], 60.0)
+
+        contextvars.copy_context().run(add, kept)
+        del kept
+        gc.collect()
+
+        assert seen() is None
+        deadlines.discard(futures[0], 60.0)
 
     run(loop, promise())

@@ -11,9 +11,12 @@ import pytest
 from aiohttp import web
 
 import qamera_async as q
+from qamera_async import poller, protocol
 from qamera_async.budget.accounts import join
 from qamera_async.budget.window import Priority, Window
+from qamera_async.job.deadlines import TimeIsUp
 from qamera_async.poller.seen import Seen
+from qamera_async.protocol import Answer
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -372,3 +375,107 @@ async def test_a_status_that_echoes_the_key_is_concealed(server, session, caplog
 
     assert "SECRETCANARY" not in str(waited.value) + caplog.text
     assert "not known" in caplog.text
+
+
+@pytest.fixture
+async def foreign(server, session):
+    """Let the server list what somebody else has made since the first list, in more than 64 KiB."""
+    server.lists = [[], [video(f"foreign_{number}") for number in range(3_000)]]
+    await session.list_videos()
+
+
+async def test_what_a_poll_has_shown_before_is_no_candidate(server, session, foreign):
+    """It was there before the request was sent, whoever made it."""
+    with pytest.raises(q.JobTimeoutError):
+        await session.job("vid_1").wait(0.2)
+    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+        await session.register_video(image_id="i")
+
+    assert ambiguous.value.candidates == ()
+
+
+async def test_a_list_that_nobody_is_told_of_is_remembered(server, session, foreign, monkeypatch):
+    """The last waiter leaves between the reading of a long list and the telling."""
+    pauses = []
+
+    async def pause(_):
+        pauses.append(1)
+        if len(pauses) == 2:
+            waiting.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(poller, "_pause_after", pause)
+    waiting = asyncio.ensure_future(session.job("vid_1").wait())
+    await asyncio.wait([waiting])
+    with pytest.raises(q.JobTimeoutError):
+        await session.job("vid_1").wait(0.2)
+    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+        await session.register_video(image_id="i")
+
+    assert waiting.cancelled()
+    assert ambiguous.value.candidates == ()
+
+
+@pytest.mark.parametrize(("length", "turns"), [(64 * 1024, 0), (64 * 1024 + 1, 1)])
+async def test_a_long_list_leaves_turns_to_others(length, turns):
+    """Between its reading and the telling of it the loop does what else there is to do."""
+    done = []
+    asyncio.get_running_loop().call_soon(done.append, "else")
+    await poller._pause_after(Answer(200, {}, bytes(length)))
+
+    assert len(done) == turns
+
+
+@pytest.mark.parametrize("failure", [OSError(24, "no file descriptor is free"), ImportError("cattrs")])
+async def test_a_receipt_that_cant_be_read_for_reasons_of_ones_own_is_a_doubt(
+    server, session, monkeypatch, failure
+):
+    """It was paid for, and what failed is on this side: it is looked into, kept and told like any doubt."""
+
+    def fail(_):
+        raise failure
+
+    server.post = (200, {"createdRecordIds": ["vid_1"]})
+    server.lists = [[], [video("vid_1")]]
+    await session.list_videos()
+    monkeypatch.setattr(protocol, "read_receipt", fail)
+    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
+        await session.register_video(image_id="i")
+
+    assert server.seen.count("POST") == 1
+    assert [video.id for video in ambiguous.value.candidates] == ["vid_1"]
+    assert type(failure).__name__ in ambiguous.value.cause.message
+
+
+async def test_what_reads_receipts_is_there_before_anything_is_paid_for(server, session, monkeypatch):
+    """An import that fails does so while it costs nothing."""
+
+    def fail():
+        raise OSError(24, "no file descriptor is free")
+
+    monkeypatch.setattr(protocol, "receipt_reader", fail)
+    with pytest.raises(OSError, match="descriptor"):
+        await session.register_video(image_id="i")
+
+    assert server.seen == []
+
+
+async def test_a_job_that_ends_as_its_time_is_up_has_ended(session):
+    """Both in one turn of the loop: what is known counts."""
+    job = session.job("vid_1")
+    waiting = asyncio.ensure_future(job.wait(60.0))
+    await asyncio.sleep(0)
+    job._waiters[0].set_exception(TimeIsUp())
+    job._records[0].video = q.Video(
+        "vid_1", "DONE", q.JobState.DONE, video_url="https://cdn.example.com/a.mp4"
+    )
+
+    assert (await waiting).id == "vid_1"
+
+
+async def test_a_closed_session_fetches_nothing(session):
+    """Neither is what fetches made anew: nobody would close it."""
+    await session.aclose()
+    with pytest.raises(q.SessionClosedError):
+        _ = session._transport.elsewhere

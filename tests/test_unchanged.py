@@ -132,3 +132,14 @@ def test_the_moment_of_a_304_counts():
     assert not another
     assert answer.date.second == 30
     assert known.condition(2.0) == {"If-None-Match": '"a"'}
+
+
+def test_a_broken_list_makes_no_etag_trustworthy():
+    """The minute begins with a list that could be read."""
+    known = latest.Latest()
+    known.take(protocol.Answer(200, {"etag": '"a"'}, b'{"videos":[]}'), 0.0)
+    with pytest.raises(q.InvalidResponseError):
+        known.take(protocol.Answer(200, {}, b"<html>"), 50.0)
+
+    assert known.condition(59.0) == {"If-None-Match": '"a"'}
+    assert known.condition(61.0) == {}

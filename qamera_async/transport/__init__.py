@@ -6,7 +6,6 @@ What aiohttp raises ends here. Whether a byte of a body may have left is known f
 from __future__ import annotations
 
 import asyncio
-import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -307,15 +306,11 @@ def _only_once() -> aiohttp.ClientMiddlewareType:
     ) -> aiohttp.ClientResponse:
         nonlocal lost
         if lost is not None:
-            failure, lost = lost, None
-            try:
-                raise failure
-            finally:
-                del failure  # else it and this frame would keep each other
+            raise lost
         try:
             return await handler(request)
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            lost = copy.copy(error)  # without its traceback, which leads back here
+            lost = error
             raise
 
     return middleware

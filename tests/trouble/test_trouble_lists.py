@@ -167,3 +167,15 @@ async def test_a_field_of_a_wrong_type_counts_as_absent(field, quick):
     assert odd.status == ("" if field == "status" else "DONE")
     assert (odd.video_url is None) is (field == "videoUrl")
     assert video == good
+
+
+@pytest.mark.case(49)
+async def test_a_304_that_nobody_asked_for_is_no_list(quick):
+    """Also after a list that had no ETag: nothing is taken for unchanged on a server's whim."""
+    first = http(b'{"videos":[]}')
+    stray = answers(b"HTTP/1.1 304 Not Modified\r\n\r\n", "fin")
+    async with FaultServer(answers(first), stray) as server, server.session(**quick) as session:
+        with pytest.raises(q.InvalidResponseError) as unasked:
+            await session.job("vid_1").wait()
+
+    assert unasked.value.status == 304
