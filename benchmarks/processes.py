@@ -39,7 +39,8 @@ async def fake(**options):
         port = int(await process.stdout.readline())
         yield Server(process, f"http://127.0.0.1:{port}")
     finally:
-        await process.communicate(b"")
+        process.kill()
+        await process.wait()
 
 
 async def child(what, *, within=None, **options):
@@ -56,9 +57,11 @@ async def child(what, *, within=None, **options):
     try:
         out, _ = await asyncio.wait_for(process.communicate(), within)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise RuntimeError(f"{what} of {options} ended with {process.returncode}")
     return json.loads(out)

@@ -22,6 +22,10 @@ async def main(scale):
         async with fake(records=number + 1, changing=True) as server:
             for name in names:
                 table.rows.append(await _one(server.url, name, number, scale))
+        async with fake(records=1) as server:
+            row = await _one(server.url, "qamera-async", number, scale)
+            row.name += ", in no list yet"
+            table.rows.append(row)
     return table
 
 

@@ -120,9 +120,11 @@ async def main(scale):
         for number in scale.jobs:
             chosen = [variant for variant in variants if number > 1 or not variant[1]]
             repeats = scale.repeats if number <= 100 and not spread else 1
-            rounds = [
-                await asyncio.gather(*(run(*variant, number) for variant in chosen)) for _ in range(repeats)
-            ]
+            rounds = []
+            for _ in range(repeats):
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(run(*variant, number)) for variant in chosen]
+                rounds.append([task.result() for task in tasks])
             table.rows += [
                 _row(*variant, number, runs) for variant, *runs in zip(chosen, *rounds, strict=True)
             ]
