@@ -152,7 +152,7 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 
 class ApiError(QameraError):
-    """The server said no. Its subclasses tell the statuses apart.
+    """The server said no (the API's section "Every request"). Its subclasses tell the statuses apart.
 
     Args:
         message: The server's own text.
@@ -202,7 +202,7 @@ class AuthenticationError(ApiError):
 
 
 class InsufficientCreditsError(ApiError):
-    """402: the account's credits don't cover the request.
+    """402: the account's credits don't cover the request (both POST endpoints).
 
     Args:
         message: The server's own text.

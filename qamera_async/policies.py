@@ -259,7 +259,12 @@ class StatusRules:
         return f"StatusRules({', '.join(given)})"
 
     def state(self, status: str) -> JobState:
-        """Give the meaning of the server's word; PENDING for one that nobody knows."""
+        """Give the meaning of the server's word; PENDING for one that nobody knows.
+
+        Args:
+            status: The word as the list has it.
+
+        """
         # Asked for every video of every list, with the same few words.
         state = self._seen.get(status)
         if state is None:
@@ -275,6 +280,11 @@ class StatusRules:
         return state
 
     def knows(self, status: str) -> bool:
-        """Say whether a word is in the rules or a usual one for a pending job: others deserve a warning."""
+        """Say whether a word is in the rules or a usual one for a pending job: others deserve a warning.
+
+        Args:
+            status: The word as the list has it.
+
+        """
         word = _plain(status)
         return word in self.done or word in self.failed or word in _USUAL_PENDING

@@ -7,7 +7,8 @@ import pytest
 import trustme
 from cases import CASES
 
-from qamera_async import PollPolicy, RetryPolicy, Timeouts
+from qamera_async import PollPolicy, QameraSession, RetryPolicy, Timeouts
+from qamera_async.sandbox import Sandbox
 
 FAST = PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
 IMPATIENT = Timeouts(connect=1.0, request=1.0, job=5.0, lookup=0.3, close=1.0)
@@ -30,6 +31,17 @@ def path(tmp_path):
 def session(sandbox, quick, path):
     """Give a function that makes a session with the ledger; each call is another run of a program."""
     return lambda **options: sandbox.session(**quick | {"ledger": path} | options)
+
+
+@pytest.fixture
+async def on_the_sandbox(monkeypatch, quick, tmp_path):
+    """Let a QameraSession() without arguments be one on the sandbox that polls without long pauses."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(QameraSession.__init__.__kwdefaults__, "polling", quick["polling"])
+    async with Sandbox(job_seconds=0.05) as sandbox:
+        monkeypatch.setenv("QAMERA_BASE_URL", sandbox.url)
+        monkeypatch.setenv("QAMERA_API_KEY", sandbox.api_key)
+        yield sandbox
 
 
 @pytest.fixture(scope="module")

@@ -1,34 +1,17 @@
 """What the README shows works as it stands there."""
 
-import ast
-import inspect
 import re
-from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from snippets import ROOT, blocks, execute, leave_something_to_look_into
 
-from qamera_async import AmbiguousSubmissionError, QameraSession, Timeouts
-from qamera_async.sandbox import Sandbox
-
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SNIPPETS = [block.text for block in blocks(ROOT / "README.md") if block.kind == "python"]
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -e '.[cli]' && .venv/bin/qamera demo",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
 ]
-
-
-@pytest.fixture
-async def on_the_sandbox(monkeypatch, quick, tmp_path):
-    """Let a QameraSession() without arguments be one on the sandbox that polls without long pauses."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(QameraSession.__init__.__kwdefaults__, "polling", quick["polling"])
-    async with Sandbox(job_seconds=0.05) as sandbox:
-        monkeypatch.setenv("QAMERA_BASE_URL", sandbox.url)
-        monkeypatch.setenv("QAMERA_API_KEY", sandbox.api_key)
-        yield sandbox
 
 
 def test_there_are_snippets():
@@ -42,29 +25,15 @@ def test_the_commands_stand_in_the_readme(command):
     assert f"```bash\n{command}\n```" in README
 
 
-async def leave_something_to_look_into(sandbox):
-    """Leave what a run that was killed leaves: an unfinished job, and two that are ambiguous."""
-    async with QameraSession(ledger="jobs.db", timeouts=Timeouts(lookup=0.1)) as qamera:
-        await qamera.register_video(image_id="img_1", ref="sku-1")
-        for name in ("reset_after", "reset_before"):
-            sandbox.trouble(name)
-            with pytest.raises(AmbiguousSubmissionError):
-                await qamera.register_video(image_id="img_1", ref=name)
-
-
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.strip().splitlines()[0][:40])
 async def test_a_snippet_runs(snippet, on_the_sandbox):
     """Each snippet runs on the sandbox; one that is a test runs with its fixtures."""
     if "ambiguous()" in snippet or "LedgerFile" in snippet:
         await leave_something_to_look_into(on_the_sandbox)
-    names = {"__name__": "readme"}
-    code = compile(snippet, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    result = eval(code, names)  # noqa: S307 - our own README
-    if inspect.iscoroutine(result):
-        await result
+    awaited = await execute(snippet, "README.md")
 
     # The web app and the tests only define something, and one snippet brings a sandbox of its own.
-    assert on_the_sandbox.requests or not inspect.iscoroutine(result) or "Sandbox(" in snippet
+    assert on_the_sandbox.requests or not awaited or "Sandbox(" in snippet
 
 
 @pytest.mark.parametrize("name", re.findall(r"async def (test_\w+)", README))

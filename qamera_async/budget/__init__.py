@@ -35,6 +35,7 @@ _LONGEST_WINDOW = 1e9  # seconds
 class RequestBudget:
     """The quota as a live object: at most ``limit`` requests in any ``window`` seconds.
 
+    The defaults are the API's own (its section "Every request"): all requests of a key count, GET and POST.
     Sessions of one process with the same key and origin share one by themselves; pass one to several
     sessions to share it on purpose. Safe across threads; who waits belongs to an event loop.
 

@@ -46,7 +46,8 @@ class JobContext:
 class Job:
     """A video or a reel in the making; ``await job`` gives its ``Video`` once it is DONE.
 
-    Any number of tasks may await it, again and again. Made by a session: by ``register_video``,
+    What becomes of it is read from the list (the API's section "GET /api/external/videos"). Any number of
+    tasks may await it, again and again. Made by a session: by ``register_video``,
     ``register_reel``, ``register``, and by ``job`` from the ids of records made earlier.
     """
 
@@ -195,7 +196,9 @@ class Job:
         is asked for the next one.
 
         Raises:
-            JobLostError, SessionClosedError, QameraError: as ``wait``.
+            JobLostError: as ``wait``.
+            SessionClosedError: as ``wait``.
+            QameraError: as ``wait``.
         """
         told: list[Video | None] = [None] * len(self._records)
         while True:

@@ -239,15 +239,31 @@ class Sandbox:
         self._script.add(Trouble.of(name, "CDN", details), times)
 
     async def refuse(self, seconds: float) -> None:
-        """Refuse connections from now on, for so many seconds: the trouble "refuse_connections"."""
+        """Refuse connections from now on: the trouble "refuse_connections".
+
+        Args:
+            seconds: for how long.
+
+        Raises:
+            RuntimeError: the sandbox doesn't listen.
+        """
         self.trouble("refuse_connections", seconds=seconds)
 
     def add_records(self, number: int, status: str = "DONE") -> None:
-        """Put so many old, finished records into the list."""
+        """Put old, finished records into the list.
+
+        Args:
+            number: how many.
+            status: the word that each of them has.
+        """
         self._world.add_old(number, status)
 
     def finish(self, record_id: str, status: str = "DONE") -> None:
         """Let a record reach ``status`` now; a failed one is refunded.
+
+        Args:
+            record_id: one of ``records``.
+            status: the word that it gets.
 
         Raises:
             KeyError: there is no such record.

@@ -51,13 +51,19 @@ class Record:
     """One video or reel and its course; moments are seconds of ``time.monotonic()``.
 
     Attributes:
+        id: the record's id.
+        name: what it is called.
+        created_at: when its order was taken, in the list's form.
+        made_at: when its order was taken.
         done_at: when it reaches its ``outcome``; ``math.inf`` means not before it is settled by hand.
+        outcome: the word for its state from then on.
         shown_from: it is in no list before.
         shown_until: it is in no list from then on.
         url_delay: so many seconds after ``done_at`` its URLs are known.
         price: its share of the order's credits.
         refunded: whether that share was given back.
         edition: how often its URLs have expired; each time there are others.
+        encoded: its item of the list as JSON, as of the last list; None: it wasn't listed.
     """
 
     id: str
@@ -75,17 +81,29 @@ class Record:
     encoded: bytes | None = None
 
     def status(self, now: float) -> str:
-        """Give the server's word for its state."""
+        """Give the server's word for its state.
+
+        Args:
+            now: the moment that is asked about.
+        """
         if now >= self.done_at:
             return self.outcome
         return "PENDING" if now < (self.made_at + self.done_at) / 2 else "PROCESSING"
 
     def failed(self, now: float) -> bool:
-        """Say whether it ended without a result."""
+        """Say whether it ended without a result.
+
+        Args:
+            now: the moment that is asked about.
+        """
         return now >= self.done_at and self.outcome.upper() in _FAILED
 
     def complete(self, now: float) -> bool:
-        """Say whether nothing more will happen to it by itself."""
+        """Say whether nothing more will happen to it by itself.
+
+        Args:
+            now: the moment that is asked about.
+        """
         return self.failed(now) or self._has_urls(now)
 
     def moments(self) -> set[float]:

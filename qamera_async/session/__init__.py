@@ -311,6 +311,11 @@ class QameraSession:
 
         Source: the API's section "POST /api/external/reel/register-reel".
 
+        Args:
+            image_ids: the images, in the order of the reel.
+            ref: the caller's own name for this work; never sent.
+            extra: further fields for the body.
+
         Raises:
             QameraError: as ``register_video``.
         """
@@ -366,6 +371,9 @@ class QameraSession:
 
     def job(self, *record_ids: str) -> Job:
         """Attach to records made earlier or elsewhere; costs no request until it is awaited.
+
+        Args:
+            record_ids: one or more, as a receipt or the Qamera app has them; doubles count once.
 
         Raises:
             InvalidRequestError: no id, or one that is none.
@@ -480,7 +488,22 @@ class QameraSession:
         allow_private: bool = False,
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> Path:
-        """Fetch a thumbnail into a file, as ``download`` does a clip."""
+        """Fetch a thumbnail into a file, as ``download`` does a clip.
+
+        Args:
+            video_or_job: whose thumbnail; a job is waited for.
+            path: as for ``download``.
+            overwrite: as for ``download``.
+            allow_private: as for ``download``.
+            on_progress: as for ``download``.
+
+        Returns:
+            The path.
+
+        Raises:
+            DownloadError: as for ``download``.
+            QameraError: as ``Job.wait``.
+        """
         return await self._results.downloader.file(
             await self._video_of(video_or_job),
             path,
