@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from . import openapi
 from .endpoints import Answer, Endpoints, correlation, error, header
 from .misbehave import misbehave
 
@@ -51,9 +52,14 @@ class ApiServer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer any request."""
         arrival = self._log.add("api", request)
+        answer: Answer | web.StreamResponse | None
         try:
             arrival.has_body(await request.read())
-            answer = await self._answer(request, arrival)
+            if request.path == openapi.PATH:
+                # Free, and for whoever asks: it is no part of the API.
+                answer = Answer(200, openapi.document()) if request.method == "GET" else _only("GET")
+            else:
+                answer = await self._answer(request, arrival)
         except web.HTTPRequestEntityTooLarge:
             answer = error(413)
         if answer is None:
@@ -71,7 +77,7 @@ class ApiServer:
         if methods is None:
             return error(404)
         if request.method not in methods:
-            return error(405, headers={"Allow": ", ".join(methods)})
+            return _only(*methods)
         if (refusal := self._unauthorized(arrival.request)) is not None:
             return refusal
         await self._quota.moment()
@@ -99,3 +105,7 @@ class ApiServer:
         if key is None:
             return error(401, "Missing API key.")
         return None if key == self._api_key else error(401)
+
+
+def _only(*methods: str) -> Answer:
+    return error(405, headers={"Allow": ", ".join(methods)})
