@@ -4,14 +4,10 @@ import re
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from snippets import ROOT, blocks, execute, leave_something_to_look_into
+from snippets import COMMANDS, ROOT, blocks, execute, leave_something_to_look_into
 
 README = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = [block.text for block in blocks(ROOT / "README.md") if block.kind == "python"]
-COMMANDS = [
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[cli]' && .venv/bin/qamera demo",
-    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
-]
 
 
 def test_there_are_snippets():

@@ -83,8 +83,9 @@ class QameraSession:
         on_event: called on the loop with each event; what it raises is logged.
         proxy: the URL of a proxy for all requests; None means none, but see ``trust_env``.
         trust_env: take proxies from the environment.
-        ssl_context: for the API's certificate; None means the system's certificates.
-        trace_configs: aiohttp's trace hooks, for instrumentation.
+        ssl_context: for the certificates of the API and of the hosts that have the results; None means the
+            system's certificates.
+        trace_configs: aiohttp's trace hooks for requests to the API, for instrumentation.
 
     Raises:
         ConfigurationError: a key, URL or setting that can't be used.
