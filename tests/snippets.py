@@ -29,7 +29,7 @@ COMMANDS = [
 ]
 """Those of the README, which CI runs."""
 
-SERVERS = ("qamera sandbox", "python -m qamera_async.sandbox --port")
+SERVERS = ("qamera sandbox --port", "python -m qamera_async.sandbox --port")
 PORT = "8700"  # that of the pages; whoever runs them has one of their own
 FILE = re.compile(r"# (\w+\.py)\n")
 
@@ -96,6 +96,7 @@ class Reader:
         self.sandbox = sandbox
         self.ran = 0
         self._servers = []
+        self._has_server = False
         self._found = {}  # what the line of a server for the other terminal sets there
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -103,13 +104,14 @@ class Reader:
 
     async def read(self, page):
         """Run the snippets of a page in order, and hold each output against the one that is shown."""
-        output = ""
+        output, found = "", blocks(page)
+        self._has_server = any(block.is_server for block in found)
         try:
-            for block in blocks(page):
+            for block in found:
                 if block.text.strip() in COMMANDS:
                     continue
                 if block.kind == "text":
-                    shown = block.text.replace(PORT, self._port)
+                    shown = self._here(block.text)
                     assert looks_like(shown, output), f"{block} shows\n{shown}\nand this came:\n{output}"
                 elif block.kind in {"python", "bash"}:
                     output = await self._run(block)
@@ -119,8 +121,11 @@ class Reader:
                 os.killpg(server.pid, signal.SIGTERM)
                 await server.wait()
 
+    def _here(self, text):
+        return text.replace(PORT, self._port) if self._has_server else text
+
     async def _run(self, block):
-        text = block.text.replace(PORT, self._port)
+        text = self._here(block.text)
         named = FILE.match(text) if block.kind == "python" else None
         if block.is_server:
             return await self._serve(re.sub(r"--job-seconds \S+", "--job-seconds 0.2", text))
