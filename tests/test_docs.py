@@ -20,7 +20,7 @@ PAGES = {
     if not path.relative_to(DOCS).parts[0].startswith(("benchmarks", "promises"))
 }
 RUN = {"python", "bash", "text"}
-DIRECTIVES = {"{toctree}", "{eval-rst}", "{literalinclude}", "{image}"}
+DIRECTIVES = {"{toctree}", "{eval-rst}", "{literalinclude}", "{figure}"}
 WITH_DOUBTS = {"howto/ambiguous.md"}
 """The pages that begin where a run was killed."""
 
