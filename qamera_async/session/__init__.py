@@ -89,6 +89,7 @@ class QameraSession:
 
     Raises:
         ConfigurationError: a key, URL or setting that can't be used.
+        LedgerError: when it is entered, and its ledger can't be used.
     """
 
     def __init__(
@@ -299,7 +300,11 @@ class QameraSession:
         Raises:
             InvalidRequestError: nothing was sent.
             AmbiguousSubmissionError: it may or may not have been paid for; it is not sent again.
-            QameraError: it was not accepted.
+            ApiError: the server refused it: 400, 401, 402, 403, 404, or 429 for five windows.
+            TransportError: the server was not reached; nothing was sent.
+            RefConflictError: the ledger has another request under this ``ref``; nothing was sent.
+            LedgerError: the ledger can't be written; ``LedgerUnavailableError`` has a receipt that came.
+            SessionClosedError: the session is closed, or closed while this waited for the quota.
         """
         return await self.register(
             VideoRequest(image_id, generated_image_id, suggestion, provider, ref, extra)
@@ -390,7 +395,10 @@ class QameraSession:
         Source: the API's section "GET /api/external/videos".
 
         Raises:
-            QameraError: the list can't be had or read.
+            ApiError: the server refused it, or is in trouble.
+            TransportError: no answer came, after ``RetryPolicy.attempts``.
+            InvalidResponseError: the answer is no list.
+            SessionClosedError: the session is closed.
         """
         self._binding.check()
         answer = await self._transport.retried(
