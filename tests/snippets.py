@@ -164,7 +164,12 @@ class Reader:
 
     async def _shell(self, block, text):
         process = await self._start(text)
-        out, err = await asyncio.wait_for(process.communicate(), 60)
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), 60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
         said = (out + err).decode()
         assert process.returncode == 0, f"{block} ended with {process.returncode}:\n{said}"
         return out.decode()

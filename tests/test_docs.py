@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from snippets import ROOT, Reader, blocks, leave_something_to_look_into, looks_like
+from snippets import FILE, ROOT, Reader, blocks, leave_something_to_look_into, looks_like
 
 import qamera_async
 from qamera_async import pytest_plugin, sandbox
@@ -134,6 +134,19 @@ def test_every_fence_is_found():
         fences = sum(line.startswith("```") for line in path.read_text("utf-8").splitlines())
 
         assert fences == 2 * len(blocks(path)), name
+
+
+def test_every_file_is_run():
+    """What is to be saved under a name is a test, or a later snippet runs or imports it."""
+    for path in PAGES.values():
+        found = blocks(path)
+        for place, block in enumerate(found):
+            named = FILE.match(block.text) if block.kind == "python" else None
+            if named is not None and not named[1].startswith("test_"):
+                stem = named[1].removesuffix(".py")
+                uses = rf"^(?:python {stem}\.py|from {stem} import .*)$"
+
+                assert any(re.search(uses, later.text, re.MULTILINE) for later in found[place + 1 :]), block
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
