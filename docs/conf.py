@@ -21,7 +21,7 @@ author = "the qamera-async developers"
 release = version = qamera_async.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["benchmarks*", "pictures"]
+exclude_patterns = ["pictures"]
 
 html_theme = "furo"
 html_title = f"qamera-async {release}"
