@@ -13,7 +13,8 @@ import pytest
 import qamera_async as q
 from qamera_async import LedgerEntry, LedgerFile, LedgerState
 from qamera_async.ledger.rows import Row
-from qamera_async.ledger.sqlite import SqliteStorage, _digest
+from qamera_async.ledger.sql import digest_of
+from qamera_async.ledger.sqlite import SqliteStorage
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -187,7 +188,7 @@ async def test_a_row_of_an_earlier_version_has_no_moments(path, sandbox):
     for name in (*MOMENTS, "files", "reason"):
         del older[name]
     body = json.dumps(older).encode()
-    connection.execute("UPDATE intents SET body = ?, digest = ?", (body, _digest(*searched, body)))
+    connection.execute("UPDATE intents SET body = ?, digest = ?", (body, digest_of(*searched, body)))
     connection.commit()
     connection.close()
 

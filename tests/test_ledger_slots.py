@@ -21,7 +21,7 @@ class Machine:
         self.now = 1000.0
         self.boot = "first"
         self._name = "one"
-        monkeypatch.setattr(slots, "_process", lambda: self._name)
+        monkeypatch.setattr(slots, "process_name", lambda: self._name)
         self._slots = SqliteSlots(worker, "account", GRACE, lambda: self.now, lambda: self.boot)
 
     async def take(self, process="one", priority=Priority.SUBMISSION, reserve=0.0):

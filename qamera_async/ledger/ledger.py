@@ -242,9 +242,11 @@ class Ledger(NoLedger):
         await self.storage.change_of_record(self._origin, record_id, frozenset(LedgerState), change)
 
     def _relative(self, path: str) -> str:
-        """A path as seen from the ledger, so that both may move together; one that isn't UTF-8 in escapes."""
-        relative = os.path.relpath(os.path.realpath(path), os.path.dirname(self.storage.path))  # noqa: PTH120
-        return os.fsencode(relative).decode("utf-8", "backslashreplace")
+        """A path as it is kept, whole or as seen from the ledger; one that isn't UTF-8 in escapes."""
+        kept, folder = os.path.realpath(path), self.storage.folder
+        if folder is not None:
+            kept = os.path.relpath(kept, folder)
+        return os.fsencode(kept).decode("utf-8", "backslashreplace")
 
     async def unfinished(self) -> list[Row]:
         """Give what is paid for and not seen finished."""

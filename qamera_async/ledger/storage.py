@@ -41,6 +41,8 @@ class Storage(Protocol):
 
     path: str
     """What to call it in messages."""
+    folder: str | None
+    """What the paths of files are relative to, so that both may move together; None: they are whole."""
 
     def open(self) -> Awaitable[None]:
         """See to it that it can be worked with."""

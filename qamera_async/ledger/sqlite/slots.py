@@ -1,4 +1,4 @@
-"""The log of slots: what all processes with this ledger have taken of an account's quota.
+"""The slot log in an SQLite ledger: what each process has taken of an account's quota.
 
 A slot is stamped with the monotonic clock, which neither a changed date nor a sleeping machine can set
 back. After another boot that clock has begun anew: then a slot counts for one more window from now.
@@ -6,35 +6,22 @@ back. After another boot that clock has begun anew: then a slot counts for one m
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
+import sqlite3
 import time
 from typing import TYPE_CHECKING
 
 from ..._boot import boot_id
-from ...budget.shared import Elsewhere
-from ...budget.window import Priority
-from ...errors import LedgerUnavailableError
+from ..slots import Slots, elsewhere_of, process_name
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
 
+    from ...budget.shared import Elsewhere
+    from ...budget.window import Priority
     from .worker import Worker
 
-_log = logging.getLogger("qamera_async")
 
-_USUAL_WINDOW = 60.0  # seconds
-_tokens: dict[int, str] = {}
-
-
-def _process() -> str:
-    """A name of this process, that no other ever has; a forked child has another."""
-    return _tokens.setdefault(os.getpid(), f"{os.getpid()}-{secrets.token_hex(8)}")
-
-
-class SqliteSlots:
+class SqliteSlots(Slots[sqlite3.Connection]):
     """An account's slots in a ledger.
 
     Args:
@@ -53,68 +40,45 @@ class SqliteSlots:
         clock: Callable[[], float] = time.monotonic,
         boot: Callable[[], str] = boot_id,
     ) -> None:
-        self._worker = worker
-        self._account = account
-        self._grace = grace
-        self._window = _USUAL_WINDOW  # the longest that was asked for
+        super().__init__(worker, account, grace)
         self._clock = clock
         self._boot = boot
-        self._seen = Elsewhere()  # what others had taken at the last look
 
-    async def take(
-        self, priority: Priority, limit: int, window: float, reserve: float
-    ) -> tuple[object | None, Elsewhere]:
-        """Take a slot if fewer than ``limit`` are taken in all."""
-        self._window = max(self._window, window)
-        ticket = secrets.token_hex(12)
-
-        def operation(connection: sqlite3.Connection) -> tuple[object | None, Elsewhere]:
+    def _taking(
+        self, ticket: str, priority: Priority, limit: int, window: float, reserve: float
+    ) -> Callable[[sqlite3.Connection], tuple[bool, Elsewhere]]:
+        def operation(connection: sqlite3.Connection) -> tuple[bool, Elsewhere]:
             now = self._expire(connection)
             (taken,) = connection.execute(
                 "SELECT count(*) FROM slots WHERE account = ?", (self._account,)
             ).fetchone()
             if taken >= limit:
-                return None, self._elsewhere(connection)
+                return False, self._elsewhere(connection)
             # Should this process die, the request counts for as long as it could have been under way.
             expires = now + self._grace + window
             connection.execute(
                 "INSERT INTO slots VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
-                (ticket, self._account, _process(), priority.value, expires, reserve, self._boot()),
+                (ticket, self._account, process_name(), priority.value, expires, reserve, self._boot()),
             )
-            return ticket, self._elsewhere(connection)
+            return True, self._elsewhere(connection)
 
-        try:
-            return await self._worker.run("take a slot", operation)
-        except LedgerUnavailableError as error:
-            if priority is not Priority.POLL:
-                raise
-            # On a full disk nothing may be ordered, but what is paid for shall be seen to its end.
-            _log.warning("a poll could not take its slot in the ledger, and is sent all the same: %s", error)
-            return ticket, self._seen
-        except BaseException:
-            # Queued behind the taking, so that it finds what that has left.
-            self.settle(ticket, None)
-            raise
+        return operation
 
-    def settle(self, ticket: object, until: float | None) -> None:
-        """Note when a slot is free again; None: at once."""
-
+    def _settling(self, ticket: object, until: float | None) -> Callable[[sqlite3.Connection], None]:
         def operation(connection: sqlite3.Connection) -> None:
             if until is None:
                 connection.execute("DELETE FROM slots WHERE id = ?", (ticket,))
             else:
                 connection.execute("UPDATE slots SET settled = 1, expires = ? WHERE id = ?", (until, ticket))
 
-        self._worker.post("settle a slot", operation)
+        return operation
 
-    def look(self, tell: Callable[[Elsewhere], None]) -> None:
-        """Tell soon, from another thread, what others have taken."""
-
-        def operation(connection: sqlite3.Connection) -> None:
+    def _looking(self) -> Callable[[sqlite3.Connection], Elsewhere]:
+        def operation(connection: sqlite3.Connection) -> Elsewhere:
             self._expire(connection)
-            tell(self._elsewhere(connection))
+            return self._elsewhere(connection)
 
-        self._worker.post("look at the slots", operation)
+        return operation
 
     def _expire(self, connection: sqlite3.Connection) -> float:
         """Forget the slots that are free by now; give the moment."""
@@ -129,25 +93,10 @@ class SqliteSlots:
         return now
 
     def _elsewhere(self, connection: sqlite3.Connection) -> Elsewhere:
-        settled: dict[str, list[float]] = {priority.value: [] for priority in Priority}
-        under_way = dict.fromkeys(settled, 0)
-        reserves: dict[str, float] = {}
-        for priority, is_settled, expires, reserve, process in connection.execute(
-            "SELECT priority, settled, expires, reserve, process FROM slots "
-            "WHERE account = ? AND process != ? ORDER BY expires",
-            (self._account, _process()),
-        ):
-            if is_settled:
-                settled[priority].append(expires)
-            else:
-                under_way[priority] += 1
-            reserves[process] = max(reserves.get(process, 0.0), reserve)
-        submission, poll = Priority.SUBMISSION.value, Priority.POLL.value
-        self._seen = Elsewhere(
-            submissions=tuple(settled[submission]),
-            polls=tuple(settled[poll]),
-            submitting=under_way[submission],
-            polling=under_way[poll],
-            reserve=sum(reserves.values()),
+        return elsewhere_of(
+            connection.execute(
+                "SELECT priority, settled, expires, reserve, process FROM slots "
+                "WHERE account = ? AND process != ? ORDER BY expires",
+                (self._account, process_name()),
+            )
         )
-        return self._seen
