@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import closing
 
+import postgres
 import pytest
 
 import qamera_async as q
@@ -23,6 +24,14 @@ from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+in_a_file = pytest.mark.parametrize("path", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def path(request, tmp_path):
+    """Where a ledger is to be: a file, or a database that has none yet."""
+    return tmp_path / "jobs.db" if request.param == "sqlite" else postgres.server().database()
 
 
 @pytest.fixture
@@ -40,6 +49,8 @@ def posts(sandbox):
 
 
 def states(path):
+    if isinstance(path, str):
+        return dict(postgres.execute(path, postgres.ROWS))
     connection = sqlite3.connect(path)
     found = dict(connection.execute("SELECT ref, state FROM intents WHERE current = 1"))
     connection.close()
@@ -321,10 +332,10 @@ async def storage_of_a_dead_process(path, state):
         "from datetime import UTC, datetime\n"
         "import attrs\n"
         "from qamera_async import VideoRequest\n"
+        "from qamera_async.ledger import checked_place, ledger_at\n"
         "from qamera_async.ledger.rows import Row, LedgerState\n"
-        "from qamera_async.ledger.sqlite import SqliteStorage\n"
         "async def main():\n"
-        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    storage = ledger_at(checked_place(sys.argv[1]), '').storage\n"
         "    row = Row('int_1', sys.argv[2], VideoRequest('img_1', ref='sku-1'))\n"
         "    await storage.claim(row, retry_failed=False)\n"
         "    state = LedgerState(sys.argv[3])\n"
@@ -371,10 +382,10 @@ async def test_all_that_a_dead_process_was_sending_is_told(sandbox, quick, path)
         "import asyncio, os, sys\n"
         "import attrs\n"
         "from qamera_async import VideoRequest\n"
+        "from qamera_async.ledger import checked_place, ledger_at\n"
         "from qamera_async.ledger.rows import Row, LedgerState\n"
-        "from qamera_async.ledger.sqlite import SqliteStorage\n"
         "async def main():\n"
-        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    storage = ledger_at(checked_place(sys.argv[1]), '').storage\n"
         "    sending = lambda row: attrs.evolve(row, state=LedgerState.SENDING)\n"
         "    rows = [Row(f'int_{n}', sys.argv[2], VideoRequest('i', ref=f'r{n}')) for n in range(450)]\n"
         "    await asyncio.gather(*(storage.claim(row, retry_failed=False) for row in rows))\n"
@@ -522,7 +533,7 @@ async def test_a_folder_that_is_not_there_is_refused(sandbox, quick, tmp_path):
             pass
 
 
-@pytest.mark.parametrize("ledger", ["", " ", ":memory:", "postgresql://u:canary@h/db", b"x", 3, True, "a\0b"])
+@pytest.mark.parametrize("ledger", ["", " ", ":memory:", "mysql://u:canary@h/db", b"x", 3, True, "a\0b"])
 def test_what_is_no_path_is_refused_when_the_session_is_built(ledger):
     """It is a bad setting, and not shown: an address may hold a password."""
     with pytest.raises(q.ConfigurationError) as refused:
@@ -544,6 +555,7 @@ async def test_without_a_ledger_there_is_nothing_to_ask(sandbox, quick):
                 await asked
 
 
+@in_a_file
 async def test_the_file_is_its_owners_alone_and_holds_no_key(session, sandbox, path, tmp_path):
     """P6: mode 0600 for all of its files, and no byte of the key in any."""
     async with session() as first:
@@ -580,6 +592,7 @@ def roomy(session):
 BIG = q.VideoRequest("img_1", suggestion="x" * 20_000, ref="sku-1")
 
 
+@in_a_file
 async def test_a_full_disk_at_the_intent_means_no_post(session, sandbox):
     """What isn't surely kept isn't sent; with room again the same ref is ordered."""
     async with session() as first:
@@ -716,6 +729,7 @@ HOLD_IT = (
 )
 
 
+@in_a_file
 async def test_a_process_that_dies_while_another_closes_locks_nobody_out(session, path, monkeypatch):
     """The one that closes takes the -wal away without having known that it is the last."""
     async with session() as first:
@@ -751,6 +765,7 @@ DIE_CLOSING = (
 )
 
 
+@in_a_file
 async def test_a_process_that_dies_while_it_closes_locks_nobody_out(session, path):
     """The -wal is gone by then, rightly; that it was being closed is on the disk."""
     async with session() as first:
@@ -763,6 +778,7 @@ async def test_a_process_that_dies_while_it_closes_locks_nobody_out(session, pat
             assert (await order(second)).record_ids == job.record_ids
 
 
+@in_a_file
 async def test_an_opening_that_fails_locks_nobody_out(session, path, monkeypatch, sandbox):
     """After a kill the file needs its -wal; who can't get in must leave it as good."""
     await storage_of_a_dead_process(path, (sandbox.url, "claimed"))
@@ -780,6 +796,7 @@ async def test_an_opening_that_fails_locks_nobody_out(session, path, monkeypatch
         assert (await order(second)).record_ids
 
 
+@in_a_file
 async def test_a_session_opened_while_another_closes_is_alive(session, path):
     """Closing gives up no lock but its own."""
     first = session()
@@ -802,6 +819,7 @@ async def test_a_session_opened_while_another_closes_is_alive(session, path):
     assert said.strip() == b"True"
 
 
+@in_a_file
 async def test_a_link_leads_to_the_same_ledger(sandbox, quick, path, tmp_path):
     """Its locks and its -wal are the file's, whichever name was given."""
     link = tmp_path / "link.db"
@@ -818,6 +836,7 @@ async def test_a_link_leads_to_the_same_ledger(sandbox, quick, path, tmp_path):
     assert not list(tmp_path.glob("link.db-*"))
 
 
+@in_a_file
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 async def test_a_ledger_that_is_taken_away_means_no_post(session, sandbox, path, how, tmp_path):
     """What nobody will find again is no place for an intent."""
@@ -901,6 +920,7 @@ async def test_a_ref_of_a_kind_of_its_own_is_text(session, sandbox):
 # --- the schema -----------------------------------------------------------------------------------
 
 
+@in_a_file
 def test_an_older_ledger_is_brought_up_to_date_or_left_as_it_is(path, monkeypatch):
     """A step that fails leaves the old version whole; one that passes keeps every row."""
     made(path)
@@ -940,9 +960,9 @@ def test_many_processes_may_open_a_new_ledger_at_once(path):
     """One makes it; none fails."""
     code = (
         "import asyncio, sys\n"
-        "from qamera_async.ledger.sqlite import SqliteStorage\n"
+        "from qamera_async.ledger import checked_place, ledger_at\n"
         "async def main():\n"
-        "    storage = SqliteStorage.of(sys.argv[1])\n"
+        "    storage = ledger_at(checked_place(sys.argv[1]), '').storage\n"
         "    await storage.open()\n"
         "    await storage.aclose()\n"
         "asyncio.run(main())\n"

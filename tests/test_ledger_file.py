@@ -8,16 +8,27 @@ import threading
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
+import postgres
 import pytest
 
 import qamera_async as q
 from qamera_async import LedgerEntry, LedgerFile, LedgerState
+from qamera_async.ledger import checked_place, ledger_at
 from qamera_async.ledger.rows import Row
 from qamera_async.ledger.sql import digest_of
 from qamera_async.ledger.sqlite import SqliteStorage
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+in_a_file = pytest.mark.parametrize("path", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def path(request, tmp_path):
+    """Where a ledger is to be: a file, or a database that has none yet."""
+    return tmp_path / "jobs.db" if request.param == "sqlite" else postgres.server().database()
+
 
 MOMENTS = ("claimed_at", "sent_at", "submitted_at", "settled_at", "downloaded_at")
 ELSEWHERE = """
@@ -177,6 +188,7 @@ async def test_all_origins_are_shown(sandbox, quick, path):
         assert all(entry.current for entry in found)
 
 
+@in_a_file
 async def test_a_row_of_an_earlier_version_has_no_moments(path, sandbox):
     """It is shown all the same."""
     storage = SqliteStorage.of(str(path))
@@ -200,7 +212,7 @@ async def test_a_row_of_an_earlier_version_has_no_moments(path, sandbox):
 
 async def test_all_of_a_long_ledger_is_shown_in_its_order(path, sandbox):
     """Also where it is more than is read at a time, and grows meanwhile."""
-    storage = SqliteStorage.of(str(path))
+    storage = ledger_at(checked_place(path), "").storage
 
     async def claim(numbers):
         rows = [Row(f"int_{n}", sandbox.url, q.VideoRequest("i", ref=f"r{n}")) for n in numbers]
@@ -260,11 +272,11 @@ async def test_a_claim_of_a_dead_process_is_not_busy(path, sandbox):
     code = (
         "import asyncio, os, sys\n"
         "from qamera_async import VideoRequest\n"
+        "from qamera_async.ledger import checked_place, ledger_at\n"
         "from qamera_async.ledger.rows import Row\n"
-        "from qamera_async.ledger.sqlite import SqliteStorage\n"
         "async def main():\n"
         "    row = Row('int_1', sys.argv[2], VideoRequest('img_1', ref='sku-1'))\n"
-        "    await SqliteStorage.of(sys.argv[1]).claim(row, retry_failed=False)\n"
+        "    await ledger_at(checked_place(sys.argv[1]), '').storage.claim(row, retry_failed=False)\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
@@ -365,6 +377,7 @@ async def test_a_candidate_that_is_claimed_since_is_none_any_more(session, sandb
 # --- the file -----------------------------------------------------------------------------------
 
 
+@in_a_file
 @pytest.mark.parametrize("there", ["nothing", "a link to nothing"])
 async def test_a_ledger_that_is_not_there_is_not_made(path, there):
     """A name that was mistyped leaves no file behind."""
@@ -379,6 +392,7 @@ async def test_a_ledger_that_is_not_there_is_not_made(path, there):
     assert error.value.path == str(path)
 
 
+@in_a_file
 async def test_what_is_no_ledger_is_left_as_it_is(path):
     """Another program's file; no thread stays with it."""
     path.write_bytes(b"no ledger at all" * 100)
@@ -397,6 +411,7 @@ def test_what_names_no_file_is_refused_at_once(name):
         LedgerFile(name)
 
 
+@in_a_file
 async def test_it_is_used_inside_of_async_with(session, path):
     """Before and after, it says so; it can be opened again."""
     async with session() as qamera:
@@ -413,6 +428,7 @@ async def test_it_is_used_inside_of_async_with(session, path):
     assert repr(ledger) == f"<LedgerFile {str(path)!r}>"
 
 
+@in_a_file
 async def test_looking_leaves_nothing_behind(session, path):
     """The file is closed, and nothing but the ledger and its locks is beside it."""
     async with session() as qamera:

@@ -7,12 +7,16 @@ which requests were paid for, and which ones nobody can be sure of.
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
+from .address import SCHEMES, Address
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from types import ModuleType
 
     from ..budget.shared import SlotLog
     from ..errors import QameraError
@@ -76,26 +80,65 @@ class NoLedger:
         """Keep the final state of a job's records."""
 
 
-def ledger_at(path: str, origin: str) -> Ledger:
-    """Give the ledger of a file; nothing is opened before it is used."""
-    # Many sessions have no ledger, and need not wait for the import of a database.
-    from .ledger import Ledger  # noqa: PLC0415
-    from .sqlite import SqliteStorage  # noqa: PLC0415
-
-    return Ledger(SqliteStorage.of(path), origin)
-
-
-def checked_path(ledger: object) -> str:
-    """Give a ledger's path as text.
+def ledger_at(place: str | Address, origin: str) -> Ledger:
+    """Give the ledger of a file or an address; nothing is opened before it is used.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the address can't be read, or what it takes isn't installed.
     """
-    allowed = "allowed is the path of a file, or None"
+    # Many sessions have no ledger, and need not wait for the import of a database.
+    from .ledger import Ledger  # noqa: PLC0415
+
+    if isinstance(place, Address):
+        return Ledger(_postgres().PostgresStorage.of(place), origin)
+    from .sqlite import SqliteStorage  # noqa: PLC0415
+
+    return Ledger(SqliteStorage.of(place), origin)
+
+
+def shown_place(place: str | Address) -> str:
+    """Give what to call a ledger in messages.
+
+    Raises:
+        ConfigurationError: as ``ledger_at``.
+    """
+    return str(_postgres().Place(place).shown) if isinstance(place, Address) else place
+
+
+def ledger_is_there(place: str | Address) -> bool:
+    """Tell whether there is a ledger, or something in its place; nothing is made. It may take a while.
+
+    Raises:
+        ConfigurationError: as ``ledger_at``.
+        LedgerError: the database can't be asked.
+    """
+    return _postgres().there(place) if isinstance(place, Address) else Path(place).exists()
+
+
+def _postgres() -> ModuleType:
+    try:
+        return import_module(".postgres", __name__)
+    except ImportError as error:
+        raise ConfigurationError(
+            "ledger: an address needs psycopg, which isn't installed: pip install 'qamera-async[postgres]'"
+        ) from error
+
+
+def checked_place(ledger: object) -> str | Address:
+    """Give a ledger's path as text, or its address.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    allowed = "allowed is the path of a file, an address postgresql://..., or None"
     if not isinstance(ledger, str | os.PathLike):
         raise ConfigurationError(f"ledger: got {type(ledger).__name__}, {allowed}")
     path = os.fspath(ledger)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     # What came is not shown: an address of a database may hold a password.
-    if not isinstance(path, str) or not path.strip() or "\0" in path or "://" in path or path == ":memory:":
+    if not isinstance(path, str) or not path.strip() or "\0" in path or path == ":memory:":
         raise ConfigurationError(f"ledger: {allowed}")
-    return path
+    if "://" not in path:
+        return path
+    if not path.startswith(SCHEMES):
+        raise ConfigurationError(f"ledger: {allowed}")
+    return Address(path)

@@ -20,7 +20,7 @@ from ..errors import (
     shown,
 )
 from ..models import Intent, Receipt, Request, Video, checked_ids
-from . import checked_path, ledger_at
+from . import checked_place, ledger_at, ledger_is_there, shown_place
 from .rows import LedgerState
 
 if TYPE_CHECKING:
@@ -87,15 +87,17 @@ class LedgerFile:
     It needs neither a key nor the network, and shows what was meant for every origin.
 
     Args:
-        path: The file that a session was given as its ``ledger``; it must be there.
+        path: The file, or the address of the database, that a session was given as its ``ledger``; it must be
+            there.
 
     Raises:
-        ConfigurationError: The path is none.
+        ConfigurationError: It is neither.
 
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = checked_path(path)
+        self._place = checked_place(path)
+        self._path = shown_place(self._place)
         self._ledger: Ledger | None = None
 
     def __repr__(self) -> str:
@@ -112,9 +114,9 @@ class LedgerFile:
             raise LedgerError("It is open already: make another LedgerFile for it.", path=self._path)
         # Not made where a name was mistyped, or a link leads nowhere; what is there is looked at more closely
         # when it is opened.
-        if not await asyncio.to_thread(os.path.exists, self._path):
+        if not await self.exists():
             raise LedgerError("There is no such ledger.", path=self._path)
-        ledger = ledger_at(self._path, "")
+        ledger = ledger_at(self._place, "")
         try:
             await ledger.storage.open()
         except BaseException:
@@ -131,6 +133,15 @@ class LedgerFile:
     ) -> None:
         ledger, self._ledger = self._there(), None
         await ledger.aclose()
+
+    async def exists(self) -> bool:
+        """Tell whether there is a ledger, or something else in its place; it need not be open.
+
+        Raises:
+            LedgerError: The database of an address can't be asked.
+
+        """
+        return await asyncio.to_thread(ledger_is_there, self._place)
 
     async def entries(self) -> AsyncIterator[LedgerEntry]:
         """Give all that it has, the oldest first, as ``async for``; read as it goes on.
@@ -181,7 +192,7 @@ class LedgerFile:
 
     def _entry(self, found: Found) -> LedgerEntry:
         row = found.row
-        folder = Path(self._there().storage.path).parent
+        folder = Path(self._there().storage.folder or "/")
         return LedgerEntry(
             row.id,
             row.origin,

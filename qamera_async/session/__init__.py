@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..events import guarded
 from ..job import Job, JobContext
-from ..ledger import NoLedger, checked_path, ledger_at
+from ..ledger import NoLedger, checked_place, ledger_at
 from ..models import Intent, ReelRequest, Request, Video, VideoRequest, checked_ids
 from ..policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from ..poller import Poller
@@ -79,7 +79,8 @@ class QameraSession:
         retry: for what is safe to send again; None means ``RetryPolicy()``.
         timeouts: all limits of time; None means ``Timeouts()``.
         statuses: what status words mean; None means ``StatusRules()``.
-        ledger: the path of a file that keeps what is paid for; None means that nothing is kept.
+        ledger: what keeps what is paid for: the path of a file, or a database's address, ``postgresql://...``
+            (which takes the extra ``postgres``); None means that nothing is kept.
         on_event: called on the loop with each event; what it raises is logged.
         proxy: the URL of a proxy for all requests; None means none, but see ``trust_env``.
         trust_env: take proxies from the environment.
@@ -135,14 +136,15 @@ class QameraSession:
                 f"budget: got {type(budget).__name__}, allowed is a RequestBudget or None"
             )
         self._emit = guarded(on_event)
-        ledger_path = None if ledger is None else checked_path(ledger)
+        # It may hold a password, which is no local's business from here on.
+        place, ledger = None if ledger is None else checked_place(ledger), None
         origin = str(URL(self._origin).origin())
         self._budget, self._leave_budget = join(origin, self._wire.api_key.text, budget)
         self._binding = Binding(self._begin)
         self._ledger = NoLedger()
         self._slots: SlotLog | None = None
-        if ledger_path is not None:
-            self._ledger = ledger_at(ledger_path, origin)
+        if place is not None:
+            self._ledger = ledger_at(place, origin)
             # The key itself is nobody's business who reads the file.
             account = hashlib.blake2b(
                 f"{origin} {self._wire.api_key.text}".encode(), key=b"qamera-async slots", digest_size=16
