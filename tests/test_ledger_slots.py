@@ -3,13 +3,20 @@
 import asyncio
 import threading
 
+import postgres
 import pytest
 
 from qamera_async.budget.window import Priority
-from qamera_async.ledger.sqlite import SqliteStorage, slots
+from qamera_async.ledger import checked_place
+from qamera_async.ledger.postgres import PostgresStorage
+from qamera_async.ledger.postgres.slots import PostgresSlots
+from qamera_async.ledger.postgres.worker import Worker as PostgresWorker
+from qamera_async.ledger.sqlite import SqliteStorage
 from qamera_async.ledger.sqlite.slots import SqliteSlots
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+in_a_file = pytest.mark.parametrize("machine", ["sqlite"], indirect=True)
 
 LIMIT, WINDOW, GRACE = 3, 60.0, 70.0
 
@@ -17,12 +24,23 @@ LIMIT, WINDOW, GRACE = 3, 60.0, 70.0
 class Machine:
     """A process on a machine: its name, its clock and its boot."""
 
-    def __init__(self, worker, monkeypatch):
+    def __init__(self, worker):
         self.now = 1000.0
         self.boot = "first"
         self._name = "one"
-        monkeypatch.setattr(slots, "process_name", lambda: self._name)
-        self._slots = SqliteSlots(worker, "account", GRACE, lambda: self.now, lambda: self.boot)
+        self._worker = worker
+        self._slots = self.slots("account")
+
+    def slots(self, account):
+        """Give the log of an account, by this machine's clocks or by those of its database."""
+        if isinstance(self._worker, PostgresWorker):
+            there = PostgresSlots(
+                self._worker, account, GRACE, lambda: self.now, lambda: f"{self.now}::float8"
+            )
+        else:
+            there = SqliteSlots(self._worker, account, GRACE, lambda: self.now, lambda: self.boot)
+        there._process = lambda: self._name
+        return there
 
     async def take(self, process="one", priority=Priority.SUBMISSION, reserve=0.0):
         self._name = process
@@ -44,11 +62,14 @@ class Machine:
         return ticket is None
 
 
-@pytest.fixture
-async def machine(tmp_path, monkeypatch):
-    storage = SqliteStorage.of(str(tmp_path / "jobs.db"))
+@pytest.fixture(params=["sqlite", "postgres"])
+async def machine(request, tmp_path):
+    if request.param == "sqlite":
+        storage = SqliteStorage.of(str(tmp_path / "jobs.db"))
+    else:
+        storage = PostgresStorage.of(checked_place(postgres.server().database()))
     await storage.open()
-    yield Machine(storage._worker, monkeypatch)
+    yield Machine(storage._worker)
     await storage.aclose()
 
 
@@ -81,6 +102,7 @@ async def test_a_killed_process_keeps_its_slots_for_as_long_as_they_may_count(ma
     assert not await machine.is_full()
 
 
+@in_a_file
 @pytest.mark.parametrize("uptime", [0.5, 5_000.0])
 async def test_a_reboot_opens_no_gap_and_locks_nobody_out(machine, uptime):
     """The monotonic clock begins anew: a slot of before counts for one more window."""
@@ -95,6 +117,7 @@ async def test_a_reboot_opens_no_gap_and_locks_nobody_out(machine, uptime):
     assert not await machine.is_full()
 
 
+@in_a_file
 async def test_a_machine_whose_boots_have_no_names_locks_nobody_out(machine):
     """A moment that no slot of this boot can have is of another one."""
     machine.boot = ""
@@ -104,6 +127,20 @@ async def test_a_machine_whose_boots_have_no_names_locks_nobody_out(machine):
     machine.now = 10.0
     assert await machine.is_full()
     machine.now += WINDOW + 0.1
+
+    assert not await machine.is_full()
+
+
+@pytest.mark.parametrize("machine", ["postgres"], indirect=True)
+async def test_a_clock_of_the_database_that_is_set_back_locks_nobody_out(machine):
+    """A moment that no slot can have by it is of before: such a slot counts for one more window."""
+    for ticket in await machine.fill():
+        await machine.settle(ticket, machine.now + WINDOW)
+    machine.now -= 500.0
+    assert await machine.is_full()
+    machine.now += WINDOW - 0.1
+    assert await machine.is_full()
+    machine.now += 0.2
 
     assert not await machine.is_full()
 
@@ -136,9 +173,9 @@ async def test_a_cancelled_take_leaves_no_slot(machine):
     assert taking.cancelled()
 
 
-async def test_accounts_do_not_share(machine, tmp_path):
+async def test_accounts_do_not_share(machine):
     """Each key and origin has its own quota."""
     await machine.fill()
-    other = SqliteSlots(machine._slots._worker, "other", GRACE, lambda: machine.now, lambda: "first")
+    other = machine.slots("other")
 
     assert (await other.take(Priority.POLL, LIMIT, WINDOW, 0.0))[0] is not None

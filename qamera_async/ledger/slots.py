@@ -43,6 +43,7 @@ class Slots(ABC, Generic[_C]):
         self._account = account
         self._grace = grace
         self._window = _USUAL_WINDOW  # the longest that was asked for
+        self._process = process_name
         self._seen = Elsewhere()  # what others had taken at the last look
 
     @abstractmethod

@@ -10,7 +10,7 @@ import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from ..slots import Slots, elsewhere_of, process_name
+from ..slots import Slots, elsewhere_of
 from .session import Session
 from .worker import Alone
 
@@ -110,7 +110,7 @@ class PostgresSlots(Slots[Session]):
         return Alone(operation)
 
     def _values(self) -> dict[str, Any]:
-        return {"account": self._account, "process": process_name()}
+        return {"account": self._account, "process": self._process()}
 
     def _send(
         self, session: Session, values: dict[str, Any], *statements: str

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..._boot import boot_id
-from ..slots import Slots, elsewhere_of, process_name
+from ..slots import Slots, elsewhere_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ class SqliteSlots(Slots[sqlite3.Connection]):
             expires = now + self._grace + window
             connection.execute(
                 "INSERT INTO slots VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
-                (ticket, self._account, process_name(), priority.value, expires, reserve, self._boot()),
+                (ticket, self._account, self._process(), priority.value, expires, reserve, self._boot()),
             )
             return True, self._elsewhere(connection)
 
@@ -97,6 +97,6 @@ class SqliteSlots(Slots[sqlite3.Connection]):
             connection.execute(
                 "SELECT priority, settled, expires, reserve, process FROM slots "
                 "WHERE account = ? AND process != ? ORDER BY expires",
-                (self._account, process_name()),
+                (self._account, self._process()),
             )
         )
