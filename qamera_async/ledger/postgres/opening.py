@@ -59,13 +59,13 @@ class Entered:
         session: It.
         ledger: Which ledger it is, whatever leads there.
         backend: The server's process behind it.
-        serial: That of the owner's last transaction that is kept.
+        serial: That of the owner's last transaction that is kept; None: none is.
     """
 
     session: Session
     ledger: int
     backend: int
-    serial: int
+    serial: int | None
 
 
 def is_there(place: Place) -> bool:
@@ -111,8 +111,9 @@ def entered(place: Place, owner: int, ledger: int | None) -> Entered:
                 f"AND id NOT IN (SELECT objid::bigint {_HELD})",
                 (LOCKS,),
             )
-            session.execute("INSERT INTO owners VALUES (?, 0, clock_timestamp())", (owner,))
-        backend, serial = _one(session, "SELECT pg_backend_pid(), serial FROM owners WHERE id = ?", owner)
+        backend, serial = _one(
+            session, "SELECT pg_backend_pid(), (SELECT serial FROM owners WHERE id = ?)", owner
+        )
         return Entered(session, found, backend, serial)
     except BaseException as error:
         failed = error
@@ -159,7 +160,9 @@ def _take_lock(session: Session, owner: int, place: Place) -> None:
     while not _one(session, "SELECT pg_try_advisory_lock(?, ?)", LOCKS, owner)[0]:
         # Nobody else has this owner's name: the connection that was lost is still there on the server's side,
         # and what it was about to commit is decided when it has gone.
-        session.execute(f"SELECT pg_terminate_backend(pid) {_HELD} AND objid = ?::oid", (LOCKS, owner))
+        session.execute(
+            f"SELECT pg_terminate_backend(pid) {_HELD} AND objid = ?::oid", (LOCKS, owner)
+        ).fetchall()
         if time.monotonic() > deadline:
             raise LedgerUnavailableError(
                 "The database keeps the lock of a connection that was lost.", path=place.shown

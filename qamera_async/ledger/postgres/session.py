@@ -5,43 +5,61 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import psycopg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
-@attrs.frozen
 class Result:
-    """What came of a statement.
+    """What comes of a statement; it is sent when somebody asks for that, if not before.
 
     Args:
-        rowcount: The rows that it was about.
-        rows: Those that it gave.
+        send: sends it, with all that waits before it.
     """
 
-    rowcount: int
-    rows: list[tuple[Any, ...]]
+    def __init__(self, send: Callable[[], None]) -> None:
+        self._send = send
+        self._rowcount: int | None = None
+        self._rows: list[tuple[Any, ...]] = []
+
+    def came(self, rowcount: int, rows: list[tuple[Any, ...]]) -> None:
+        """Note what came."""
+        self._rowcount, self._rows = rowcount, rows
+
+    @property
+    def rowcount(self) -> int:
+        """The rows that it was about."""
+        if self._rowcount is None:
+            self._send()
+        return self._rowcount or 0
 
     def fetchone(self) -> tuple[Any, ...] | None:
         """Give the first row."""
-        return self.rows[0] if self.rows else None
+        return next(iter(self.fetchall()), None)
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """Give all rows."""
-        return self.rows
+        if self._rowcount is None:
+            self._send()
+        return self._rows
 
 
 class Session:
     """One connection, from entering the ledger to its loss or end.
 
+    Statements wait until a result is asked for or the transaction ends: what waits together is one message
+    there and one back.
+
     Args:
-        connection: it, each statement a transaction of its own.
+        connection: it, each message a transaction of its own unless it begins one.
     """
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self._connection = connection
+        self._cursor = psycopg.ClientCursor(connection)
+        self._waiting: list[tuple[str, Result]] = []
+        self._sent = False  # whether anything of the transaction was sent
         self.wrote = False
 
     @property
@@ -50,46 +68,62 @@ class Session:
         return self._connection.closed
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> Result:
-        """Run a statement, with values for its question marks."""
+        """Give what comes of a statement, with values for its question marks."""
         if not sql.startswith("SELECT"):
             self.wrote = True
-        cursor = self._connection.execute(
-            sql.replace("?", "%s").encode(), [_sent(value) for value in values] or None
-        )
-        return Result(cursor.rowcount, _rows(cursor))
+        return self._wait(sql.replace("?", "%s"), [_sent(value) for value in values])
 
     def message(self, sql: str, values: Mapping[str, Any]) -> list[list[tuple[Any, ...]]]:
-        """Run statements that are one message there and one back, and one transaction; give the rows of each.
+        """Send statements that are one transaction; give the rows of each.
 
         Args:
-            sql: the statements, with ``%(NAME)s`` for values.
+            sql: the statements, with ``%(NAME)s`` for values, and semicolons between them.
             values: what the names stand for.
         """
-        cursor = psycopg.ClientCursor(self._connection)
-        cursor.execute(sql.encode(), {name: _sent(value) for name, value in values.items()})
-        found = [_rows(cursor)]
-        while cursor.nextset():
-            found.append(_rows(cursor))
-        return found
+        sent = {name: _sent(value) for name, value in values.items()}
+        results = [self._wait(statement, sent) for statement in sql.split("; ")]
+        return [result.fetchall() for result in results]
 
     def begin(self) -> None:
         """Begin a transaction."""
-        self.wrote = False
-        self._connection.execute("BEGIN")
+        self.wrote = self._sent = False
+        self._waiting.clear()
+        self._wait("BEGIN")
 
     def commit(self) -> None:
         """End it; what it wrote is on the disk then."""
-        self._connection.execute("COMMIT")
+        if not self._sent and len(self._waiting) == 1:
+            self._waiting.clear()  # there was nothing to do
+            return
+        self._wait("COMMIT")
+        self.send()
 
     def roll_back(self) -> None:
         """Undo it."""
+        self._waiting.clear()
         with contextlib.suppress(psycopg.Error):
             self._connection.execute("ROLLBACK")
+
+    def send(self) -> None:
+        """Send what waits."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._sent = True
+            self._cursor.execute("; ".join(text for text, _ in waiting).encode())
+            for _, result in waiting:
+                result.came(self._cursor.rowcount, _rows(self._cursor))
+                self._cursor.nextset()
 
     def close(self) -> None:
         """Let go of the connection, whatever state it is in."""
         with contextlib.suppress(Exception):
             self._connection.close()
+
+    def _wait(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> Result:
+        result = Result(self.send)
+        text = self._cursor.mogrify(sql.encode(), values) if values else sql
+        self._waiting.append((text, result))
+        return result
 
 
 def _rows(cursor: psycopg.Cursor[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -27,6 +27,7 @@ _PAUSE = 0.1  # seconds between attempts to reach it
 _MOST_LOSSES = 5  # of the connection, by one transaction
 _DAMAGED = {"XX001", "XX002"}
 _REMOVED = {"3F000", "42P01"}
+_DIVIDED_BY_ZERO = "22012"  # only where the connection is another one
 
 
 class Alone(Generic[_T]):
@@ -81,6 +82,7 @@ class Worker(AnyWorker[Session]):
             session, self._entered = self._entered.session, None
             try:
                 session.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
+                session.send()
             finally:
                 session.close()
 
@@ -129,16 +131,13 @@ class Worker(AnyWorker[Session]):
     def _sign(self, there: Entered) -> int:
         """Write down which transaction this is, so that a later look tells whether it was kept."""
         self._serial += 1
-        signed = there.session.execute(
-            "UPDATE owners SET serial = ?, seen = clock_timestamp() WHERE id = ? AND pg_backend_pid() = ?",
-            (self._serial, self.owner, there.backend),
+        # Behind a pool that gives each transaction another connection, nobody could tell that we live.
+        there.session.execute("SELECT 1 / (pg_backend_pid() = ?)::int", (there.backend,))
+        there.session.execute(
+            "INSERT INTO owners VALUES (?, ?, clock_timestamp()) "
+            "ON CONFLICT (id) DO UPDATE SET serial = EXCLUDED.serial, seen = EXCLUDED.seen",
+            (self.owner, self._serial),
         )
-        if signed.rowcount != 1:
-            raise LedgerUnavailableError(
-                "The address leads to a pool of connections that gives each transaction another one, or the "
-                "owner's row was removed: a ledger needs a connection of its own.",
-                path=self._path,
-            )
         return self._serial
 
     def _there(self) -> Entered:
@@ -174,6 +173,12 @@ class Worker(AnyWorker[Session]):
             if error.sqlstate in _REMOVED:
                 return LedgerUnavailableError(
                     "The ledger was replaced or removed while it was in use.", path=self._path
+                )
+            if error.sqlstate == _DIVIDED_BY_ZERO:
+                return LedgerUnavailableError(
+                    "The address leads to a pool that gives each transaction another connection; a ledger "
+                    "needs one of its own.",
+                    path=self._path,
                 )
             kind = LedgerCorruptError if error.sqlstate in _DAMAGED else LedgerUnavailableError
             return kind(f"The ledger can't be used: {self._place.reason(error)}.", path=self._path)
