@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import attrs
@@ -14,6 +15,7 @@ from .shared import Shared
 from .storage import Found
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from .worker import Worker
@@ -85,7 +87,14 @@ class SqlStorage(Shared[_C]):
                     self._at_work.add(row.id)
                     return None
 
-        return self._worker.run("claim a request", operation)
+        claimed = self._worker.run("claim a request", operation)
+        claimed.add_done_callback(partial(self._not_at_work, row.id))
+        return claimed
+
+    def _not_at_work(self, intent_id: str, claimed: asyncio.Future[Found | None]) -> None:
+        # Of a claim that nobody can be sure of, nobody here is at work on it.
+        if not claimed.cancelled() and claimed.exception() is not None:
+            self._at_work.discard(intent_id)
 
     def change(
         self, intent_id: str, allowed: Collection[LedgerState], change: Callable[[Row], Row]

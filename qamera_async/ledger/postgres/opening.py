@@ -15,7 +15,7 @@ import psycopg
 from psycopg import errors
 
 from ...errors import LedgerCorruptError, LedgerUnavailableError, QameraError
-from .schema import LOCKS, SCHEMA, check_rights, migrate, version, without_rights
+from .schema import LOCKS, SCHEMA, check_rights, check_schema, has_tables, migrate, without_rights
 from .session import Session
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _HELD = (
 # A transaction whose process hangs must not keep the others for good. "off" would say that a commit is on the
 # disk before it is; what asks for more than that stays.
 _SETTINGS = (
-    f"SELECT set_config('search_path', '{SCHEMA}, pg_temp', false), "
+    f"SELECT set_config('search_path', '{SCHEMA}', false), "
     "set_config('synchronous_commit', "
     "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
     "ELSE current_setting('synchronous_commit') END, false), "
@@ -76,7 +76,7 @@ def is_there(place: Place) -> bool:
     """
     session = _session(place)
     try:
-        return version(session) > 0
+        return has_tables(session)
     except psycopg.Error as error:
         failed = _unusable(place, session, error)
     finally:
@@ -98,9 +98,11 @@ def entered(place: Place, owner: int, ledger: int | None) -> Entered:
     """
     session = _session(place)
     try:
+        check_schema(session, place.shown)
+        if has_tables(session):
+            check_rights(session, place.shown)
         if ledger is None:
             migrate(session, place.shown)
-        check_rights(session, place.shown)
         (found,) = _one(session, "SELECT value FROM meta WHERE name = 'ledger'")
         if ledger is not None and found != ledger:
             raise _replaced(place)  # noqa: TRY301 - closed as with any other error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -72,9 +73,16 @@ class Place:
 
 def _settings(text: str) -> dict[str, Any]:
     try:
-        return dict(conninfo_to_dict(text))
+        settings = dict(conninfo_to_dict(text))
     except psycopg.Error:
-        pass  # its message is what can't be read, with the password in it
+        settings = None  # its message is what can't be read, with the password in it
+    # Where a password has such a sign as it is, the rest of it is taken for a part that would be shown.
+    if settings is not None and not (
+        any("@" in str(settings.get(name)) for name in ("host", "port", "dbname"))
+        or re.search("[^0-9,]", str(settings.get("port") or ""))
+    ):
+        return settings
     raise ConfigurationError(
-        "ledger: the address of the database can't be read, allowed is postgresql://USER@HOST:PORT/DATABASE"
+        "ledger: the address of the database can't be read, allowed is "
+        "postgresql://USER:PASSWORD@HOST:PORT/DATABASE with each special character of its parts as %XX"
     )

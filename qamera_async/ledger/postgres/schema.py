@@ -59,10 +59,15 @@ MIGRATIONS: tuple[Callable[[Session], None], ...] = (_first,)
 """Each brings a ledger from the version that is its place to the next one."""
 
 
+def has_tables(session: Session) -> bool:
+    """Whether there is a ledger, or something of its names."""
+    # Not by the name alone, which would need a right on the schema.
+    return _there(session, "pg_class c JOIN pg_namespace n ON n.oid = relnamespace", "relname", "meta")
+
+
 def version(session: Session) -> int:
     """Give the version of the tables; 0: there are none."""
-    # Not by the name alone, which would need a right on the schema.
-    if not _there(session, "pg_class c JOIN pg_namespace n ON n.oid = relnamespace", "relname", "meta"):
+    if not has_tables(session):
         return 0
     found = session.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
     return 0 if found is None else int(found[0])
@@ -99,6 +104,19 @@ def migrate(session: Session, path: str) -> None:
         raise
 
 
+def check_schema(session: Session, path: str) -> None:
+    """Refuse a schema that can't be looked into.
+
+    Raises:
+        LedgerUnavailableError: a right is missing; it says how to give it.
+    """
+    usable = session.execute(
+        "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = ?", (SCHEMA,)
+    ).fetchone()
+    if usable == (False,):
+        raise _missing(session, path, "the ledger's schema", "USAGE, CREATE ON SCHEMA")
+
+
 def check_rights(session: Session, path: str) -> None:
     """Refuse tables that can't be worked with.
 
@@ -110,11 +128,15 @@ def check_rights(session: Session, path: str) -> None:
         f"SELECT bool_and(has_table_privilege(name, kind)) FROM (VALUES {values}) AS rights(name, kind)"  # noqa: S608
     ).fetchone() or (False,)
     if not may:
-        raise LedgerUnavailableError(
-            "The database's role may not work with the ledger's tables. Have their owner run: "
-            f"GRANT {', '.join(_RIGHTS)} ON ALL TABLES IN SCHEMA {SCHEMA} TO {_role(session)};",
-            path=path,
-        )
+        raise _missing(session, path, "the ledger's tables", f"{', '.join(_RIGHTS)} ON ALL TABLES IN SCHEMA")
+
+
+def _missing(session: Session, path: str, what: str, right: str) -> LedgerUnavailableError:
+    return LedgerUnavailableError(
+        f"The database's role may not work with {what}. Have the owner run: "
+        f"GRANT {right} {SCHEMA} TO {_role(session)};",
+        path=path,
+    )
 
 
 def without_rights(session: Session) -> str:
