@@ -9,13 +9,12 @@ from cyclopts import App, Group, Parameter, validators
 
 from .._version import __version__
 from .codes import Code  # noqa: TC001 - the same
-from .options import Api, Delivery, Flag, Manners, Quota, limits_of
+from .options import Api, Delivery, Flag, KnownLedger, Manners, Quota, limits_of
 
 _TRY = Group("To try it", sort_key=1)
 _SINGLE = Group("A few", sort_key=2)
 _MANY = Group("A catalogue", sort_key=3)
 _API, _DELIVERY, _MANNERS = Api(), Delivery(), Manners()
-_LedgerPath = Annotated[Path, Parameter(validator=validators.Path(exists=True, dir_okay=False))]
 _Some = Annotated[str, Parameter(required=True)]
 _ENVIRONMENT = (
     "The key comes from QAMERA_API_KEY, the address of the API from QAMERA_BASE_URL.\n\n"
@@ -200,7 +199,7 @@ def batch(
     /,
     *,
     to: Path,
-    ledger: Path,
+    ledger: str,
     max_in_flight: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 300,
     max_credits: Annotated[int | None, Parameter(validator=validators.Number(gte=0))] = None,
     retry_failed: Flag = False,
@@ -214,7 +213,7 @@ def batch(
     Args:
         file: The catalogue; - is the standard input.
         to: The folder for clips, thumbnails and report.html; it is made where there is none.
-        ledger: The file that keeps what is paid for; it is made where there is none.
+        ledger: What keeps what is paid for: a file, which is made where there is none, or postgresql://...
         max_in_flight: How many may be under way at a time.
         max_credits: Stop before more are spent than that.
         retry_failed: Order again what the ledger says has failed.
@@ -239,7 +238,7 @@ def batch(
     ),
 )
 def ledger(
-    file: _LedgerPath,
+    file: KnownLedger,
     action: Literal["adopt", "abandon"] | None = None,
     intent: str | None = None,
     /,
@@ -249,7 +248,7 @@ def ledger(
     """Show what is finished, failed, unfinished and ambiguous; or settle an ambiguous one. No key is needed.
 
     Args:
-        file: The ledger.
+        file: The ledger: a file, or postgresql://...
         action: adopt: these records were made of it; abandon: nothing was, so it may be ordered again.
         intent: The one to settle, as the ledger shows it.
         record_ids: What was made of it.
@@ -266,11 +265,11 @@ def ledger(
 
 
 @app.command(group=_MANY, help_epilogue="Example: qamera report jobs.db --to clips/report.html")
-def report(ledger: _LedgerPath, /, *, to: Path, manners: Manners = _MANNERS) -> Code:
+def report(ledger: KnownLedger, /, *, to: Path, manners: Manners = _MANNERS) -> Code:
     """Write a page of what a ledger has: clips, a timeline, and totals. No key is needed.
 
     Args:
-        ledger: The ledger.
+        ledger: The ledger: a file, or postgresql://...
         to: The page's file; one that is there is replaced. It works offline, beside its clips.
 
     """

@@ -13,6 +13,7 @@ from .connection import session_of
 from .plan import describe, plan
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from .. import Request
@@ -26,7 +27,7 @@ _TERMINAL = Path("/dev/tty")
 async def say_first(
     running: Running,
     requests: Sequence[Request],
-    ledger: Path | None,
+    ledger: str | os.PathLike[str] | None,
     api: Api,
     *,
     retry_failed: bool = False,

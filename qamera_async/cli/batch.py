@@ -20,9 +20,10 @@ from .progress import Progress
 from .report import write_report
 from .rows import CatalogueError, read_rows
 from .running import run
-from .settling import ledger_command
+from .settling import is_address, ledger_command
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from .. import Request
@@ -49,7 +50,7 @@ class Asked:
 
     file: str
     folder: Path
-    ledger: Path
+    ledger: str
     bounds: Bounds
     dry_run: bool = False
     yes: bool = False
@@ -60,7 +61,8 @@ def batch(asked: Asked, api: Api, manners: Manners) -> Code:
     requests: Sequence[Request] = ()
     planned: Plan | None = None
     check_folder("--to", asked.folder)
-    check_file("--ledger", asked.ledger, replace=True)
+    if not is_address(asked.ledger):
+        check_file("--ledger", Path(asked.ledger), replace=True)
     content = _content(asked.file)  # before there is a loop, so that Ctrl-C ends a read from a terminal
 
     async def prepare(running: Running) -> Code:
@@ -103,7 +105,7 @@ async def _make(running: Running, asked: Asked, api: Api, requests: Sequence[Req
     return gravest([tally.code, code])
 
 
-async def _how_to_go_on(ledger: Path) -> str:
+async def _how_to_go_on(ledger: str) -> str:
     """Give what to do after an interruption, once all that was on the wire has ended."""
     again = "Give the same command again, and it goes on where it stopped"
     try:
@@ -131,7 +133,9 @@ def _content(file: str) -> bytes:
         raise ValueError(f"{file} can't be read: {error.strerror}.") from None
 
 
-async def conclude(running: Running, ledger: Path, folder: Path, summary: str, title: str) -> Code:
+async def conclude(
+    running: Running, ledger: str | os.PathLike[str], folder: Path, summary: str, title: str
+) -> Code:
     """Write the report, and say what it all came to and where the report is."""
     report: Path | None = None
     code = Code.DONE

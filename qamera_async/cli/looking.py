@@ -42,7 +42,7 @@ class Group:
     named: list[LedgerEntry] = attrs.field(factory=list[LedgerEntry])
 
 
-async def show(running: Running, path: Path) -> Code:
+async def show(running: Running, path: str) -> Code:
     """Show what is finished, failed, unfinished and ambiguous, and the credits of each."""
     groups = {name: Group() for name in dict.fromkeys(_GROUPS.values())}
     async with LedgerFile(path) as ledger:
@@ -71,7 +71,7 @@ async def show(running: Running, path: Path) -> Code:
     return Code.DONE
 
 
-async def settle(running: Running, path: Path, action: str, intent: str, record_ids: Sequence[str]) -> Code:
+async def settle(running: Running, path: str, action: str, intent: str, record_ids: Sequence[str]) -> Code:
     """Say of an ambiguous request what was made of it, or that nothing was."""
     async with LedgerFile(path) as ledger:
         if action == "adopt":
@@ -93,7 +93,7 @@ def _credits(name: str, credit: int) -> str:
     return f"{credit}, refunded" if name == "failed" and credit else str(credit)
 
 
-def _list(running: Running, path: Path, name: str, group: Group) -> None:
+def _list(running: Running, path: str, name: str, group: Group) -> None:
     if not group.named:
         return
     running.screen.out("")
@@ -110,7 +110,7 @@ def _list(running: Running, path: Path, name: str, group: Group) -> None:
         running.screen.out(f"  and {group.count - len(group.named)} more, see --json")
 
 
-async def report(running: Running, ledger: Path, to: Path) -> Code:
+async def report(running: Running, ledger: str, to: Path) -> Code:
     """Write the report of a ledger."""
     path = await write_report(ledger, to)
     running.result(f"Report: {path}", "report", lambda: {"report": str(path)})

@@ -133,7 +133,7 @@ def _tell(running: Running, outcome: Outcome, tally: Tally) -> None:
         running.screen.error(f"{name}: {said(outcome.error)}")
 
 
-async def doubts(running: Running, session: QameraSession, ledger: Path) -> None:
+async def doubts(running: Running, session: QameraSession, ledger: str) -> None:
     """Tell of what is ambiguous, what may have come of it, and how to settle it."""
     try:
         intents = await session.ambiguous()
@@ -148,7 +148,7 @@ async def doubts(running: Running, session: QameraSession, ledger: Path) -> None
         running.screen.error(f"And {more:,} more in doubt: {ledger_command(ledger)}")
 
 
-def how_to_settle(ledger: Path, intent_id: str, request: Request, candidates: Sequence[Video]) -> list[str]:
+def how_to_settle(ledger: str, intent_id: str, request: Request, candidates: Sequence[Video]) -> list[str]:
     """Give lines that say what is in doubt, and the commands that settle it."""
     seen = ", ".join(video.id for video in candidates) or "none seen, which is not 'not made'"
     record = candidates[0].id if len(candidates) == 1 else "RECORD_ID"

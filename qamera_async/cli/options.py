@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - cyclopts reads the annotations
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import attrs
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
+
+from .settling import is_address
 
 Flag: TypeAlias = Annotated[bool, Parameter(show_default=False, negative=())]
 """One that is off unless it is given."""
@@ -41,6 +43,14 @@ def _check_seconds(_: type, seconds: float) -> None:
     if not seconds > 0:
         raise ValueError("it must be a number of seconds above 0.")
 
+
+def _check_ledger(_: type, ledger: str) -> None:
+    if not is_address(ledger):
+        validators.Path(exists=True, dir_okay=False)(Path, Path(ledger))
+
+
+KnownLedger: TypeAlias = Annotated[str, Parameter(validator=_check_ledger)]
+"""A ledger that is there: a file, or the address of a database."""
 
 Quota: TypeAlias = Annotated[str, Parameter(validator=_check_quota)]
 """REQUESTS/SECONDS."""

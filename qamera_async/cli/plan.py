@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
-import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +12,7 @@ from .. import LedgerFile, LedgerState, VideoRequest
 from .estimate import submission_slots
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from .. import LedgerEntry, Request
@@ -113,7 +112,7 @@ async def plan(
 
     Args:
         requests: What the batch would be given.
-        ledger: The file of its ledger, which is not made where there is none; None: it has no ledger.
+        ledger: The file or address of its ledger, which is not made where there is none; None: none.
         origin: The API's origin that it would order from.
         limit: The quota: how many requests.
         window: The quota: in how many seconds.
@@ -127,7 +126,7 @@ async def plan(
     found: dict[str, LedgerEntry] = {}
     prices: dict[_Sort, int] = {}
     # Only looked at where there is one: a name that leads nowhere is a ledger that begins with this batch.
-    if ledger is not None and await asyncio.to_thread(os.path.exists, ledger):
+    if ledger is not None and await LedgerFile(ledger).exists():
         found, prices = await _look_up(requests, ledger, origin)
     fates = [_fate(request, found.get(request.ref or ""), retry_failed=retry_failed) for request in requests]
     refs: dict[_Fate, list[str]] = {fate: [] for fate in _Fate}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import ConfigurationError, LedgerFile
+from ..settling import ledger_name
 from .clips import thumbnail_path
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ async def write_report(
     from its own.
 
     Args:
-        ledger: The file that a session was given as its ``ledger``.
+        ledger: The file or address that a session was given as its ``ledger``.
         to: The file to write; one that is there is replaced, whole or not at all.
         title: What stands at the top; None: the ledger's name.
 
@@ -50,8 +51,8 @@ async def write_report(
     return await asyncio.to_thread(
         write_page,
         entries,
-        ledger=Path(ledger),
+        ledger=ledger,
         to=target,
-        title=f"Report of {Path(ledger).name}" if title is None else title,
+        title=f"Report of {ledger_name(ledger)}" if title is None else title,
         made=datetime.now(UTC).astimezone(),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..settling import whole_name
 from .cards import card
 from .timeline import PHASES, timeline
 from .totals import totals
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(entries: Sequence[LedgerEntry], *, ledger: Path, to: Path, title: str, made: datetime) -> Path:
+def write_page(
+    entries: Sequence[LedgerEntry], *, ledger: str | os.PathLike[str], to: Path, title: str, made: datetime
+) -> Path:
     """Write the page of a ledger's entries; blocks meanwhile.
 
     Args:
         entries: All of them, the oldest first.
-        ledger: The ledger's path, for the commands that settle what is ambiguous.
+        ledger: The ledger's path or address, for the commands that settle what is ambiguous.
         to: The file to write.
         title: What stands at the top.
         made: When it is made, an aware datetime; its offset is that of all times on the page.
@@ -44,7 +47,7 @@ def write_page(entries: Sequence[LedgerEntry], *, ledger: Path, to: Path, title:
 
     """
     folder = Path(os.path.abspath(to)).parent  # noqa: PTH100 - its links stay as they are named
-    place = os.path.abspath(ledger)  # noqa: PTH100 - the same
+    place = whole_name(ledger)
     environment = Environment(
         autoescape=True,
         loader=FileSystemLoader(_TEMPLATES),
