@@ -25,7 +25,7 @@ async def test_a_batch_its_ledger_and_its_report(address, tmp_path):
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
         planned = await qamera(*asked, "--dry-run", sandbox=sandbox)
         sandbox.trouble("reset_before")
-        first = await qamera(*asked, sandbox=sandbox)
+        first = await qamera(*asked, "--timeout", "1", sandbox=sandbox)
         shown = await qamera("ledger", address)
         written = await qamera("report", address, "--to", report)
         (intent,) = postgres.execute(address, "SELECT id FROM qamera.intents WHERE state = 'ambiguous'")[0]
