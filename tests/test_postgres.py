@@ -308,14 +308,43 @@ async def test_a_claim_waits_for_one_that_is_not_committed_yet(storage, path):
     first = other._worker.run("claim slowly", slowly)
     await asyncio.to_thread(asked.wait, 10)
     second = asyncio.ensure_future(storage.claim(row("r", 2), retry_failed=False))
-    while not postgres.execute(path, "SELECT 1 FROM pg_locks WHERE NOT granted"):
-        await asyncio.sleep(0.005)
+    await until_somebody_waits(path, second)
     committing.set()
     await first
     found = await second
     await other.aclose()
 
     assert (found.row.id, found.busy) == ("int_1", True)
+
+
+async def until_somebody_waits(path, task):
+    while not task.done() and not postgres.execute(path, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+        await asyncio.sleep(0.005)
+
+
+async def test_a_row_that_another_is_changing_is_waited_for(storage, path):
+    """What it may become is decided by what it is by then."""
+    other = PostgresStorage.of(checked_place(apart(path)))
+    await storage.claim(row(), retry_failed=False)
+    changed, committing = threading.Event(), threading.Event()
+
+    def slowly(session):
+        other._update(session, attrs.evolve(row(), state=LedgerState.SUBMITTED))
+        session.send()
+        changed.set()
+        committing.wait(10)
+
+    first = other._worker.run("change slowly", slowly)
+    await asyncio.to_thread(changed.wait, 10)
+    second = asyncio.ensure_future(storage.change("int_1", {LedgerState.CLAIMED}, sending))
+    await until_somebody_waits(path, second)
+    committing.set()
+    await first
+    found = await second
+    await other.aclose()
+
+    assert found is None
+    assert states(path) == {"r": "submitted"}
 
 
 async def test_two_that_adopt_one_record_at_once_are_told_apart(storage, path):
@@ -351,7 +380,34 @@ async def test_a_race_for_slots_gives_no_more_than_there_are(storage, path):
     assert sum(ticket is not None for ticket, _ in taken) == 10
 
 
-async def test_a_slot_whose_answer_was_lost_is_taken_once(storage, path, monkeypatch):
+async def test_a_slot_that_is_not_committed_yet_is_waited_for(storage, path):
+    """The last one is one process's, whichever comes first."""
+    other = PostgresStorage.of(checked_place(apart(path)))
+    log = storage.slots("account", 60.0)
+    taken, committing = threading.Event(), threading.Event()
+
+    def slowly(session):
+        session.execute("SELECT pg_advisory_xact_lock(?)", (log._lock,))
+        session.execute("INSERT INTO slots VALUES ('theirs', 'account', 'p', 'poll', false, 1e12, 0)")
+        session.send()
+        taken.set()
+        committing.wait(10)
+
+    first = other._worker.run("take slowly", slowly)
+    await asyncio.to_thread(taken.wait, 10)
+    second = asyncio.ensure_future(log.take(Priority.SUBMISSION, 1, 60.0, 0.0))
+    await until_somebody_waits(path, second)
+    committing.set()
+    await first
+    ticket, elsewhere = await second
+    await other.aclose()
+
+    assert ticket is None
+    assert len(elsewhere.polls) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_a_slot_whose_answer_was_lost_is_taken_once(storage, path, monkeypatch, limit):
     """The same ticket again is the same slot, also where it was the last one."""
     send, sent = Session.send, []
 
@@ -363,7 +419,7 @@ async def test_a_slot_whose_answer_was_lost_is_taken_once(storage, path, monkeyp
             raise psycopg.OperationalError("the connection was lost")
 
     monkeypatch.setattr(Session, "send", cut)
-    ticket, _ = await storage.slots("account", 60.0).take(Priority.SUBMISSION, 1, 60.0, 0.0)
+    ticket, _ = await storage.slots("account", 60.0).take(Priority.SUBMISSION, limit, 60.0, 0.0)
 
     assert ticket is not None
     assert postgres.execute(path, "SELECT id FROM qamera.slots") == [(ticket,)]
@@ -436,6 +492,9 @@ async def test_a_wrong_address_is_told_without_its_password(
         f"mysql://u:{CANARY}@h/db",
         f"postgresql+psycopg://u:{CANARY}@h/db",
         f"postgresql://u:{CANARY} x@h/db",
+        f"postgresql://u:{CANARY}@h/db",
+        f"postgresql://u:{WORD}/{WORD}@h/db",
+        f"postgresql://u:{WORD}/1@h/db",
         f"postgresql://u:{CANARY}@[::1/db",
         f"postgresql://u:{CANARY}@h/db?nonsense=1",
     ],
@@ -446,7 +505,7 @@ def test_what_is_no_address_is_refused_when_the_session_is_built(address):
         with pytest.raises(q.ConfigurationError, match="allowed is") as refused:
             make()
 
-        assert CANARY not in shown_of(refused.value)
+        assert WORD not in shown_of(refused.value)
 
 
 async def test_a_role_without_rights_is_told_what_to_run(sandbox, quick):
@@ -467,9 +526,11 @@ async def test_a_role_without_rights_is_told_what_to_run(sandbox, quick):
     postgres.execute(owners, "DROP SCHEMA qamera CASCADE", "CREATE SCHEMA qamera")
     with pytest.raises(q.LedgerUnavailableError, match=f"GRANT USAGE, CREATE ON SCHEMA qamera TO {name};"):
         await sandbox.session(**quick, ledger=mine).__aenter__()
+    postgres.execute(owners, f"GRANT USAGE ON SCHEMA qamera TO {name}")
+    with pytest.raises(q.LedgerUnavailableError, match=f"GRANT USAGE, CREATE ON SCHEMA qamera TO {name};"):
+        await sandbox.session(**quick, ledger=mine).__aenter__()
     async with sandbox.session(**quick, ledger=owners):
         pass
-    postgres.execute(owners, f"GRANT USAGE ON SCHEMA qamera TO {name}")
     with pytest.raises(q.LedgerUnavailableError, match="GRANT SELECT, INSERT, UPDATE, DELETE"):
         await sandbox.session(**quick, ledger=mine).__aenter__()
 
@@ -513,6 +574,7 @@ async def test_an_older_ledger_is_brought_up_to_date_or_left_as_it_is(path, monk
 
     def fails(session):
         step(session)
+        session.send()
         session.execute("SELECT 1 / 0").fetchall()
 
     columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'intents'"
@@ -562,6 +624,19 @@ async def test_any_ref_comes_back_as_it_was(storage, ref):
     found = await storage.claim(row(ref, 2), retry_failed=False)
 
     assert found.row.request.ref == ref
+
+
+async def test_what_was_downloaded_is_kept_by_its_whole_path(session, path, tmp_path, monkeypatch):
+    """A database has no folder that a path could be relative to."""
+    monkeypatch.chdir(tmp_path)
+    async with session() as qamera:
+        await qamera.batch([q.VideoRequest("img_1", ref="sku-1")], download_to="clips")
+    monkeypatch.chdir("/")
+    async with q.LedgerFile(path) as ledger:
+        (entry,) = [entry async for entry in ledger.entries()]
+
+    whole = tmp_path / "clips" / "sku-1.mp4"
+    assert entry.files == {whole: whole.stat().st_size}
 
 
 async def test_looking_makes_no_ledger(path):

@@ -34,7 +34,7 @@ _EXPIRE = "DELETE FROM slots WHERE account = %(account)s AND expires <= {now}"
 _TAKE = (
     "INSERT INTO slots "
     "SELECT %(ticket)s, %(account)s, %(process)s, %(priority)s, false, {now} + %(held)s, %(reserve)s "
-    "WHERE (SELECT count(*) FROM slots WHERE account = %(account)s AND id <> %(ticket)s) < %(limit)s "
+    "WHERE (SELECT count(*) FROM slots WHERE account = %(account)s) < %(limit)s "
     "ON CONFLICT (id) DO NOTHING"
 )
 _TAKEN = "SELECT 1 FROM slots WHERE id = %(ticket)s"
