@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import itertools
+import os
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._numbers = itertools.count()
+        self._process = os.getpid()
         self.start()
         atexit.register(self.remove)
 
@@ -54,6 +56,8 @@ class Server:
         self._control("reload")
 
     def remove(self):
+        if self._process != os.getpid():
+            return  # a forked child's end is not the server's
         with contextlib.suppress(subprocess.CalledProcessError):
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
