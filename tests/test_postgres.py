@@ -1,6 +1,7 @@
 """P5 in PostgreSQL: a database that goes away and comes back neither doubles an order nor loses one."""
 
 import asyncio
+import contextlib
 import json
 import pickle
 import subprocess
@@ -20,6 +21,7 @@ from qamera_async.ledger import checked_place, ledger_at
 from qamera_async.ledger.ledger import Ledger
 from qamera_async.ledger.postgres import PostgresStorage, opening, schema, worker
 from qamera_async.ledger.postgres.session import Session
+from qamera_async.ledger.postgres.worker import Alone
 from qamera_async.ledger.rows import LedgerState, Row
 from qamera_async.sandbox import Sandbox
 
@@ -345,6 +347,38 @@ async def test_a_row_that_another_is_changing_is_waited_for(storage, path):
 
     assert found is None
     assert states(path) == {"r": "submitted"}
+
+
+async def test_two_that_wait_for_each_other_are_both_done(path):
+    """What is done together has several rows in it, in whichever order: neither fails for that."""
+    postgres.execute(path, f"ALTER DATABASE {path.rpartition('/')[2]} SET deadlock_timeout = '20ms'")
+    both = [PostgresStorage.of(checked_place(address)) for address in (path, apart(path))]
+    refs, busy, begun = ["a", "b"], threading.Event(), threading.Barrier(2)
+    for number, ref in enumerate(refs):
+        await both[0].claim(row(ref, number), retry_failed=False)
+    await both[1].open()
+
+    def met(session):
+        session.send()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            begun.wait(0.5)
+
+    changing = []
+    for storage, numbers in zip(both, ((0, 1), (1, 0)), strict=True):
+        storage._worker.post("wait", Alone(lambda _: busy.wait(10)))
+        for what in (numbers[0], None, numbers[1]):
+            if what is None:
+                changing.append(storage._worker.run("meet", met))
+            else:
+                again = lambda row: attrs.evolve(row, reason=f"{row.reason}+")  # noqa: E731
+                changing.append(storage.change(f"int_{what}", set(LedgerState), again))
+    busy.set()
+    await asyncio.gather(*changing)
+    found = [(await both[0].find(f"int_{n}")).row.reason for n in range(2)]
+    for storage in both:
+        await storage.aclose()
+
+    assert found == ["++", "++"]
 
 
 async def test_two_that_adopt_one_record_at_once_are_told_apart(storage, path):
