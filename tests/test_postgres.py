@@ -636,6 +636,65 @@ async def test_tables_of_somebody_else_are_left_alone(path, mine):
     )
 
 
+async def test_a_ledger_that_lacks_a_row_of_its_own_is_damaged(path):
+    """Nobody could tell whether it is the same one later on."""
+    await made(path)
+    postgres.execute(path, "DELETE FROM qamera.meta WHERE name = 'ledger'")
+    await refused(path, q.LedgerCorruptError, "missing")
+
+
+@pytest.mark.parametrize("asked", ["open", "exists"])
+async def test_a_database_that_fails_while_it_is_entered_is_told(path, monkeypatch, asked):
+    """By a typed error, whatever it is that fails."""
+
+    def fails(*_):
+        raise psycopg.OperationalError("out of everything")
+
+    monkeypatch.setattr(opening, "has_tables", fails)
+    if asked == "open":
+        await refused(path, q.LedgerUnavailableError, "out of everything")
+    else:
+        with pytest.raises(q.LedgerUnavailableError, match="out of everything"):
+            await q.LedgerFile(path).exists()
+    monkeypatch.setattr(opening, "_SETTINGS", "SELECT 1 / 0")
+    await refused(path, q.LedgerUnavailableError, "division")
+
+
+async def test_a_lock_that_nobody_gives_back_is_told(storage, path, monkeypatch):
+    """A server that can't end what a lost connection left is of no use."""
+    monkeypatch.setattr(opening, "_PATIENCE", -1.0)
+    monkeypatch.setattr(worker, "_PATIENCE", -1.0)
+    there, storage._worker._lost_at = storage._worker._entered, 0.0
+    storage._worker._entered = None
+    with pytest.raises(q.LedgerUnavailableError, match="keeps the lock"):
+        await storage.claim(row(), retry_failed=False)
+    there.session.close()
+
+
+async def test_a_database_that_syncs_nothing_is_warned_of(path, caplog):
+    """A crash of its machine would lose what was said to be kept."""
+    postgres.execute(path, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    try:
+        while postgres.execute(path, "SHOW fsync") == [("on",)]:
+            await asyncio.sleep(0.01)
+        await made(path)
+    finally:
+        postgres.execute(path, "ALTER SYSTEM RESET fsync", "SELECT pg_reload_conf()")
+        while postgres.execute(path, "SHOW fsync") == [("off",)]:
+            await asyncio.sleep(0.01)
+
+    assert "fsync off" in caplog.text
+
+
+async def test_what_nobody_expected_is_ours_and_in_the_log(storage, caplog):
+    """A mistake in an operation ends neither the thread nor in silence."""
+    with pytest.raises(q.LedgerError, match="ZeroDivisionError"):
+        await storage._worker.run("count", lambda _: 1 // 0)
+
+    assert await storage.find("int_1") is None
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_a_row_that_is_damaged_is_found(storage, path):
     """What a row says is not believed where its digest differs."""
     await storage.claim(row(), retry_failed=False)

@@ -41,13 +41,8 @@ _SETTINGS = (
     "set_config('idle_in_transaction_session_timeout', '20s', false), "
     "current_setting('server_encoding'), current_setting('fsync')"
 )
-_OF_OTHERS = {
-    "42P07",
-    "42P01",
-    "42703",
-    "42809",
-    "42804",
-}  # what is there has our names, and is something else
+# What is there has our names, and is something else, or not all of it.
+_OF_OTHERS = {"42P07", "42P01", "42703", "42809", "42804", errors.NoDataFound.sqlstate}
 _LONG_DEAD = "7 days"
 
 

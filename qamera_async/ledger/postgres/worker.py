@@ -182,6 +182,4 @@ class Worker(AnyWorker[Session]):
                 )
             kind = LedgerCorruptError if error.sqlstate in _DAMAGED else LedgerUnavailableError
             return kind(f"The ledger can't be used: {self._place.reason(error)}.", path=self._path)
-        if isinstance(error, UnicodeDecodeError):
-            return LedgerCorruptError("The ledger is damaged: a text in it is none.", path=self._path)
         return self.unexpected(error)
