@@ -528,7 +528,7 @@ async def test_a_wrong_address_is_told_without_its_password(
         f"postgresql://u:{CANARY} x@h/db",
         f"postgresql://u:{CANARY}@h/db",
         f"postgresql://u:{WORD}/{WORD}@h/db",
-        f"postgresql://u:{WORD}/1@h/db",
+        f"postgresql://u:{WORD}/db",
         f"postgresql://u:{CANARY}@[::1/db",
         f"postgresql://u:{CANARY}@h/db?nonsense=1",
     ],
