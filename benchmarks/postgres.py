@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import psycopg
-from quota import KEY, row
 
 from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
 from qamera_async.budget.window import Priority
@@ -23,6 +22,7 @@ from qamera_async.sandbox import Sandbox
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import postgres as database
 
+KEY = "mk_live_sandbox.secret"
 ROWS = 1_000_000
 ORIGIN = "https://api.example"
 FILL = """
@@ -79,6 +79,11 @@ class Spent:
                 self.seconds += time.perf_counter() - start
 
         return timed
+
+
+def row(what, measured, target, met):
+    """Print one line of the table."""
+    print(f"| {what} | {measured} | {target} | {'ok' if met else 'MISSED'} |", flush=True)
 
 
 def session(url, ledger, **options):
