@@ -230,6 +230,20 @@ async def test_an_owner_lives_as_long_as_its_connection(storage, path):
     assert busy == [True, True]
 
 
+async def test_an_owner_that_is_idle_lives(path):
+    """Also where the database ends connections that are."""
+    postgres.execute(path, f"ALTER DATABASE {path.rpartition('/')[2]} SET idle_session_timeout = '20ms'")
+    storage = PostgresStorage.of(checked_place(path))
+    await storage.open()
+    there = storage._worker._entered
+    await asyncio.sleep(0.1)
+    await storage.find("int_1")
+    after = storage._worker._entered
+    await storage.aclose()
+
+    assert after is there
+
+
 async def test_a_claim_that_was_taken_over_meanwhile_is_not_sent(storage, path):
     """Who comes back finds that its claim is another's."""
     ledger, other = Ledger(storage, row().origin), PostgresStorage.of(checked_place(apart(path)))

@@ -30,15 +30,16 @@ _HELD = (
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 # A transaction whose process hangs must not keep the others for good. "off" would say that a commit is on the
-# disk before it is; what asks for more than that stays.
+# disk before it is; what asks for more than that stays. An owner that is idle lives, too.
 _SETTINGS = (
-    f"SELECT set_config('search_path', '{SCHEMA}', false), "
+    f"SELECT set_config('search_path', '{SCHEMA}', false), "  # noqa: S608 - our own name
     "set_config('synchronous_commit', "
     "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
     "ELSE current_setting('synchronous_commit') END, false), "
     "set_config('default_transaction_isolation', 'read committed', false), "
     "set_config('lock_timeout', '10s', false), set_config('statement_timeout', '60s', false), "
     "set_config('idle_in_transaction_session_timeout', '20s', false), "
+    "(SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'), "
     "current_setting('server_encoding'), current_setting('fsync')"
 )
 # What is there has our names, and is something else, or not all of it.
