@@ -70,7 +70,8 @@ def test_a_room_imports_only_from_rooms_above(room):
 
 
 @pytest.mark.parametrize(
-    ("library", "room"), [("aiohttp", "transport"), ("backoff", "policies"), ("sqlite3", "ledger")]
+    ("library", "room"),
+    [("aiohttp", "transport"), ("backoff", "policies"), ("sqlite3", "ledger"), ("psycopg", "ledger")],
 )
 def test_each_outside_library_has_one_border(library, room):
     """One room imports the HTTP client, one backoff, one the database."""
