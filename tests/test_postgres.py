@@ -172,7 +172,8 @@ async def test_a_database_that_is_away_means_no_post(session, sandbox, monkeypat
 async def test_a_restart_of_the_database_neither_doubles_nor_loses(session, sandbox, path, how):
     """In the middle of a batch, which goes on."""
     server, number = postgres.server(), 60
-    async with session() as qamera:
+    # A database that crashed takes as long as it takes on a busy machine.
+    async with session(timeouts=q.Timeouts(job=60.0, lookup=0.3)) as qamera:
 
         async def run():
             return await qamera.batch(
