@@ -14,8 +14,8 @@ import pytest
 import qamera_async as q
 from qamera_async import LedgerEntry, LedgerFile, LedgerState
 from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.ledger.intents import digest_of
 from qamera_async.ledger.rows import Row
-from qamera_async.ledger.sql import digest_of
 from qamera_async.ledger.sqlite import SqliteStorage
 from qamera_async.sandbox import Sandbox
 

@@ -316,7 +316,7 @@ async def test_a_claim_waits_for_one_that_is_not_committed_yet(storage, path):
     asked, committing = threading.Event(), threading.Event()
 
     def slowly(session):
-        other._insert(session, attrs.evolve(row("r", 1), owner=other._owner))
+        other._intents.insert(session, attrs.evolve(row("r", 1), owner=other._owner))
         other._at_work.add("int_1")
         session.send()
         asked.set()
@@ -346,7 +346,7 @@ async def test_a_row_that_another_is_changing_is_waited_for(storage, path):
     changed, committing = threading.Event(), threading.Event()
 
     def slowly(session):
-        other._update(session, attrs.evolve(row(), state=LedgerState.SUBMITTED))
+        other._intents.update(session, attrs.evolve(row(), state=LedgerState.SUBMITTED))
         session.send()
         changed.set()
         committing.wait(10)

@@ -1,43 +1,26 @@
-"""The rows of a ledger in SQL, as any database keeps them."""
+"""What a ledger asks for, in SQL, as any database does it."""
 
 from __future__ import annotations
 
-import zlib
 from abc import abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import attrs
 
-from ..errors import LedgerCorruptError, RefConflictError
-from .rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, LedgerState, Row, decoded, same_request
+from ..errors import RefConflictError
+from .intents import Intents, Tables, claimed_in
+from .rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, LedgerState, Row, same_request
 from .shared import Shared
 from .storage import Found
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from .worker import Worker
 
-_PAGE = 200  # rows that are read at a time
 _HAS_RECORD = "id IN (SELECT intent FROM records WHERE origin = ? AND record_id = ?)"
-_COLUMNS = "id, origin, ref, state, owner, body, digest"
-
-
-class _Result(Protocol):
-    @property
-    def rowcount(self) -> int: ...
-    def fetchone(self) -> Any: ...  # noqa: ANN401 - a database's own row
-    def fetchall(self) -> list[Any]: ...
-
-
-class Tables(Protocol):
-    """A connection, in a transaction."""
-
-    def execute(self, sql: str, values: Sequence[Any] = ..., /) -> _Result:
-        """Run a statement, with values for its question marks."""
-        ...
 
 
 _C = TypeVar("_C", bound=Tables)
@@ -51,6 +34,7 @@ class SqlStorage(Shared[_C]):
 
     def __init__(self, path: str, worker: Worker[_C]) -> None:
         super().__init__(path, worker)
+        self._intents = Intents(path, self._locked)
         self._owner = 0
         # What this process works on. Where a disk is full, a row can say that and be wrong.
         self._at_work: set[str] = set()
@@ -77,13 +61,15 @@ class SqlStorage(Shared[_C]):
             while True:
                 earlier = None
                 if ref is not None:
-                    earlier = self._one(connection, "origin = ? AND ref = ? AND current = 1", row.origin, ref)
+                    earlier = self._intents.one(
+                        connection, "origin = ? AND ref = ? AND current = 1", row.origin, ref
+                    )
                 if earlier is not None and not self._makes_place(
                     connection, earlier, row, retry_failed=retry_failed
                 ):
                     return self._found(connection, earlier)
                 # Another process may have been faster just now: then its row is there to be seen.
-                if self._insert(connection, attrs.evolve(row, owner=self._owner)):
+                if self._intents.insert(connection, attrs.evolve(row, owner=self._owner)):
                     self._at_work.add(row.id)
                     return None
 
@@ -112,12 +98,12 @@ class SqlStorage(Shared[_C]):
         self, allowed: Collection[LedgerState], change: Callable[[Row], Row], where: str, *values: str
     ) -> Awaitable[Row | None]:
         def operation(connection: _C) -> Row | None:
-            row = self._one(connection, where, *values)
+            row = self._intents.one(connection, where, *values)
             if row is None or row.state not in allowed:
                 return None
             changed = change(row)
             if changed != row:
-                self._update(connection, changed)
+                self._intents.update(connection, changed)
             return changed
 
         return self._worker.run("keep what became of a request", operation)
@@ -143,7 +129,7 @@ class SqlStorage(Shared[_C]):
         """Give a row by the intent's id."""
 
         def operation(connection: _C) -> Found | None:
-            row = self._one(connection, "id = ?", intent_id)
+            row = self._intents.one(connection, "id = ?", intent_id)
             return None if row is None else self._found(connection, row)
 
         return self._worker.run("find a request", operation)
@@ -152,7 +138,7 @@ class SqlStorage(Shared[_C]):
         """Give the row that has this record."""
 
         def operation(connection: _C) -> Row | None:
-            return self._one(connection, _HAS_RECORD, origin, record_id)
+            return self._intents.one(connection, _HAS_RECORD, origin, record_id)
 
         return self._worker.run("find a record", operation)
 
@@ -163,7 +149,7 @@ class SqlStorage(Shared[_C]):
         last = 0
 
         def page(connection: _C) -> list[tuple[int, Found]]:
-            rows = self._some(connection, origin, looked_at, last)
+            rows = self._intents.some(connection, origin, looked_at, last)
             under_way = {row.owner for _, _, row in rows if row.state in UNDER_WAY}
             living = self._living(connection, under_way - {self._owner})
             return [
@@ -184,16 +170,16 @@ class SqlStorage(Shared[_C]):
 
         def operation(connection: _C) -> Row | set[str] | None:
             self._alone(connection)
-            row = self._one(connection, "id = ?", intent_id)
+            row = self._intents.one(connection, "id = ?", intent_id)
             if row is None or row.state not in OPEN_TO_ADOPTION:
                 return None
             if set(row.record_ids) == set(record_ids):
                 return row
-            if taken := _claimed(connection, row.origin, record_ids, but=intent_id):
+            if taken := claimed_in(connection, row.origin, record_ids, but=intent_id):
                 return taken
             connection.execute("DELETE FROM records WHERE intent = ?", (intent_id,))
             adopted = attrs.evolve(row, state=LedgerState.ADOPTED, record_ids=record_ids)
-            self._update(connection, adopted)
+            self._intents.update(connection, adopted)
             return adopted
 
         return self._worker.run("adopt records", operation)
@@ -201,7 +187,7 @@ class SqlStorage(Shared[_C]):
     def claimed(self, origin: str, record_ids: Collection[str]) -> Awaitable[set[str]]:
         """Give those of the records that a row has."""
         return self._worker.run(
-            "look for claims", lambda connection: _claimed(connection, origin, record_ids)
+            "look for claims", lambda connection: claimed_in(connection, origin, record_ids)
         )
 
     # --- in the thread --------------------------------------------------------------------------
@@ -238,7 +224,7 @@ class SqlStorage(Shared[_C]):
     def _seen(self, connection: _C, row: Row, living: Collection[int]) -> Found | None:
         """What is found of a row that may have changed since it was read; None where it is gone."""
         if row.state is LedgerState.SENDING and not self._busy(row, living):
-            now = self._one(connection, "id = ?", row.id)
+            now = self._intents.one(connection, "id = ?", row.id)
             return None if now is None else self._found(connection, now)
         return Found(row, self._busy(row, living))
 
@@ -251,89 +237,8 @@ class SqlStorage(Shared[_C]):
                 state=LedgerState.AMBIGUOUS,
                 reason="The process that sent it ended before the answer was kept.",
             )
-            self._update(connection, row)
+            self._intents.update(connection, row)
         return Found(row, busy)
-
-    def _one(self, connection: _C, where: str, *values: object) -> Row | None:
-        # `where` is this module's own, and what is looked for is bound to its marks.
-        found = connection.execute(
-            f"SELECT {_COLUMNS} FROM intents WHERE {where}{self._locked}",  # noqa: S608
-            values,
-        ).fetchone()
-        return None if found is None else self._row(found)
-
-    def _some(
-        self, connection: _C, origin: str | None, states: Collection[LedgerState], last: int
-    ) -> list[tuple[int, int, Row]]:
-        # Written out, so that the index of those states is seen to fit.
-        where = f"state IN ({', '.join(sorted(repr(state.value) for state in states))}) AND number > ?"
-        values: tuple[object, ...] = (last,)
-        if origin is not None:
-            where, values = f"origin = ? AND {where}", (origin, last)
-        found = connection.execute(
-            f"SELECT number, current, {_COLUMNS} FROM intents WHERE {where} "  # noqa: S608
-            f"ORDER BY number LIMIT {_PAGE}",
-            values,
-        )
-        return [(number, current, self._row(columns)) for number, current, *columns in found.fetchall()]
-
-    def _row(self, columns: Sequence[Any]) -> Row:
-        *searched, body, digest = columns
-        try:
-            if digest_of(*searched, body) != digest:
-                raise ValueError("the digest differs")  # noqa: TRY301 - one border for both
-            return decoded(body)
-        except ValueError as error:
-            raise LedgerCorruptError(
-                f"A row of the ledger is damaged: {searched[0]!r}, {error}.", path=self.path
-            ) from None
-
-    def _insert(self, connection: _C, row: Row) -> bool:
-        """Whether it could be inserted, since no other of its ref is the one that counts."""
-        inserted = connection.execute(
-            "INSERT INTO intents (id, origin, ref, state, owner, current, body, digest) "
-            "VALUES (?, ?, ?, ?, ?, 1, ?, ?) "
-            "ON CONFLICT (origin, ref) WHERE current = 1 AND ref IS NOT NULL DO NOTHING",
-            _columns(row),
-        ).rowcount
-        if inserted:
-            self._keep_records(connection, row)
-        return bool(inserted)
-
-    def _update(self, connection: _C, row: Row) -> None:
-        row_id, _, _, state, owner, body, digest = _columns(row)
-        connection.execute(
-            "UPDATE intents SET state = ?, owner = ?, body = ?, digest = ? WHERE id = ?",
-            (state, owner, body, digest, row_id),
-        )
-        self._keep_records(connection, row)
-
-    def _keep_records(self, connection: _C, row: Row) -> None:
-        for record_id in row.record_ids:
-            connection.execute(
-                "INSERT INTO records VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (row.origin, record_id, row.id)
-            )
-
-
-def _columns(row: Row) -> tuple[Any, ...]:
-    searched = row.id, row.origin, row.request.ref, row.state.value, row.owner
-    body = row.encoded()
-    return (*searched, body, digest_of(*searched, body))
-
-
-def _claimed(connection: Tables, origin: str, record_ids: Collection[str], but: str = "") -> set[str]:
-    """Those of the records that a row has, one row aside."""
-    query = "SELECT 1 FROM records WHERE origin = ? AND record_id = ? AND intent != ?"
-    return {
-        record_id
-        for record_id in record_ids
-        if connection.execute(query, (origin, record_id, but)).fetchone()
-    }
-
-
-def digest_of(*columns: object) -> int:
-    """Give what tells whether any of a row was damaged."""
-    return zlib.crc32(repr(columns).encode())
 
 
 def _marks(values: Collection[object]) -> str:
