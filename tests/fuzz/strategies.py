@@ -191,3 +191,15 @@ headers = st.fixed_dictionaries(
     },
 )
 """The headers that are read, with whatever came as their values."""
+
+# Bodies of any length whose parts take many times their bytes: the beginning, what is repeated, the end.
+BULKS = {
+    "numbers in a list": (b'{"videos":[', b"0,", b"0]}"),
+    "objects in a list": (b'{"videos":[', b"{},", b"{}]}"),
+    "short videos": (b'{"videos":[', b'{"id":"a"},', b'{"id":"b"}]}'),
+    "ids": (b'{"createdRecordIds":[', b'"a",', b'"b"]}'),
+    "lists in a receipt": (b'{"createdRecordIds":["a"],"more":[', b"[],", b"[]]}"),
+    "lists in an error": (b'{"error":"no","more":[', b"[],", b"[]]}"),
+    "an endless text": (b'{"error":"', b"abc", b'"}'),
+    "no JSON at all": (b"<html>", b"<br>", b"</html>"),
+}

@@ -9,7 +9,18 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from strategies import bodies, encoded, errors, good_items, good_receipts, headers, listings, receipts, whole
+from strategies import (
+    BULKS,
+    bodies,
+    encoded,
+    errors,
+    good_items,
+    good_receipts,
+    headers,
+    listings,
+    receipts,
+    whole,
+)
 
 import qamera_async as q
 from qamera_async import protocol
@@ -193,18 +204,6 @@ def test_a_good_video_among_broken_ones_is_served(pair, broken):
 
     assert (listing.broken, list(some)) == (2 * len(broken), [meant["id"]])
     assert some[meant["id"]].video_url == whole(meant["videoUrl"])
-
-
-BULKS = {
-    "numbers in a list": (b'{"videos":[', b"0,", b"0]}"),
-    "objects in a list": (b'{"videos":[', b"{},", b"{}]}"),
-    "short videos": (b'{"videos":[', b'{"id":"a"},', b'{"id":"b"}]}'),
-    "ids": (b'{"createdRecordIds":[', b'"a",', b'"b"]}'),
-    "lists in a receipt": (b'{"createdRecordIds":["a"],"more":[', b"[],", b"[]]}"),
-    "lists in an error": (b'{"error":"no","more":[', b"[],", b"[]]}"),
-    "an endless text": (b'{"error":"', b"abc", b'"}'),
-    "no JSON at all": (b"<html>", b"<br>", b"</html>"),
-}
 
 
 @pytest.mark.parametrize("bulk", BULKS)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from strategies import TOKENS, bodies, header_values
+from strategies import BULKS, TOKENS, bodies, header_values
 
 import qamera_async as q
 
@@ -171,15 +171,6 @@ async def test_a_session_meets_any_answer_with_a_result_or_an_error_of_ours(sent
 
 
 SIZE = 40_000
-BULKS = {
-    "numbers in a list": (b'{"videos":[', b"0,", b"0]}"),
-    "objects in a list": (b'{"videos":[', b"{},", b"{}]}"),
-    "short videos": (b'{"videos":[', b'{"id":"a"},', b'{"id":"b"}]}'),
-    "ids": (b'{"createdRecordIds":[', b'"a",', b'"b"]}'),
-    "lists in a receipt": (b'{"createdRecordIds":["a"],"more":[', b"[],", b"[]]}"),
-    "an endless text": (b'{"error":"', b"abc", b'"}'),
-    "no JSON at all": (b"<html>", b"<br>", b"</html>"),
-}
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 WAYS = {
     "with its length": ok,

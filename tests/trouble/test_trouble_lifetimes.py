@@ -104,13 +104,16 @@ async def signalled(sandbox, folder, number):
     return process, sent(sandbox, answered=False)
 
 
-@pytest.mark.parametrize(
+SIGNALS = pytest.mark.parametrize(
     "number",
     [
         pytest.param(signal.SIGINT, marks=pytest.mark.case(54)),
         pytest.param(signal.SIGTERM, marks=pytest.mark.case(55)),
     ],
 )
+
+
+@SIGNALS
 async def test_a_signal_loses_no_receipt_of_what_was_on_the_wire(tmp_path, number):
     """Each POST that was unanswered at the signal has its receipt in the ledger, and so has each order."""
     async with Sandbox(quota=None, credits=10**6) as sandbox:
@@ -129,13 +132,7 @@ async def test_a_signal_loses_no_receipt_of_what_was_on_the_wire(tmp_path, numbe
     assert len(kept) < 300
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(signal.SIGINT, marks=pytest.mark.case(54)),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.case(55)),
-    ],
-)
+@SIGNALS
 async def test_a_second_signal_forgets_nothing_of_what_was_on_the_wire(tmp_path, number):
     """It leaves at once: each POST that was unanswered is in doubt in the ledger, and nothing else is."""
     async with Sandbox(quota=None, credits=10**6) as sandbox:
