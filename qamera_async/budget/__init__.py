@@ -168,8 +168,7 @@ class RequestBudget:
             free, next_free = self._taken.free, self._taken.next_free
             if math.isinf(next_free):
                 return interval
-            here = free * self._taken.share(stale_after) if self._logs else free
-            return max(interval, min((next_free - now) / max(here, 1), stale_after))
+            return max(interval, min((next_free - now) / max(free, 1), stale_after))
 
     def reserve(self, owner: object, stale_after: float) -> None:
         """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""

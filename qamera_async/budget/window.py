@@ -105,7 +105,8 @@ class Window:
         return float(sum(self._reserves.values()))
 
     def _add_up(self) -> None:
-        self._reserved = min(math.ceil(self.reserved_here + self._their_reserve), self.limit // 2)
+        # Who keeps one quota shares one poll, too: whoever polls, polls for all.
+        self._reserved = min(math.ceil(max(self.reserved_here, self._their_reserve)), self.limit // 2)
 
     def may_submit(self, now: float) -> bool:
         """Whether a submission leaves the polls what is theirs.
@@ -166,7 +167,7 @@ class Window:
         self._theirs[Priority.POLL][:] = sorted(at for look in looks for at in look.polls)
         self._their_submitting = sum(look.submitting for look in looks)
         self._their_polling = sum(look.polling for look in looks)
-        self._their_reserve = sum(look.reserve for look in looks)
+        self._their_reserve = max((look.reserve for look in looks), default=0.0)
         self._count_theirs()
         self._add_up()
 
@@ -178,14 +179,6 @@ class Window:
         polls = self._theirs[Priority.POLL]
         polls[:] = sorted([*polls, *([until] * self.free)])
         self._count_theirs()
-
-    def share(self, stale_after: float) -> float:
-        """Give the part of the free slots that is for the polls here; others poll for their jobs too."""
-        theirs = self._their_reserve
-        here = max(self.reserved_here, self.length / stale_after)
-        if not theirs and (self._their_polling or self._theirs[Priority.POLL]):
-            theirs = here  # they have said nothing of what they need
-        return here / (here + theirs)
 
     def absorb(self, other: Window, shift: float) -> None:
         """Take over the slots that another window still counts; its clock is ``shift`` seconds behind."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
 from .address import SCHEMES, Address
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..budget.shared import SlotLog
     from ..errors import QameraError
     from ..models import Intent, Receipt, Video
+    from .board import Board
     from .ledger import Ledger
     from .rows import Row
 
@@ -41,6 +42,10 @@ class NoLedger:
 
     def slots(self, account: str, grace: float) -> SlotLog | None:  # noqa: ARG002
         """Give the log of the slots that all processes with this ledger and account take."""
+        return None
+
+    def board(self, account: str) -> Board[Any] | None:  # noqa: ARG002
+        """Give the board by which all processes with this ledger and account share one poll."""
         return None
 
     async def claim(self, intent: Intent, *, retry_failed: bool) -> Row | None:  # noqa: ARG002

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..budget.shared import SlotLog
     from ..errors import QameraError
     from ..models import Intent, Receipt, Video
+    from .board import Board
     from .storage import Found, Storage
 
 _log = logging.getLogger("qamera_async")
@@ -69,6 +70,10 @@ class Ledger(NoLedger):
     def slots(self, account: str, grace: float) -> SlotLog | None:
         """Give the log of the slots that all processes with this ledger and account take."""
         return self.storage.slots(account, grace)
+
+    def board(self, account: str) -> Board[Any] | None:
+        """Give the board by which all processes with this ledger and account share one poll."""
+        return self.storage.board(account)
 
     async def aclose(self) -> None:
         """Keep what couldn't be kept before, if that goes now, and let go of the database."""

@@ -120,5 +120,5 @@ def elsewhere_of(rows: Iterable[tuple[Any, ...]]) -> Elsewhere:
         polls=tuple(settled[poll]),
         submitting=under_way[submission],
         polling=under_way[poll],
-        reserve=sum(reserves.values()),
+        reserve=max(reserves.values(), default=0.0),
     )

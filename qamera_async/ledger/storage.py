@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from ..budget.shared import SlotLog
+    from .board import Board
     from .rows import LedgerState, Row
 
 
@@ -106,6 +107,10 @@ class Storage(Protocol):
 
     def slots(self, account: str, grace: float) -> SlotLog:
         """Give the log of an account's slots; ``grace``: seconds that a request may be under way."""
+        ...
+
+    def board(self, account: str) -> Board[Any]:
+        """Give the board of an account's polls, for one poller."""
         ...
 
     def release(self) -> object:

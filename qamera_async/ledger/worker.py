@@ -71,9 +71,14 @@ class Worker(ABC, Generic[_C]):
         """Queue the end: what was queued before is done, then the connection is closed; gives its thread."""
         with self._lock:
             self._ended = True
-            if self._thread is not None:
+            thread = self._thread
+            if thread is not None:
                 self._queue.put(None)
-            return self._thread
+        self._rouse()
+        return thread
+
+    def _rouse(self) -> None:
+        """Let the thread see that something is queued, where it waits for something else as well."""
 
     def _put(self, job: Job[_C]) -> None:
         with self._lock:
@@ -91,6 +96,7 @@ class Worker(ABC, Generic[_C]):
                     return
                 self._thread = thread
             self._queue.put(job)
+        self._rouse()
 
     @staticmethod
     def _refuse(job: Job[_C], error: QameraError) -> None:
@@ -138,7 +144,12 @@ class Worker(ABC, Generic[_C]):
                     _log.exception("closing the ledger %s failed; what was written stays", self._path)
                 return
 
+    def _idle(self) -> None:
+        """Wait for something else as well, while nothing is queued."""
+
     def _next_jobs(self) -> list[Job[_C] | None]:
+        with contextlib.suppress(Exception):  # what is queued is not to wait for the end of its trouble
+            self._idle()
         jobs = [self._queue.get()]
         while jobs[-1] is not None and len(jobs) < _MOST_AT_ONCE:
             try:

@@ -11,19 +11,22 @@ import contextlib
 import logging
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import protocol
 from ..budget.window import Priority
 from ..errors import (
     JobLostError,
+    LedgerError,
     QameraError,
     SessionClosedError,
+    TransportError,
 )
 from ..events import Polled, Updated
 from ..models import JobState
 from ..transport.tracing import Flight
 from .latest import Latest
+from .others import Others
 from .records import GONE_POLLS, URL_GRACE, Record, is_final
 from .seen import Seen
 
@@ -32,9 +35,11 @@ if TYPE_CHECKING:
 
     from ..budget import RequestBudget
     from ..events import Emit
+    from ..ledger.board import Board, Look
     from ..models import Video
     from ..policies import PollPolicy, StatusRules, Timeouts
     from ..transport import Transport
+    from .others import Turn
 
 _log = logging.getLogger("qamera_async")
 _WARNINGS = 100
@@ -52,6 +57,7 @@ class Poller:
         timeouts: Timeouts,
         rules: StatusRules,
         emit: Emit,
+        board: Board[Any] | None = None,
     ) -> None:
         self._transport = transport
         self._budget = budget
@@ -67,8 +73,11 @@ class Poller:
         self._asked: list[asyncio.Future[tuple[protocol.Answer, protocol.Listing]]] = []
         self._due = math.inf
         self._ended = -math.inf  # when the last poll ended, for better or worse
+        self._not_before = -math.inf  # while another polls
         self._latest = Latest()
+        self._latest_at = -math.inf  # when that was sent
         self.seen = Seen()
+        self._whole = True  # whether nobody else has polled since the last list that was seen here
         self._good_at = -math.inf  # when the last good poll was sent
         self._outage: Iterator[float] | None = None
         self._last_error: QameraError | None = None
@@ -77,6 +86,12 @@ class Poller:
         self._wake = asyncio.Event()
         self._closed = False
         self._warned: set[str] = set()
+        self._others = None if board is None else Others(board, policy.interval, self._told)
+
+    @property
+    def lists_seen(self) -> int:
+        """How many lists were seen; 0 where the last of them is no news, since others poll by now."""
+        return self.seen.lists if self._whole else 0
 
     @property
     def last_error(self) -> QameraError | None:
@@ -102,9 +117,11 @@ class Poller:
         now = asyncio.get_running_loop().time()
         record.joined, record.absences, record.absent_since = now, 0, None
         self._watched[record.record_id] = (*self._watched.get(record.record_id, ()), record)
-        if self._outage is None and now - self._good_at <= self._policy.interval:
+        if self._outage is None and now - self._latest_at <= self._policy.interval:
             self._tell_from_last(record, now)
         if not record.settled:
+            if self._others is not None:
+                self._others.watch(record.record_id)
             self._newcomers.append(record)
             self._needed(max(due, now))
 
@@ -113,8 +130,8 @@ class Poller:
         others = tuple(other for other in self._watched.get(record.record_id, ()) if other is not record)
         if others:
             self._watched[record.record_id] = others
-        else:
-            self._watched.pop(record.record_id, None)
+        elif self._watched.pop(record.record_id, None) is not None and self._others is not None:
+            self._others.unwatch(record.record_id)
         self._restless.discard(record)
         self._rest()
 
@@ -147,6 +164,8 @@ class Poller:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self._others is not None:
+            await self._others.aclose()
 
     # --- when to poll ---------------------------------------------------------------------------
 
@@ -186,7 +205,11 @@ class Poller:
         while True:
             self._wake.clear()
             pause = self._budget.pace(self._policy.interval * jitter, self._policy.stale_after)
-            until = max(self._ended + max(pause, backoff * jitter), self._due)
+            if self._outage is not None:
+                pause = max(pause, backoff * jitter)
+            if self._others is not None:
+                pause += self._others.handicap
+            until = max(self._ended + pause, self._due, self._not_before)
             if until <= loop.time():
                 return
             with contextlib.suppress(TimeoutError):
@@ -198,10 +221,13 @@ class Poller:
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
         sent_at: float | None = None
+        turn: Turn | None = None
         flight = self._flight = Flight()
 
         async def sending() -> None:
-            nonlocal sent_at
+            nonlocal sent_at, turn
+            if self._others is not None:
+                turn = await self._turn(self._others)
             sent_at = loop.time()
             self._asked += self._questions
             self._questions = []
@@ -219,17 +245,56 @@ class Poller:
                 self._note(listing)
             await _pause_after(answer)
             self._tell(answer, listing, sent_at, another=another)
+            if turn is not None:
+                items = protocol.items_of(answer, turn.others, listing)
+                await turn.brought(loop.time() - sent_at, items, complete=listing.complete)
+        except _NotNeeded:
+            self._not_before = loop.time() + self._policy.interval / 4
         except QameraError as error:
             # Also of one that was never sent, or the next would follow at once.
             self._ended = loop.time()
             self._trouble(error)
+            if turn is not None:
+                await turn.brought(0.0, {}, complete=True, trouble=str(error))
         finally:
+            if turn is not None:
+                turn.give_up()
             # A poll withdrawn before it was sent has changed nothing, and may have a successor by now.
             if sent_at is not None and self._flight is flight:
                 self._ended = loop.time()
                 self._due = -math.inf
                 self._questions += [question for question in self._asked if not question.done()]
                 self._asked = []
+
+    async def _turn(self, others: Others) -> Turn | None:
+        """Give the turn to poll for all; None where this poll is for nobody else.
+
+        Raises:
+            _NotNeeded: another polls.
+        """
+        try:
+            turn = await others.turn()
+        except LedgerError as error:
+            # What is paid for shall be seen to its end.
+            _log.warning("a poll could not be shared, and is sent all the same: %s", error)
+            return None
+        # Who asks for a whole list has to get it himself.
+        if turn is None and not self._questions:
+            raise _NotNeeded
+        return turn
+
+    def _told(self, look: Look) -> None:
+        """Take what another's poll has brought."""
+        now = asyncio.get_running_loop().time()
+        self._ended = now - look.ended
+        if look.trouble:
+            self._trouble(TransportError(f"Another process's poll failed: {look.trouble}"))
+            return
+        self._good_at, self._outage, self._last_error, self._whole = now - look.sent, None, None, False
+        answer = protocol.list_of([item for item in look.items.values() if item is not None])
+        listing = protocol.read_listing(answer)
+        records = [record for name in look.items for record in self._watched.get(name, ())]
+        self._tell_some(records, answer, listing, now - look.sent, complete=look.complete)
 
     def _trouble(self, error: QameraError) -> None:
         if is_final(error):
@@ -251,12 +316,31 @@ class Poller:
     ) -> None:
         """Tell everybody of a list; where it is the same as the last, those whom that tells something."""
         newcomers, self._newcomers = self._newcomers, []
-        self._good_at, self._outage, self._last_error = sent_at, None, None
-        statuses = listing.statuses
+        # What others have told since is not in the list that this one is the same as.
+        another, self._whole = another or not self._whole, True
+        self._good_at = self._latest_at = sent_at
+        self._outage = self._last_error = None
         if another:
             looked_at = [record for records in self._watched.values() for record in records]
         else:
             looked_at = [record for record in self._restless.union(newcomers) if self._is_watched(record)]
+        told = self._tell_some(looked_at, answer, listing, sent_at, complete=listing.complete)
+        for question in self._asked:
+            if not question.done():
+                question.set_result((answer, listing))
+        self._emit(Polled(len(listing.statuses), told, len(self._watched)))
+
+    def _tell_some(
+        self,
+        looked_at: list[Record],
+        answer: protocol.Answer,
+        listing: protocol.Listing,
+        sent_at: float,
+        *,
+        complete: bool,
+    ) -> int:
+        """Tell of some records what a list says of them; gives how many of them have changed."""
+        statuses = listing.statuses
         changed = [record for record in looked_at if self._has_news(record, statuses)]
         videos = protocol.read_some(answer, {r.record_id for r in changed}, listing, self._rules)
         told = sum(
@@ -266,11 +350,8 @@ class Poller:
         )
         for record in looked_at:
             if record.record_id not in statuses and self._is_watched(record):
-                self._absent(record, sent_at, complete=listing.complete)
-        for question in self._asked:
-            if not question.done():
-                question.set_result((answer, listing))
-        self._emit(Polled(len(statuses), told, len(self._watched)))
+                self._absent(record, sent_at, complete=complete)
+        return told
 
     def _has_news(self, record: Record, statuses: Mapping[str, str]) -> bool:
         status = statuses.get(record.record_id)
@@ -356,6 +437,10 @@ class Poller:
         if key not in self._warned and len(self._warned) < _WARNINGS:
             self._warned.add(key)
             _log.warning(message, *args)
+
+
+class _NotNeeded(Exception):  # noqa: N818 - no error: another polls
+    """A poll that was about to be sent isn't needed."""
 
 
 async def _pause_after(answer: protocol.Answer) -> None:

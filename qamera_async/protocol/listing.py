@@ -13,7 +13,7 @@ from ..models import JobState, Video
 from .answer import UNREADABLE, Answer, decoded, identifier_of, reader, text_of, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ..policies import StatusRules
 
@@ -109,24 +109,32 @@ def read_listing(answer: Answer) -> Listing:
 
 def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: StatusRules) -> dict[str, Video]:
     """Give those videos of a list whose ids are asked for; the others are not made into objects."""
-    # To itself, so that a video's id is the one that was asked for, not a copy for each of thousands.
+    found: dict[str, _Full] = {}
+    for record_id, raw in named_items(answer, ids, listing):
+        item = _tolerant(raw)
+        if item is not None and item.id == record_id:
+            # That of the caller, not a copy for each of thousands.
+            item.id = record_id
+            found[record_id] = item
+    return {video.id: video for video in _videos(found.values(), rules, answer)}
+
+
+def named_items(answer: Answer, ids: Iterable[str], listing: Listing) -> Iterator[tuple[str, msgspec.Raw]]:
+    """Give those items of a list whose ids are asked for, each with its id."""
     wanted = {record_id: record_id for record_id in ids if record_id in listing.statuses}
     if not wanted:
-        return {}
-    found: dict[str, _Full] = {}
+        return
     # A raw item is only skipped over, which is cheaper than a typed one; the order is that of the list.
     items = decoded(_raw_list, answer.body).videos
-    if listing.broken or len(items) != len(listing.statuses):
-        candidates: Iterable[_Full | None] = map(_tolerant, items)
-    else:
-        candidates = (
-            _tolerant(raw) for raw, name in zip(items, listing.statuses, strict=True) if name in wanted
-        )
-    for item in candidates:
+    if not listing.broken and len(items) == len(listing.statuses):
+        for raw, name in zip(items, listing.statuses, strict=True):
+            if name in wanted:
+                yield wanted[name], raw
+        return
+    for raw in items:
+        item = _tolerant(raw)
         if item is not None and item.id in wanted:
-            item.id = wanted[item.id]
-            found[item.id] = item
-    return {video.id: video for video in _videos(found.values(), rules, answer)}
+            yield wanted[item.id], raw
 
 
 @reader

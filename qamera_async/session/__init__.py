@@ -143,6 +143,7 @@ class QameraSession:
         self._binding = Binding(self._begin)
         self._ledger = NoLedger()
         self._slots: SlotLog | None = None
+        board = None
         if place is not None:
             self._ledger = ledger_at(place, origin)
             # The key itself is nobody's business who reads the file.
@@ -151,9 +152,10 @@ class QameraSession:
             ).hexdigest()
             grace = self._timeouts.request + self._timeouts.connect
             self._slots = self._ledger.slots(account, grace)
+            board = self._ledger.board(account)
         self._transport = Transport(self._wire, self._budget, self._timeouts, self._retry, self._emit)
         self._poller = Poller(
-            self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit
+            self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit, board
         )
         self._submitter = Submitter(
             self._transport, self._poller, self._timeouts, self._rules, self._emit, self._ledger

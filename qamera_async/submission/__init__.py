@@ -183,7 +183,7 @@ class Submitter:
             order.intent = attrs.evolve(order.intent, sent_at=datetime.now(UTC))
             await self._ledger.sending(order.intent)
             order.began = loop.time()
-            order.lists = self._poller.seen.lists
+            order.lists = self._poller.lists_seen
 
         async def attempt() -> protocol.Answer:
             order.flight.connected = False

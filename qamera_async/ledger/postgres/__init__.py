@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from ..sql import SqlStorage
+from .board import PostgresBoard
 from .opening import is_there, living
 from .place import Place
 from .schema import ADOPTING, LOCKS
@@ -46,6 +47,10 @@ class PostgresStorage(SqlStorage[Session]):
 
     def _new_slots(self, account: str, grace: float) -> PostgresSlots:
         return PostgresSlots(self._worker, account, grace)
+
+    def board(self, account: str) -> PostgresBoard:
+        """Give the board of an account's polls, for one poller."""
+        return PostgresBoard(self._worker, account, lambda: self._owner)
 
     # --- in the thread --------------------------------------------------------------------------
 

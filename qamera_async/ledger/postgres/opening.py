@@ -15,7 +15,7 @@ import psycopg
 from psycopg import errors
 
 from ...errors import LedgerCorruptError, LedgerUnavailableError, QameraError
-from .schema import LOCKS, SCHEMA, check_rights, check_schema, has_tables, migrate, without_rights
+from .schema import LOCKS, SCHEMA, TABLES, check_rights, check_schema, has_tables, migrate, without_rights
 from .session import Session
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ _HELD = (
     "FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = ? AND objsubid = 2 "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
+ALIVE = f"SELECT objid::bigint {_HELD}"
+"""The owners whose connections are there, in SQL; its mark is for ``LOCKS``."""
+
 # A transaction whose process hangs must not keep the others for good. "off" would say that a commit is on the
 # disk before it is; what asks for more than that stays. An owner that is idle lives, too.
 _SETTINGS = (
@@ -44,6 +47,7 @@ _SETTINGS = (
 )
 # What is there has our names, and is something else, or not all of it.
 _OF_OTHERS = {"42P07", "42P01", "42703", "42809", "42804", errors.NoDataFound.sqlstate}
+_WHOLE = ", ".join(f"'{table}'::regclass" for table in TABLES)  # an error where one is missing
 _LONG_DEAD = "7 days"
 
 
@@ -99,14 +103,14 @@ def entered(place: Place, owner: int, ledger: int | None) -> Entered:
             check_rights(session, place.shown)
         if ledger is None:
             migrate(session, place.shown)
-        (found,) = _one(session, "SELECT value FROM meta WHERE name = 'ledger'")
+        found, *_ = _one(session, f"SELECT value, {_WHOLE} FROM meta WHERE name = 'ledger'")  # noqa: S608
         if ledger is not None and found != ledger:
             raise _replaced(place)  # noqa: TRY301 - closed as with any other error
         _take_lock(session, owner, place)
         if ledger is None:
             session.execute(
                 f"DELETE FROM owners WHERE seen < clock_timestamp() - interval '{_LONG_DEAD}' "  # noqa: S608
-                f"AND id NOT IN (SELECT objid::bigint {_HELD})",
+                f"AND id NOT IN ({ALIVE})",
                 (LOCKS,),
             )
         backend, serial = _one(
@@ -123,7 +127,7 @@ def entered(place: Place, owner: int, ledger: int | None) -> Entered:
 
 def living(session: Session) -> set[int]:
     """Give the owners whose connections are there."""
-    return {owner for (owner,) in session.execute(f"SELECT objid::bigint {_HELD}", (LOCKS,)).fetchall()}
+    return {owner for (owner,) in session.execute(ALIVE, (LOCKS,)).fetchall()}
 
 
 def _session(place: Place) -> Session:

@@ -16,7 +16,7 @@ SCHEMA = "qamera"
 LOCKS = 0x516D6C67  # "Qmlg": the first half of the names of our advisory locks
 DOOR = 0  # the second half of the lock that is held while tables are made
 ADOPTING = -1  # of the one that is held while records are adopted; those of owners count from 1
-TABLES: Final = ("meta", "owners", "intents", "records", "slots")
+TABLES: Final = ("meta", "owners", "intents", "records", "slots", "polls", "waiting", "shown")
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -55,7 +55,29 @@ def _first(session: Session) -> None:
     session.execute("INSERT INTO meta VALUES ('version', 0)")
 
 
-MIGRATIONS: tuple[Callable[[Session], None], ...] = (_first,)
+def _second(session: Session) -> None:
+    """Make what processes share one poll by."""
+    # `begun`, `sent` and `ended` are moments of the database's clock, in seconds since 1970. Who polls is
+    # `poller`, of `owner`; who did so last is `last`.
+    session.execute(
+        'CREATE TABLE polls (account TEXT COLLATE "C" PRIMARY KEY, number BIGINT NOT NULL, '
+        "owner BIGINT NOT NULL, poller TEXT NOT NULL, begun DOUBLE PRECISION NOT NULL, last TEXT NOT NULL, "
+        "sent DOUBLE PRECISION NOT NULL, ended DOUBLE PRECISION NOT NULL, complete BOOLEAN NOT NULL, "
+        "trouble TEXT NOT NULL)"
+    )
+    session.execute(
+        'CREATE TABLE waiting (account TEXT COLLATE "C" NOT NULL, record_id TEXT COLLATE "C" NOT NULL, '
+        'poller TEXT COLLATE "C" NOT NULL, owner BIGINT NOT NULL, PRIMARY KEY (account, record_id, poller))'
+    )
+    session.execute("CREATE INDEX pollers ON waiting (account, poller)")
+    # `item` is the record as it stands in the list, NULL: it was looked for and isn't there.
+    session.execute(
+        'CREATE TABLE shown (account TEXT COLLATE "C" NOT NULL, record_id TEXT COLLATE "C" NOT NULL, '
+        "item TEXT, PRIMARY KEY (account, record_id))"
+    )
+
+
+MIGRATIONS: tuple[Callable[[Session], None], ...] = (_first, _second)
 """Each brings a ledger from the version that is its place to the next one."""
 
 
@@ -118,14 +140,15 @@ def check_schema(session: Session, path: str) -> None:
 
 
 def check_rights(session: Session, path: str) -> None:
-    """Refuse tables that can't be worked with.
+    """Refuse tables that can't be worked with; what is still to be made is none of them.
 
     Raises:
         LedgerUnavailableError: a right is missing; it says how to give it.
     """
     values = ", ".join(f"('{table}', '{right}')" for table in TABLES for right in _RIGHTS)
     (may,) = session.execute(
-        f"SELECT bool_and(has_table_privilege(name, kind)) FROM (VALUES {values}) AS rights(name, kind)"  # noqa: S608
+        f"SELECT bool_and(has_table_privilege(to_regclass(name)::oid, kind)) "  # noqa: S608
+        f"FROM (VALUES {values}) AS rights(name, kind)"
     ).fetchone() or (False,)
     if not may:
         raise _missing(session, path, "the ledger's tables", f"{', '.join(_RIGHTS)} ON ALL TABLES IN SCHEMA")

@@ -60,6 +60,7 @@ class Session:
         self._cursor = psycopg.ClientCursor(connection)
         self._waiting: list[tuple[str, Result]] = []
         self._sent = False  # whether anything of the transaction was sent
+        self._heard: list[str] = []
         self.wrote = False
 
     @property
@@ -113,6 +114,33 @@ class Session:
             for _, result in waiting:
                 result.came(self._cursor.rowcount, _rows(self._cursor))
                 self._cursor.nextset()
+
+    # --- what others say ------------------------------------------------------------------------
+
+    @property
+    def fileno(self) -> int:
+        """What to wait on for something to take in."""
+        return self._connection.fileno()
+
+    def listen(self, channel: str) -> None:
+        """From now on hear what is said on a channel."""
+        self._connection.add_notify_handler(lambda notify: self._heard.append(notify.payload))
+        self._connection.execute(f"LISTEN {channel}".encode())
+
+    def take_in(self) -> None:
+        """Take in what has come while nothing was asked.
+
+        Raises:
+            psycopg.Error: the connection is lost.
+        """
+        self._connection.pgconn.consume_input()
+        while (notify := self._connection.pgconn.notifies()) is not None:
+            self._heard.append(notify.extra.decode())
+
+    def heard(self) -> list[str]:
+        """Give what was heard since the last call."""
+        heard, self._heard = self._heard, []
+        return heard
 
     def close(self) -> None:
         """Let go of the connection, whatever state it is in."""

@@ -11,6 +11,7 @@ import psycopg
 from ...errors import LedgerCorruptError, LedgerUnavailableError, QameraError
 from ..worker import Job
 from ..worker import Worker as AnyWorker
+from .listening import Listening
 from .opening import entered
 from .session import Session
 
@@ -38,7 +39,9 @@ class Alone(Generic[_T]):
 
     def __call__(self, session: Session) -> _T:
         """Run it."""
-        return self._operation(session)
+        result = self._operation(session)
+        session.send()
+        return result
 
 
 def is_alone(job: Job[Session]) -> bool:
@@ -63,6 +66,37 @@ class Worker(AnyWorker[Session]):
         self._lost_at: float | None = None
         self._serial = 0  # of the last transaction that wrote
         self._asked: int | None = None  # of one whose commit was asked for, and may not be answered
+        self._listening = Listening()
+        self._listens = False  # whether this connection does
+
+    def listen(self, who: object, account: str, tell: Callable[[], None]) -> None:
+        """From now on tell, from the thread, when there may be news of an account's polls."""
+        self._listening.add(who, account, tell)
+        self.post("listen", Alone(lambda _: None))  # with a connection that does
+
+    def stop_listening(self, who: object) -> None:
+        """Tell no more."""
+        self._listening.remove(who)
+
+    def _rouse(self) -> None:
+        self._listening.rouse()
+
+    def _idle(self) -> None:
+        if not self._listening or self._entered is None:
+            return
+        session = self._entered.session
+        try:
+            if not self._listens:
+                self._listens = True
+                self._listening.begin(session)
+            self._listening.tell_heard(session)
+            self._listening.wait(session, self._queue.empty)
+        except Exception:
+            if not session.lost:
+                raise
+            # Made anew with the next operation, which is when patience begins.
+            self._lose()
+            self._lost_at = None
 
     def _work(self, jobs: list[Job[Session]]) -> None:
         together: list[Job[Session]] = []
@@ -78,6 +112,7 @@ class Worker(AnyWorker[Session]):
             self._together(together)
 
     def _leave(self) -> None:
+        self._listening.close()
         if self._entered is not None:
             session, self._entered = self._entered.session, None
             try:
@@ -88,6 +123,8 @@ class Worker(AnyWorker[Session]):
 
     def _transact(self, jobs: list[Job[Session]]) -> None:
         self._asked = None
+        if self._entered is None and self._ledger is not None and self._lost_at is None:
+            self._lost_at = time.monotonic()
         for _ in range(_MOST_LOSSES):
             try:
                 there = self._there()
@@ -159,6 +196,7 @@ class Worker(AnyWorker[Session]):
         return self._entered
 
     def _lose(self) -> None:
+        self._listens = False
         if self._entered is not None:
             self._entered.session.close()
             self._entered = None

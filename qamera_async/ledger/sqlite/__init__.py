@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from ...errors import LedgerUnavailableError
 from ..sql import SqlStorage
+from .board import SqliteBoard
 from .opening import closed, opened
 from .owners import owners_at
 from .slots import SqliteSlots
@@ -44,6 +45,10 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
     def _new_slots(self, account: str, grace: float) -> SqliteSlots:
         return SqliteSlots(self._worker, account, grace)
 
+    def board(self, account: str) -> SqliteBoard:
+        """Give the board of an account's polls, for one poller."""
+        return SqliteBoard(self._worker, account, lambda: self._owner, self._lives)
+
     # --- in the thread --------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
@@ -68,9 +73,12 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
         assert self._owners is not None  # noqa: S101 - made before the connection
         closed(connection, Path(self.path), self._owners, self._owner)
 
-    def _living(self, connection: sqlite3.Connection, owners: Collection[int]) -> Collection[int]:  # noqa: ARG002
+    def _lives(self, owner: int) -> bool:
         assert self._owners is not None  # noqa: S101 - made before the connection
-        return {owner for owner in owners if self._owners.alive(owner)}
+        return self._owners.alive(owner)
+
+    def _living(self, connection: sqlite3.Connection, owners: Collection[int]) -> Collection[int]:  # noqa: ARG002
+        return {owner for owner in owners if self._lives(owner)}
 
     def _alone(self, connection: sqlite3.Connection) -> None:
         """Nothing: only one transaction at a time writes."""

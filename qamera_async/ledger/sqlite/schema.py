@@ -42,7 +42,28 @@ def _first(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO meta VALUES ('settled', 1)")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    """Make what processes share one poll by."""
+    # `begun`, `sent` and `ended` are moments of the monotonic clock. Who polls is `poller`, of `owner`; who
+    # did so last is `last`.
+    connection.execute(
+        "CREATE TABLE polls (account TEXT PRIMARY KEY, number INTEGER NOT NULL, owner INTEGER NOT NULL, "
+        "poller TEXT NOT NULL, begun REAL NOT NULL, last TEXT NOT NULL, sent REAL NOT NULL, "
+        "ended REAL NOT NULL, complete INTEGER NOT NULL, trouble TEXT NOT NULL) WITHOUT ROWID"
+    )
+    connection.execute(
+        "CREATE TABLE waiting (account TEXT NOT NULL, record_id TEXT NOT NULL, poller TEXT NOT NULL, "
+        "owner INTEGER NOT NULL, PRIMARY KEY (account, record_id, poller)) WITHOUT ROWID"
+    )
+    connection.execute("CREATE INDEX pollers ON waiting (account, poller)")
+    # `item` is the record as it stands in the list, NULL: it was looked for and isn't there.
+    connection.execute(
+        "CREATE TABLE shown (account TEXT NOT NULL, record_id TEXT NOT NULL, item TEXT, "
+        "PRIMARY KEY (account, record_id)) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
 """Each brings a ledger from the version that is its place to the next one."""
 
 

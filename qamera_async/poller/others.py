@@ -1,0 +1,177 @@
+"""The poll that is shared by all with the same ledger: one of them polls, the rest take what it brings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LedgerError, SessionClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..ledger.board import Board, Look
+
+_log = logging.getLogger("qamera_async")
+
+_SOON = 0.05  # seconds within which what is waited for is said together
+_AGAIN = 1.0  # seconds until a ledger that couldn't be asked is asked again
+_LEAST_LEASE = 1.0  # seconds
+
+
+class Others:
+    """Who else waits, and polls.
+
+    Args:
+        board: where they meet.
+        interval: the pause between polls, in seconds.
+        told: called with what another's poll has brought.
+    """
+
+    def __init__(self, board: Board[Any], interval: float, told: Callable[[Look], None]) -> None:
+        self._board = board
+        self._interval = interval
+        self._told = told
+        self._known = 0  # the number of the last poll that is known here
+        self._awaited: set[str] = set()
+        # What the board hasn't been told yet.
+        self._come: set[str] = set()
+        self._gone: set[str] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.handicap = 0.0
+        """For how long to leave the next poll to who made the last one, in seconds."""
+
+    # --- who waits here -------------------------------------------------------------------------
+
+    def watch(self, record_id: str) -> None:
+        """From now on wait for a record."""
+        self._awaited.add(record_id)
+        self._gone.discard(record_id)
+        self._come.add(record_id)
+        self._say_soon()
+
+    def unwatch(self, record_id: str) -> None:
+        """Wait for it no more."""
+        self._awaited.discard(record_id)
+        self._come.discard(record_id)
+        self._gone.add(record_id)
+        self._say_soon()
+
+    def _say_soon(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._board.listen(self._heard)
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._follow(), name="qamera-follower")
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SOON, self._say)
+
+    def _say(self) -> None:
+        self._timer = None
+        self._news.set()
+
+    def _heard(self) -> None:
+        """Take note, in another thread, that something was said."""
+        assert self._loop is not None  # noqa: S101 - set before anybody listens
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    async def aclose(self) -> None:
+        """Wait for nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._board.leave()
+
+    # --- what others have seen ------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while self._awaited or self._come or self._gone:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._board.look_every):
+                    await self._news.wait()
+            self._news.clear()
+            try:
+                self._take(await self._ask(self._board.look))
+            except LedgerError as error:
+                _log.info("the ledger could not be asked for the polls of others: %s", error)
+                await asyncio.sleep(_AGAIN)
+
+    async def _ask(self, question: Callable[..., asyncio.Future[Look]], **options: float) -> Look:
+        come, self._come = self._come, set()
+        gone, self._gone = self._gone, set()
+        try:
+            return await question(self._known, come, gone, **options)
+        except BaseException:
+            # Said again: nobody knows how far it went, and twice does no harm.
+            self._come |= come - self._gone
+            self._gone |= gone - self._come
+            raise
+
+    def _take(self, look: Look) -> None:
+        if look.number == self._known:
+            return
+        self._known = look.number
+        self.handicap = 0.0 if look.ours else self._interval / 4
+        if not look.ours:
+            self._told(look)
+
+    # --- polling for all ------------------------------------------------------------------------
+
+    async def turn(self) -> Turn | None:
+        """Take the turn to poll; None where another has it, or has just had it.
+
+        Raises:
+            LedgerError: nobody can say whose turn it is.
+        """
+        # Who has had it for longer than that is no poller any more, dead or not.
+        lease = max(self._interval * 1.5, _LEAST_LEASE)
+        look = await self._ask(partial(self._board.begin, fresh=self._interval, lease=lease))
+        if look.turn:
+            self._known = look.number
+            return Turn(self._board, look, self._ended)
+        self._take(look)
+        return None
+
+    def _ended(self, number: int) -> None:
+        self._known = number
+        self.handicap = 0.0
+
+
+class Turn:
+    """One's turn to poll, from taking it to saying what came of it."""
+
+    def __init__(self, board: Board[Any], look: Look, ended: Callable[[int], None]) -> None:
+        self._board = board
+        self._ended = ended
+        self._given_up = False
+        self.others = look.others
+        """The records that others wait for."""
+        self.ours = look.ours
+        """Whether the last poll was made here, too."""
+
+    async def brought(
+        self, sent_ago: float, items: Mapping[str, str | None], *, complete: bool, trouble: str = ""
+    ) -> None:
+        """Say what the poll brought; a failure is logged, since others will poll for themselves then."""
+        self._given_up = True
+        try:
+            number = await self._board.publish(sent_ago, items, complete=complete, trouble=trouble)
+        except (LedgerError, SessionClosedError) as error:
+            _log.info("what a poll brought could not be told to others: %s", error)
+        else:
+            if number is not None:
+                self._ended(number)
+
+    def give_up(self) -> None:
+        """Let another have it, unless something was said already."""
+        if not self._given_up:
+            self._board.give_up()
