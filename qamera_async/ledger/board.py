@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import attrs
 
@@ -68,8 +68,8 @@ class Board(ABC, Generic[_C]):
         owner: gives who this process is.
     """
 
-    look_every: float | None = None
-    """How often to look for news, in seconds; None: one is told of them."""
+    tells: ClassVar[bool]
+    """Whether it tells of news; else one has to look."""
 
     def __init__(self, worker: Worker[_C], account: str, owner: Callable[[], int]) -> None:
         self._worker = worker

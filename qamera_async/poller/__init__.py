@@ -207,9 +207,10 @@ class Poller:
             pause = self._budget.pace(self._policy.interval * jitter, self._policy.stale_after)
             if self._outage is not None:
                 pause = max(pause, backoff * jitter)
-            if self._others is not None:
-                pause += self._others.handicap
-            until = max(self._ended + pause, self._due, self._not_before)
+            ended = self._ended
+            if self._others is not None and not self._questions:
+                ended = max(ended, self._others.ended + self._others.handicap)
+            until = max(ended + pause, self._due, self._not_before)
             if until <= loop.time():
                 return
             with contextlib.suppress(TimeoutError):
@@ -286,7 +287,6 @@ class Poller:
     def _told(self, look: Look) -> None:
         """Take what another's poll has brought."""
         now = asyncio.get_running_loop().time()
-        self._ended = now - look.ended
         if look.trouble:
             self._trouble(TransportError(f"Another process's poll failed: {look.trouble}"))
             return

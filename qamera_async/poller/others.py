@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ _log = logging.getLogger("qamera_async")
 _SOON = 0.05  # seconds within which what is waited for is said together
 _AGAIN = 1.0  # seconds until a ledger that couldn't be asked is asked again
 _LEAST_LEASE = 1.0  # seconds
+_LOOK = 0.1  # seconds between looks at a board that tells nobody of its news
+_SHORTEST_LOOK = 0.01  # seconds, where polls follow each other fast
 
 
 class Others:
@@ -35,6 +38,7 @@ class Others:
         self._board = board
         self._interval = interval
         self._told = told
+        self._look_every = None if board.tells else max(min(_LOOK, interval / 10), _SHORTEST_LOOK)
         self._known = 0  # the number of the last poll that is known here
         self._awaited: set[str] = set()
         # What the board hasn't been told yet.
@@ -44,6 +48,8 @@ class Others:
         self._news = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self.ended = -math.inf
+        """When the last poll of another ended, in the loop's time."""
         self.handicap = 0.0
         """For how long to leave the next poll to who made the last one, in seconds."""
 
@@ -96,7 +102,7 @@ class Others:
     async def _follow(self) -> None:
         while self._awaited or self._come or self._gone:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._board.look_every):
+                async with asyncio.timeout(self._look_every):
                     await self._news.wait()
             self._news.clear()
             try:
@@ -122,6 +128,7 @@ class Others:
         self._known = look.number
         self.handicap = 0.0 if look.ours else self._interval / 4
         if not look.ours:
+            self.ended = asyncio.get_running_loop().time() - look.ended
             self._told(look)
 
     # --- polling for all ------------------------------------------------------------------------
@@ -134,7 +141,11 @@ class Others:
         """
         # Who has had it for longer than that is no poller any more, dead or not.
         lease = max(self._interval * 1.5, _LEAST_LEASE)
-        look = await self._ask(partial(self._board.begin, fresh=self._interval, lease=lease))
+        try:
+            look = await self._ask(partial(self._board.begin, fresh=self._interval, lease=lease))
+        except asyncio.CancelledError:
+            self._board.give_up()  # queued behind the taking, so that it finds what that has left
+            raise
         if look.turn:
             self._known = look.number
             return Turn(self._board, look, self._ended)

@@ -1,9 +1,9 @@
-"""The shared poll in PostgreSQL: LISTEN and NOTIFY tell others. Each call is one message there and one back."""
+"""The shared poll in PostgreSQL, where NOTIFY tells others. Each call is one message there and one back."""
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..board import Board
 from .listening import CHANNEL
@@ -28,6 +28,7 @@ class PostgresBoard(Board[Session]):
         owner: gives who this process is.
     """
 
+    tells: ClassVar[bool] = True
     _worker: Worker
 
     def __init__(self, worker: Worker, account: str, owner: Callable[[], int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..board import Board
 
@@ -24,7 +24,7 @@ class SqliteBoard(Board[sqlite3.Connection]):
         alive: tells, in the worker's thread, whether an owner lives.
     """
 
-    look_every: float | None = 0.1
+    tells: ClassVar[bool] = False
 
     def __init__(
         self, worker: Worker, account: str, owner: Callable[[], int], alive: Callable[[int], bool]
