@@ -5,8 +5,10 @@
 
 import asyncio
 import json
+import math
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -50,6 +52,25 @@ async def main():
             await asyncio.wait_for(run(), seconds)
         except TimeoutError:
             pass
+asyncio.run(main())
+"""
+
+WAITS = """
+import asyncio, json, sys, time
+from qamera_async import Polled, PollPolicy, QameraSession, RequestBudget
+def told(event):
+    if isinstance(event, Polled):
+        print("polled", time.monotonic(), flush=True)
+async def main():
+    url, key, ledger, ids, interval = json.loads(sys.argv[1])
+    options = {"budget": RequestBudget(10**6, 0.001), "polling": PollPolicy(interval=interval)}
+    async with QameraSession(key, base_url=url, ledger=ledger, on_event=told, **options) as qamera:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        async def wait(record_id):
+            await qamera.job(record_id)
+            print("done", time.monotonic(), flush=True)
+        await asyncio.gather(*map(wait, ids))
 asyncio.run(main())
 """
 
@@ -245,10 +266,81 @@ async def processes(quick):
     )
 
 
+class Waiting:
+    """A process that waits for some records, and says when it polls and when it has a result."""
+
+    async def start(self, *asked):
+        """Start it; it waits when it is told to."""
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WAITS, json.dumps(asked),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        await self.process.stdout.readline()
+        self.polls, self.results = [], []
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def _read(self):
+        async for line in self.process.stdout:
+            kind, moment = line.split()
+            (self.polls if kind == b"polled" else self.results).append(float(moment))
+
+    async def ended(self):
+        """Wait for its end."""
+        await asyncio.gather(self.process.wait(), self._reading)
+
+
+async def polls(quick):
+    """Let four processes wait for 25 jobs each, then kill the one that polls."""
+    interval, deaths = (0.5 if quick else 3.0), (1 if quick else 5)
+    for kind in ("PostgreSQL", "SQLite"):
+        late, made, intervals = [], 0, 0.0
+        for _ in range(deaths):
+            with tempfile.TemporaryDirectory() as folder:
+                address = database.server().database() if kind == "PostgreSQL" else f"{folder}/jobs.db"
+                async with Sandbox(job_seconds=math.inf, quota=None, credits=10**9, api_key=KEY) as sandbox:
+                    async with sandbox.session() as elsewhere:
+                        jobs = [await elsewhere.register_video(image_id=f"img_{n}") for n in range(100)]
+                    ids = [job.record_ids[0] for job in jobs]
+                    waiting = [
+                        await Waiting().start(sandbox.url, KEY, address, ids[n::4], interval)
+                        for n in range(4)
+                    ]
+                    start, before = time.monotonic(), len(sandbox.requests)
+                    for each in waiting:
+                        each.process.stdin.write(b"go\n")
+                    while max(len(each.polls) for each in waiting) < 4:
+                        await asyncio.sleep(0.01)
+                    made += len(sandbox.requests) - before
+                    intervals += (time.monotonic() - start) / interval
+                    poller = max(waiting, key=lambda each: each.polls[-1:])
+                    poller.process.kill()
+                    for record_id in ids:
+                        sandbox.finish(record_id)
+                    done = time.monotonic()
+                    await asyncio.gather(*(each.ended() for each in waiting))
+                    late.append(
+                        max(at for each in waiting if each is not poller for at in each.results) - done
+                    )
+        row(
+            f"four processes that wait for 25 jobs each, {kind}, polls every {interval:g} s",
+            f"{made} polls in {intervals:.1f} intervals",
+            "those of one",
+            made <= intervals / 0.9 + 4 * deaths,
+        )
+        row(
+            f"the one that polls killed just after a poll, {kind}, {deaths} times",
+            f"results {statistics.median(late) / interval:.2f} intervals late, at most "
+            f"{max(late) / interval:.2f}",
+            "1.5",
+            max(late) <= 1.5 * interval,
+        )
+
+
 async def main(quick):
     """Run all rows of this table."""
     only = [word for word in sys.argv[1:] if not word.startswith("--")]
-    for part in (looks, slots, restarts, processes):
+    for part in (looks, slots, restarts, processes, polls):
         if not only or part.__name__ in only:
             await part(quick)
 

@@ -371,14 +371,14 @@ async def test_who_has_lost_the_connection_listens_again(sandbox, sessions, path
 
 PROGRAM = """
 import asyncio, json, sys
-from qamera_async import Polled, PollPolicy, QameraSession
+from qamera_async import Polled, PollPolicy, QameraSession, RequestBudget
 def told(event):
     if isinstance(event, Polled):
         print("polled", flush=True)
 async def main():
     url, key, ledger, record_id, interval = json.loads(sys.argv[1])
-    polling = PollPolicy(interval=interval)
-    async with QameraSession(key, base_url=url, ledger=ledger, polling=polling, on_event=told) as qamera:
+    options = {"budget": RequestBudget(10**6, 0.001), "polling": PollPolicy(interval=interval)}
+    async with QameraSession(key, base_url=url, ledger=ledger, on_event=told, **options) as qamera:
         print((await qamera.job(record_id)).status, flush=True)
 asyncio.run(main())
 """
