@@ -126,9 +126,7 @@ async def several(ledger: str, number: int, window: float, seconds: float, *, ki
         at = sorted(request.at for request in requests)
         most = max(bisect_right(at, moment) - bisect_right(at, moment - window) for moment in at)
         refused = sum(request.status == TOO_MANY_REQUESTS for request in requests)
-        print(
-            f"server: {len(at)} requests, at most {most} of {LIMIT} in {window:g} s, {refused} of them refused"
-        )
+        print(f"server: {len(at)} requests, at most {most} in {window:g} s (of {LIMIT}), {refused} refused")
         async with sandbox.session(ledger=ledger) as qamera:
             left, in_doubt = await qamera.unfinished(), await qamera.ambiguous()
             await asyncio.gather(*(job.wait() for job in left))

@@ -119,7 +119,7 @@ class Retrying:
 
 @attrs.frozen
 class Polled:
-    """The list was fetched.
+    """The list was fetched by this session; a poll that another process makes for it is no event here.
 
     Args:
         videos: How many entries it has.

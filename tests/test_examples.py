@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import postgres
 import pytest
 
 from qamera_async.sandbox import Sandbox
@@ -156,3 +157,24 @@ async def test_submitted_in_one_process_awaited_in_another(sandbox, tmp_path):
 
     assert (code, out) == (0, "0 to await\n")
     assert len(sandbox.orders) == 2
+
+
+@pytest.mark.parametrize(("where", "kill"), [("file", ["--kill"]), ("database", [])])
+def test_replicas_share_the_quota_and_lose_no_order(where, kill):
+    """Four processes on one key: never more than the quota, and what one leaves that dies is awaited."""
+    arguments = ["--seconds", "3", "--window", "3", *kill]
+    if where == "database":
+        arguments += ["--database", postgres.server().database()]
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "replicas.py", *arguments],
+        env={k: v for k, v in os.environ.items() if not k.startswith("QAMERA_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "(of 60), 0 refused" in result.stdout
+    assert result.stdout.count(" ordered, ") == 4
+    assert ("kill -9" in result.stdout) == bool(kill)
