@@ -99,6 +99,10 @@ class Board(ABC, Generic[_C]):
     def _tell(self, connection: _C) -> None:
         """Tell the others that there is something to look at."""
 
+    def may_have_news(self) -> bool:
+        """Tell, without asking the database, whether there may be something new since the last call."""
+        return True
+
     def listen(self, tell: Callable[[], None]) -> None:
         """From now on tell, from another thread, when there may be news; where one is told of them."""
 

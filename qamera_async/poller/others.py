@@ -104,7 +104,10 @@ class Others:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._look_every):
                     await self._news.wait()
+            told = self._news.is_set()
             self._news.clear()
+            if not told and not self._board.may_have_news():
+                continue
             try:
                 self._take(await self._ask(self._board.look))
             except LedgerError as error:

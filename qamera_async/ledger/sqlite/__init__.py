@@ -47,7 +47,7 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
 
     def board(self, account: str) -> SqliteBoard:
         """Give the board of an account's polls, for one poller."""
-        return SqliteBoard(self._worker, account, lambda: self._owner, self._lives)
+        return SqliteBoard(self.path, self._worker, account, lambda: self._owner, self._lives)
 
     # --- in the thread --------------------------------------------------------------------------
 

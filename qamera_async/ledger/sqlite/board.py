@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ..board import Board
@@ -18,6 +19,7 @@ class SqliteBoard(Board[sqlite3.Connection]):
     """The board of an account, for one poller.
 
     Args:
+        path: where the database is.
         worker: runs what is asked of the database.
         account: whose list it is.
         owner: gives who this process is.
@@ -27,10 +29,22 @@ class SqliteBoard(Board[sqlite3.Connection]):
     tells: ClassVar[bool] = False
 
     def __init__(
-        self, worker: Worker, account: str, owner: Callable[[], int], alive: Callable[[int], bool]
+        self, path: str, worker: Worker, account: str, owner: Callable[[], int], alive: Callable[[int], bool]
     ) -> None:
         super().__init__(worker, account, owner)
         self._alive = alive
+        self._path = path
+        self._facts: tuple[int, int] | None = None
+
+    def may_have_news(self) -> bool:
+        """Tell, without asking the database, whether there may be something new since the last call."""
+        try:
+            # What is committed is written there first.
+            facts = Path(f"{self._path}-wal").stat()
+        except OSError:
+            return True
+        before, self._facts = self._facts, (facts.st_size, facts.st_mtime_ns)
+        return before != self._facts
 
     def _operation(
         self, operation: Callable[[sqlite3.Connection], object]
