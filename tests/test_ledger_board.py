@@ -83,16 +83,19 @@ async def test_a_fresh_poll_of_another_is_taken_in_place_of_a_turn(board, known,
 
 async def test_the_turn_of_who_takes_too_long_passes_on(board):
     """Then what the first one brings is not kept, since the other's is newer."""
-    first, second = board(), board()
-    await second.look(come=["a"])
+    first, second, third = board(), board(), board()
+    await third.look(come=["a"])
     await first.begin()
     look = await second.begin(lease=0.0)
-    kept = await first.publish({"a": "{}"})
-    seen = await second.look()
+    await second.publish({"a": "newer"})
+    await second.begin(known=1)
+    kept = await first.publish({"a": "older"})
+    seen = await third.look()
 
     assert look.turn
     assert kept is None
-    assert (seen.number, seen.items, seen.turn) == (0, {}, True)
+    assert (seen.number, seen.items) == (1, {"a": "newer"})
+    assert (await second.look()).turn
 
 
 async def test_who_has_lost_the_turn_and_was_last_before_knows_that_it_was_not_kept(board):

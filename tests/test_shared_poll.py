@@ -107,6 +107,22 @@ async def test_four_sessions_that_wait_cost_the_polls_of_one(sandbox, sessions):
     assert made <= intervals / 0.9 + 4  # each may begin with one
 
 
+async def test_who_polled_last_goes_first(sandbox, sessions):
+    """So that it stays one, and the turn needn't be fought for each time."""
+    order = await sessions(3)
+    ids = await ordered(sandbox, 3)
+    waiting = [
+        asyncio.ensure_future(qamera.job(record_id).wait())
+        for qamera, record_id in zip(order, ids, strict=True)
+    ]
+    async with asyncio.timeout(10):
+        while sorted(qamera._poller._others.handicap for qamera in order) != [0.0, *[INTERVAL / 4] * 2]:
+            await asyncio.sleep(INTERVAL / 10)
+    for record_id in ids:
+        sandbox.finish(record_id)
+    await asyncio.gather(*waiting)
+
+
 async def test_nobody_waiting_costs_no_request(sandbox, sessions, path):
     """Who has got what he waited for is waited for by nobody."""
     first, second = await sessions(2)
