@@ -292,9 +292,9 @@ async def test_a_database_tells_its_listeners_of_each_poll(path):
         each.listen(lambda name=name: loop.call_soon_threadsafe(told.put_nowait, name))
     boards["left"].stop_listening()
     await asyncio.wait_for(told.get(), 5)  # that it listens from now on
+    await boards["account"].look(0, [], [])
     while not told.empty():
         told.get_nowait()
-    await boards["account"].look(0, [], [])
     for name in ("left", "account"):
         poller = Poller(ledgers[1].board(name))
         await poller.begin()
