@@ -305,3 +305,23 @@ async def test_a_database_tells_its_listeners_of_each_poll(path):
 
     assert heard == "account"
     assert told.empty()
+
+
+@pytest.mark.parametrize("path", ["postgres"], indirect=True)
+async def test_a_connection_that_was_lost_listens_again(path, board):
+    """What may have been said meanwhile is for everybody to look up, and what comes later is told."""
+    loop, told = asyncio.get_running_loop(), asyncio.Queue()
+    poller = board()
+    poller.board.listen(lambda: loop.call_soon_threadsafe(told.put_nowait, "news"))
+    await asyncio.wait_for(told.get(), 5)
+    postgres.execute(
+        path,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    await poller.look()
+    await asyncio.wait_for(told.get(), 5)
+    await poller.begin()
+    await poller.publish()
+
+    assert await asyncio.wait_for(told.get(), 5) == "news"

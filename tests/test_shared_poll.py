@@ -66,8 +66,9 @@ def polls(sandbox):
 async def has_polled(sandbox, more=1):
     """Wait until so many more polls have come."""
     enough = polls(sandbox) + more
-    while polls(sandbox) < enough:
-        await asyncio.sleep(INTERVAL / 10)
+    async with asyncio.timeout(10):
+        while polls(sandbox) < enough:
+            await asyncio.sleep(INTERVAL / 10)
 
 
 async def ordered(sandbox, number):
@@ -79,8 +80,9 @@ async def ordered(sandbox, number):
 
 async def settled(path):
     """Wait until the board says that nobody waits."""
-    while select(path, "SELECT * FROM waiting"):
-        await asyncio.sleep(INTERVAL / 10)
+    async with asyncio.timeout(10):
+        while select(path, "SELECT * FROM waiting"):
+            await asyncio.sleep(INTERVAL / 10)
 
 
 # --- what it costs --------------------------------------------------------------------------------
@@ -255,6 +257,8 @@ async def test_who_needs_the_whole_list_gets_it_himself(sandbox, sessions):
     """An ambiguous order is looked into while another polls; what it had seen earlier is no measure then."""
     first, second = await sessions(2)
     (record_id,) = await ordered(sandbox, 1)
+    for qamera in (first, second):
+        await qamera.list_videos()  # what was new to it then, is none now
     waiting = asyncio.ensure_future(first.job(record_id).wait())
     own = asyncio.ensure_future(second.job(record_id).wait())
     await has_polled(sandbox, 4)

@@ -279,8 +279,7 @@ class Poller:
             # What is paid for shall be seen to its end.
             _log.warning("a poll could not be shared, and is sent all the same: %s", error)
             return None
-        # Who asks for a whole list has to get it himself.
-        if turn is None and not self._questions:
+        if turn is None:
             raise _NotNeeded
         return turn
 
