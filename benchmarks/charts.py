@@ -18,6 +18,7 @@ COLOURS = {
     "openai": "#9a7bd0",
     "replicate": "#d0709f",
 }
+FRONT = 100  # jobs of the README's picture
 mpl.use("svg")
 mpl.rcParams.update(
     {
@@ -163,8 +164,36 @@ def _quota(folder, tables):
         for panel in axes:
             panel.grid(visible=False, axis="x")
         figure.legend(loc="outside lower center", ncols=len(clients))
+        if name == "quota":
+            _front(folder, table)
         drawn[_save(figure, folder, name)] = f"Waiting under the quota, {table.title.partition(': ')[2]}"
     return drawn
+
+
+def _front(folder, table):
+    """Draw for the README what becomes of a hundred jobs; the others have their retries raised."""
+    rows = [
+        row
+        for row in table.rows
+        if row.figures["jobs"].median == FRONT
+        and (row.name.startswith("qamera-async") or "retries raised" in row.name)
+    ]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained", sharey=True)
+    names = [_client(row.name).replace("aiohttp", "a loop for each job") for row in rows]
+    for panel, column, title in (
+        (axes[0], "finished", f"Of {FRONT} jobs, finished"),
+        (axes[1], "requests", "Requests sent for them"),
+    ):
+        found = [row.figures[column].median for row in rows]
+        panel.barh(range(len(rows)), found, color=[COLOURS[_client(row.name)] for row in rows], height=0.7)
+        for place, value in enumerate(found):
+            panel.annotate(number(value), (value, place), (5, 0), textcoords="offset points", va="center")
+        panel.set_yticks(range(len(rows)), names)
+        panel.margins(x=0.2)
+        panel.grid(visible=False, axis="y")
+        panel.set_title(title)
+    axes[0].invert_yaxis()
+    return _save(figure, folder, "front")
 
 
 def _lengths(name):
