@@ -192,6 +192,29 @@ async def test_each_change_reaches_who_does_not_poll(sandbox, sessions, follower
         assert [event.video.status for event in events if isinstance(event, q.Updated)] == [before, "DONE"]
 
 
+async def test_who_only_follows_keeps_nothing_of_what_is_over(sandbox, sessions):
+    """A replica may follow for weeks."""
+    first, second = await sessions(2)
+    stays, *ids = await ordered(sandbox, 20)
+    waiting = [asyncio.ensure_future(each.job(stays).wait()) for each in (first, second)]
+    await has_polled(sandbox, 2)
+    follower = first if first._poller._others.handicap else second
+    jobs = [follower.job(record_id) for record_id in ids]
+    for job in jobs:
+        waiting.append(asyncio.ensure_future(job.wait()))
+        await asyncio.sleep(INTERVAL / 10)
+        sandbox.finish(job.record_ids[0])
+    await asyncio.gather(*waiting[2:])
+    own, shared = follower._poller, follower._poller._others
+    async with asyncio.timeout(10):
+        while own._newcomers or shared._come or shared._gone:
+            await asyncio.sleep(INTERVAL / 10)
+    sandbox.finish(stays)
+    await asyncio.gather(*waiting)
+
+    assert (own._watched, shared._awaited) == ({}, set())
+
+
 async def test_a_failure_reaches_who_does_not_poll(sandbox, sessions):
     """Both get it, each as its own error."""
     first, second = await sessions(2)

@@ -289,7 +289,10 @@ class Poller:
         if look.trouble:
             self._trouble(TransportError(f"Another process's poll failed: {look.trouble}"))
             return
-        self._good_at, self._outage, self._last_error, self._whole = now - look.sent, None, None, False
+        self._good_at, self._outage, self._last_error = now - look.sent, None, None
+        # From now on the next list that is seen here is news to everybody, and nobody a newcomer.
+        self._whole = False
+        self._newcomers.clear()
         answer = protocol.list_of([item for item in look.items.values() if item is not None])
         listing = protocol.read_listing(answer)
         records = [record for name in look.items for record in self._watched.get(name, ())]
