@@ -16,6 +16,7 @@ from canary import KEY
 import qamera_async as q
 from qamera_async.errors import LedgerUnavailableError
 from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.ledger.board import Look
 from qamera_async.poller import others
 from qamera_async.sandbox import Sandbox
 
@@ -213,6 +214,27 @@ async def test_who_only_follows_keeps_nothing_of_what_is_over(sandbox, sessions)
     await asyncio.gather(*waiting)
 
     assert (own._watched, shared._awaited) == ({}, set())
+
+
+async def test_a_list_that_is_the_same_as_long_ago_is_told_after_polls_of_others(sandbox, sessions):
+    """What has come to be waited for meanwhile has not been told of it."""
+    (qamera,) = await sessions(1)
+    first, second = await ordered(sandbox, 2)
+    waiting = [asyncio.ensure_future(qamera.job(first).wait())]
+    await has_polled(sandbox, 2)
+    qamera._poller._latest_at = -math.inf  # long ago
+    job = qamera.job(second)
+    waiting.append(asyncio.ensure_future(job.wait()))
+    await asyncio.sleep(0)
+    qamera._poller._told(Look(10**6, ours=False, sent=0.0, ended=0.0, complete=True, trouble="", items={}))
+    assert job.status is None
+    await has_polled(sandbox, 2)
+    status = job.status
+    for record_id in (first, second):
+        sandbox.finish(record_id)
+    await asyncio.gather(*waiting)
+
+    assert status is not None
 
 
 async def test_a_failure_reaches_who_does_not_poll(sandbox, sessions):
