@@ -25,6 +25,7 @@ ROOMS = [
     "download",
     "session",
     "batch",
+    "dbos",
 ]
 
 
@@ -71,7 +72,13 @@ def test_a_room_imports_only_from_rooms_above(room):
 
 @pytest.mark.parametrize(
     ("library", "room"),
-    [("aiohttp", "transport"), ("backoff", "policies"), ("sqlite3", "ledger"), ("psycopg", "ledger")],
+    [
+        ("aiohttp", "transport"),
+        ("backoff", "policies"),
+        ("sqlite3", "ledger"),
+        ("psycopg", "ledger"),
+        ("dbos", "dbos"),
+    ],
 )
 def test_each_outside_library_has_one_border(library, room):
     """One room imports the HTTP client, one backoff, one the database."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 from contextlib import closing
 
 import postgres
@@ -325,3 +326,68 @@ async def test_a_connection_that_was_lost_listens_again(path, board):
     await poller.publish()
 
     assert await asyncio.wait_for(told.get(), 5) == "news"
+
+
+# --- names of executors ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def storage(path):
+    """A ledger's storage."""
+    ledger = ledger_at(checked_place(path), "https://api.example")
+    await ledger.open()
+    yield ledger.storage
+    await ledger.aclose()
+
+
+async def test_an_executor_lives_as_long_as_its_owner(storage, path):
+    """Whom nobody has ever been is dead as well."""
+    assert await storage.become("one")
+    assert await storage.dead({"one", "never"}) == {"never"}
+    run(path, "UPDATE executors SET owner = 987654")
+
+    assert await storage.dead({"one"}) == {"one"}
+
+
+async def test_the_name_of_the_dead_can_be_taken(storage, path):
+    """And one's own taken again."""
+    await storage.become("one")
+    run(path, "UPDATE executors SET owner = 987654")
+    assert await storage.become("one")
+    assert await storage.become("one")
+
+    assert await storage.dead({"one"}) == set()
+
+
+async def test_a_name_that_is_given_up_is_free(storage, path):
+    """But not by who doesn't have it."""
+    await storage.become("one")
+    run(path, "UPDATE executors SET owner = 987654")
+    await storage.leave("one")
+    assert run(path, "SELECT count(*) FROM executors") == [(1,)]
+    await storage.become("one")
+    await storage.leave("one")
+
+    assert run(path, "SELECT count(*) FROM executors") == [(0,)]
+
+
+BECOMES = """
+import asyncio, sys
+from qamera_async.ledger import checked_place, ledger_at
+async def main():
+    ledger = ledger_at(checked_place(sys.argv[1]), "https://api.example")
+    print(await ledger.storage.become("one"), await ledger.storage.dead({"one"}))
+    await ledger.aclose()
+asyncio.run(main())
+"""
+
+
+async def test_the_name_of_a_process_that_lives_is_not_to_be_had(storage, path):
+    """By another process."""
+    await storage.become("one")
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BECOMES, path, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await other.communicate()
+
+    assert said.decode().strip() == "False set()"

@@ -121,6 +121,16 @@ def decoded(body: bytes) -> Row:
         raise ValueError(f"no row ({type(error).__name__})") from None
 
 
+def request_text(request: Request) -> str:
+    """Give all of a request as JSON."""
+    return msgspec.json.encode(_converter().unstructure(request, VideoRequest | ReelRequest)).decode()
+
+
+def request_of(text: str) -> Request:
+    """Give the request of a JSON text that ``request_text`` gave."""
+    return _converter().structure(msgspec.json.decode(text), VideoRequest | ReelRequest)  # type: ignore[arg-type]
+
+
 def same_request(one: Request, other: Request) -> bool:
     """Tell whether two requests ask for the same, whatever they are called."""
     return attrs.evolve(one, ref=None) == attrs.evolve(other, ref=None)

@@ -190,6 +190,46 @@ class SqlStorage(Shared[_C]):
             "look for claims", lambda connection: claimed_in(connection, origin, record_ids)
         )
 
+    # --- who works on what ----------------------------------------------------------------------
+
+    def become(self, name: str) -> Awaitable[bool]:
+        """Have the name of an executor from now on; False where another has it who lives."""
+
+        def operation(connection: _C) -> bool:
+            self._alone(connection)
+            found = connection.execute("SELECT owner FROM executors WHERE name = ?", (name,)).fetchone()
+            if (
+                found is not None
+                and found[0] != self._owner
+                and found[0] in self._living(connection, {found[0]})
+            ):
+                return False
+            connection.execute(
+                "INSERT INTO executors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET owner = excluded.owner",
+                (name, self._owner),
+            )
+            return True
+
+        return self._worker.run("take an executor's name", operation)
+
+    def dead(self, names: Collection[str]) -> Awaitable[set[str]]:
+        """Give those of the executors whom nobody is who lives."""
+
+        def operation(connection: _C) -> set[str]:
+            owners: dict[str, int] = dict(connection.execute("SELECT name, owner FROM executors").fetchall())
+            living = {self._owner, *self._living(connection, set(owners.values()) - {self._owner})}
+            return {name for name in names if owners.get(name) not in living}
+
+        return self._worker.run("look for the living", operation)
+
+    def leave(self, name: str) -> Awaitable[None]:
+        """Have the name of an executor no more."""
+
+        def operation(connection: _C) -> None:
+            connection.execute("DELETE FROM executors WHERE name = ? AND owner = ?", (name, self._owner))
+
+        return self._worker.run("give up an executor's name", operation)
+
     # --- in the thread --------------------------------------------------------------------------
 
     def _busy(self, row: Row, living: Collection[int]) -> bool:

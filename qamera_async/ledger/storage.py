@@ -113,6 +113,18 @@ class Storage(Protocol):
         """Give the board of an account's polls, for one poller."""
         ...
 
+    def become(self, name: str) -> Awaitable[bool]:
+        """Have the name of an executor from now on; False where another has it who lives."""
+        ...
+
+    def dead(self, names: Collection[str]) -> Awaitable[set[str]]:
+        """Give those of the executors whom nobody is who lives."""
+        ...
+
+    def leave(self, name: str) -> Awaitable[None]:
+        """Have the name of an executor no more."""
+        ...
+
     def release(self) -> object:
         """Let go without waiting; each is to be let go of once, by this or ``aclose``."""
         ...

@@ -39,7 +39,7 @@ class Others:
         self._interval = interval
         self._told = told
         self._look_every = None if board.tells else max(min(_LOOK, interval / 10), _SHORTEST_LOOK)
-        self._known = 0  # the number of the last poll that is known here
+        self._known: int = 0  # the number of the last poll that is known here
         self._awaited: set[str] = set()
         # What the board hasn't been told yet.
         self._come: set[str] = set()

@@ -16,7 +16,7 @@ SCHEMA = "qamera"
 LOCKS = 0x516D6C67  # "Qmlg": the first half of the names of our advisory locks
 DOOR = 0  # the second half of the lock that is held while tables are made
 ADOPTING = -1  # of the one that is held while records are adopted; those of owners count from 1
-TABLES: Final = ("meta", "owners", "intents", "records", "slots", "polls", "waiting", "shown")
+TABLES: Final = ("meta", "owners", "intents", "records", "slots", "polls", "waiting", "shown", "executors")
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -56,7 +56,7 @@ def _first(session: Session) -> None:
 
 
 def _second(session: Session) -> None:
-    """Make what processes share one poll by."""
+    """Make what processes share one poll and their work by."""
     # `begun`, `sent` and `ended` are moments of the database's clock, in seconds since 1970. Who polls is
     # `poller`, of `owner`; who did so last is `last`.
     session.execute(
@@ -75,6 +75,8 @@ def _second(session: Session) -> None:
         'CREATE TABLE shown (account TEXT COLLATE "C" NOT NULL, record_id TEXT COLLATE "C" NOT NULL, '
         "item TEXT, PRIMARY KEY (account, record_id))"
     )
+    # The names of processes that share work, and which owner has each.
+    session.execute('CREATE TABLE executors (name TEXT COLLATE "C" PRIMARY KEY, owner BIGINT NOT NULL)')
 
 
 MIGRATIONS: tuple[Callable[[Session], None], ...] = (_first, _second)

@@ -43,7 +43,7 @@ def _first(connection: sqlite3.Connection) -> None:
 
 
 def _second(connection: sqlite3.Connection) -> None:
-    """Make what processes share one poll by."""
+    """Make what processes share one poll and their work by."""
     # `begun`, `sent` and `ended` are moments of the monotonic clock. Who polls is `poller`, of `owner`; who
     # did so last is `last`.
     connection.execute(
@@ -61,6 +61,8 @@ def _second(connection: sqlite3.Connection) -> None:
         "CREATE TABLE shown (account TEXT NOT NULL, record_id TEXT NOT NULL, item TEXT, "
         "PRIMARY KEY (account, record_id)) WITHOUT ROWID"
     )
+    # The names of processes that share work, and which owner has each.
+    connection.execute("CREATE TABLE executors (name TEXT PRIMARY KEY, owner INTEGER NOT NULL) WITHOUT ROWID")
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
