@@ -178,3 +178,20 @@ def test_replicas_share_the_quota_and_lose_no_order(where, kill):
     assert "(of 60), 0 refused" in result.stdout
     assert result.stdout.count(" ordered, ") == 4
     assert ("kill -9" in result.stdout) == bool(kill)
+
+
+def test_a_durable_pipeline_outlives_its_worker():
+    """On SQLite, by one command: killed and started again, each image is ordered once."""
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "durable_pipeline.py", "--kill", "--number", "20"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("QAMERA_")},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+    assert result.returncode in (0, 4), result.stdout + result.stderr
+    assert "kill -9 anna" in result.stdout
+    assert result.stdout.rstrip().endswith("0 of them twice")
+    assert " of 20 done" in result.stdout

@@ -271,10 +271,11 @@ class Pipeline:
             if looks < _DEAD_LOOKS or not await self._ledger.storage.become(name):
                 continue
             try:
-                for status in await self._pending(name):
+                left = await self._pending(name)
+                for status in left:
                     queue = BATCHES if status.name == BATCH else ORDERS
                     await DBOS.resume_workflow_async(status.workflow_id, queue_name=queue)
-                    _log.warning("adopted %s of the executor %s, which is dead", status.workflow_id, name)
+                _log.warning("adopted %d workflows of the executor %s, which is dead", len(left), name)
             finally:
                 await self._ledger.storage.leave(name)
 
