@@ -56,7 +56,7 @@ async def _one(lanes, name, retries, number, *, quota, seconds, retry_after, spr
     had, counted = told["had"], seen["counted"]
     late = [at - seen["done_at"][int(record.rpartition("_")[2])] for record, at in had.items()]
     return {
-        "requests": counted.get("GET", 0) + counted["POST"],
+        "requests": counted.get("GET", 0) + counted.get("POST", 0),
         "429": counted.get("429", 0),
         "finished": len(had),
         "cut": told["cut"],
