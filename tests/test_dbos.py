@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import postgres
 import pytest
 from canary import KEY
+from dbos import DBOS, DBOSConfig
 
 import qamera_async as q
 from qamera_async.dbos import Pipeline
@@ -321,6 +323,25 @@ async def test_a_process_has_one_pipeline(session):
         with pytest.raises(q.ConfigurationError, match="one"):
             async with Pipeline(qamera, executor_id="other"):
                 pass
+
+
+async def test_a_dbos_that_is_there_already_is_left_alone(session, tmp_path):
+    """It is the program's own, and goes on."""
+    DBOS(
+        config=DBOSConfig(
+            name="theirs", system_database_url=f"sqlite:///{tmp_path}/theirs", log_level="ERROR"
+        )
+    )
+    DBOS.launch()
+    async with session() as qamera:
+        with pytest.raises(q.ConfigurationError, match="DBOS"):
+            async with Pipeline(qamera):
+                pass
+        found = await DBOS.list_workflows_async()
+    await asyncio.to_thread(DBOS.destroy)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+
+    assert found == []
 
 
 @pytest.mark.parametrize("database", ["S3cret", "nonsense://me:S3cret@host/name", ""])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
-from ..errors import ConfigurationError, InvalidRequestError, LedgerUnavailableError
+from ..errors import ConfigurationError, InvalidRequestError, LedgerUnavailableError, QameraError
 from ..ledger.address import Address
 from ..ledger.rows import request_text
 from .result import PipelineResult
@@ -97,6 +97,7 @@ class Pipeline:
         self._sweep_every = sweep_every
         self._seen_dead: Counter[str] = Counter()
         self._running: Running | None = None
+        self._launched = False
         self._sweeping: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -155,17 +156,21 @@ class Pipeline:
             log_level="WARNING",
         )
         try:
-            DBOS(config=config)
-            # Here and not in a thread: the loop that runs it is the one that runs the workflows.
-            DBOS.launch()
+            theirs = DBOS(config=config)._launched  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            if not theirs:
+                self._launched = True
+                # Here and not in a thread: the loop that runs it is the one that runs the workflows.
+                DBOS.launch()
         except Exception as error:
             # Its text may hold the address, and with it a password.
-            failure = LedgerUnavailableError(
+            failure: QameraError = LedgerUnavailableError(
                 f"The pipeline's database can't be used ({type(error).__name__}).",
                 path=_shown(self._database),
             )
         else:
-            return
+            if not theirs:
+                return
+            failure = ConfigurationError("This process has a DBOS of its own, and DBOS allows for one.")
         raise failure
 
     async def _leave(self) -> None:
@@ -173,11 +178,13 @@ class Pipeline:
             self._running.stop()
             await asyncio.sleep(0)
         run_with(None)
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="qamera-dbos") as executor:
-            await loop.run_in_executor(executor, DBOS.destroy)
-        # DBOS had put its own pool of threads there, which is gone by now.
-        loop.set_default_executor(ThreadPoolExecutor())
+        if self._launched:
+            self._launched = False
+            loop = asyncio.get_running_loop()
+            with ThreadPoolExecutor(1, thread_name_prefix="qamera-dbos") as executor:
+                await loop.run_in_executor(executor, DBOS.destroy)
+            # DBOS had put its own pool of threads there, which is gone by now.
+            loop.set_default_executor(ThreadPoolExecutor())
         await self._ledger.storage.leave(self._executor_id)
 
     # --- what is asked for ----------------------------------------------------------------------
