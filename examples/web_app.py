@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp_sse import sse_response
-from web.board import Board, BusyError, words_of
+from web.board import Board, BoardError, words_of
 from web.feed import State
 from web.rules import HEADERS, MAX_BODY, record_of, refusal, request_of, status_of
 from web.start import FILES, PAGE, arguments, board_in, hosts_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
 BOARD = web.AppKey("board", Board)
-HOSTS = web.AppKey("hosts", set)
+HOSTS = web.AppKey("hosts", frozenset)
 SLOW = 20.0  # seconds; a page that takes no byte for so long is gone
 
 
@@ -42,10 +42,8 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response({"error": reason}, status=403)
     try:
         return await handler(request)
-    except (QameraError, BusyError) as error:
+    except (QameraError, BoardError) as error:
         return web.json_response({"error": words_of(error)}, status=status_of(error))
-    except KeyError:
-        return web.json_response({"error": "There is no such job or clip."}, status=404)
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
@@ -129,7 +127,7 @@ def make_app(
             yield
 
     app = web.Application(middlewares=[guarded], client_max_size=MAX_BODY)
-    app[HOSTS] = set(hosts)
+    app[HOSTS] = frozenset(hosts)
     app.cleanup_ctx.append(one_board)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(end_pages)

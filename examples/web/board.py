@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 
 
 def words_of(error: Exception) -> str:
-    """Give the words of an error for a page: what happened, without this machine's paths and what to do in Python."""
+    """Give the words of an error for a page: what happened, without paths and what to do in Python."""
     if isinstance(error, AmbiguousSubmissionError) and error.cause is not None:
         return error.cause.what_happened
     if isinstance(error, QameraError) and not isinstance(error, LedgerError):
@@ -54,8 +54,16 @@ def words_of(error: Exception) -> str:
     return error.message if isinstance(error, LedgerError) else str(error)
 
 
-class BusyError(Exception):
+class BoardError(Exception):
+    """What the board itself refuses."""
+
+
+class BusyError(BoardError):
     """So many orders wait for the quota that no more are taken now."""
+
+
+class UnknownError(BoardError):
+    """There is no such job, or no such clip of it."""
 
 
 class Board:
@@ -208,12 +216,13 @@ class Board:
         """Give the path of a clip (``.mp4``), or of its still (``.jpg``).
 
         Raises:
-            KeyError: There is no such clip.
+            UnknownError: There is no such clip.
 
         """
-        if place not in [clip.place for clip in self.feed[card_id].clips]:
-            raise KeyError(place)
-        return self._file(card_id, place, suffix)
+        path = self._file(card_id, place, suffix)
+        if place not in [clip.place for clip in self._known(card_id).clips] or not path.exists():
+            raise UnknownError("There is no such clip.")
+        return path
 
     def _file(self, card_id: str, place: int, suffix: str) -> Path:
         return self._clips / safe_name(f"{card_id}-{place + 1}", suffix)
@@ -224,7 +233,7 @@ class Board:
         """Settle an ambiguous order: this record is what came of it. Twice is as once.
 
         Raises:
-            KeyError: There is no such job.
+            UnknownError: There is no such job.
             QameraError: It can't be settled so.
 
         """
@@ -245,7 +254,7 @@ class Board:
 
     async def _adopt(self, card_id: str, record_id: str) -> Card:
         async with self._settling:
-            if self.feed[card_id].state is State.AMBIGUOUS:
+            if self._known(card_id).state is State.AMBIGUOUS:
                 self._watch(card_id, await self._qamera.adopt(self._intents[card_id], record_id))
             elif self.feed[card_id].state in UNORDERED:
                 raise LedgerError("It was settled already: nothing came of it.")
@@ -253,7 +262,7 @@ class Board:
 
     async def _abandon(self, card_id: str) -> Card:
         async with self._settling:
-            if self.feed[card_id].state is State.AMBIGUOUS:
+            if self._known(card_id).state is State.AMBIGUOUS:
                 await self._qamera.abandon(self._intents[card_id])
                 del self._intents[card_id]
                 self.feed.change(card_id, state=State.ABANDONED, why="", candidates=())
@@ -272,6 +281,11 @@ class Board:
         self._intents[card_id] = intent_id
         choice = tuple([Candidate(video.id, video.name, video.status, video.video_url) for video in found])
         self.feed.change(card_id, state=State.AMBIGUOUS, why=why, candidates=choice)
+
+    def _known(self, card_id: str) -> Card:
+        if (card := self.feed.get(card_id)) is None:
+            raise UnknownError("There is no such job.")
+        return card
 
     # --- after a restart ----------------------------------------------------------------------------
 

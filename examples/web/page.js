@@ -155,9 +155,9 @@ function showStage(element, job, before) {
 function videoOf(job, clip) {
   const video = document.createElement("video");
   const address = `/clips/${encodeURIComponent(job.id)}/${clip.place}`;
-  Object.assign(video, { controls: true, playsInline: true, loop: true, src: `${address}.mp4` });
-  // Without a still, its first picture is fetched.
+  // Nothing of a clip is fetched before it is played, but its first picture where there is no still.
   Object.assign(video, clip.still ? { preload: "none", poster: `${address}.jpg` } : { preload: "metadata" });
+  Object.assign(video, { controls: true, playsInline: true, loop: true, src: `${address}.mp4` });
   video.ariaLabel = `The clip of ${titleOf(job)}`;
   return video;
 }

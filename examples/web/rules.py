@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from web.board import FORM_ID, BusyError
+from web.board import FORM_ID, BusyError, UnknownError
 
 from qamera_async import (
     AmbiguousSubmissionError,
@@ -56,6 +56,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (LedgerError, 409),  # another request under that id, or nothing to settle there
     (QuotaExceededError, 503),
     (BusyError, 503),
+    (UnknownError, 404),
     (ApiError, 502),  # what is wrong is between this app and the API: its key, say
     (TransportError, 502),
     (QameraError, 503),
