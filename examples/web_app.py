@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp_sse import sse_response
-from web.board import Board, BoardError, words_of
+from web.board import Board
+from web.errors import BoardError, status_of, words_of
 from web.feed import State
-from web.rules import HEADERS, MAX_BODY, record_of, refusal, request_of, status_of
+from web.rules import HEADERS, MAX_BODY, record_of, refusal, request_of
 from web.start import FILES, PAGE, arguments, board_in, hosts_of
 
 from qamera_async import QameraError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from aiohttp.typedefs import Handler
 
 BOARD = web.AppKey("board", Board)
-HOSTS = web.AppKey("hosts", frozenset)
+HOSTS = web.AppKey("hosts", frozenset[str])
 SLOW = 20.0  # seconds; a page that takes no byte for so long is gone
 
 
@@ -112,7 +113,7 @@ async def end_pages(app: web.Application) -> None:
 
 
 def make_app(
-    open_board: Callable[[], AbstractAsyncContextManager[Board]], hosts: Collection[str]
+    open_board: Callable[[], AbstractAsyncContextManager[Board]], hosts: frozenset[str]
 ) -> web.Application:
     """Give the app.
 
@@ -127,7 +128,7 @@ def make_app(
             yield
 
     app = web.Application(middlewares=[guarded], client_max_size=MAX_BODY)
-    app[HOSTS] = frozenset(hosts)
+    app[HOSTS] = hosts
     app.cleanup_ctx.append(one_board)
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(end_pages)

@@ -16,15 +16,16 @@ from fastapi.datastructures import Headers
 from fastapi.responses import FileResponse, JSONResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import MutableHeaders
-from web.board import Board, BoardError, words_of
+from web.board import Board
+from web.errors import BoardError, status_of, words_of
 from web.feed import State
-from web.rules import HEADERS, MAX_BODY, record_of, refusal, request_of, status_of
+from web.rules import HEADERS, MAX_BODY, record_of, refusal, request_of
 from web.start import FILES, PAGE, arguments, board_in, hosts_of
 
 from qamera_async import QameraError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
     from types import FrameType
 
@@ -36,7 +37,7 @@ SLOW = 20.0  # seconds; a page that takes no byte for so long is gone
 class Guard:
     """Lets nobody in but who may ask, and sends the headers that go with every answer."""
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
         self._app = app
         self._hosts = hosts
 
@@ -144,7 +145,7 @@ async def clip(
     return FileResponse(board.clip(card_id, place, f".{suffix}"))
 
 
-def make_app(open_board: Callable[[], AbstractAsyncContextManager[Board]], hosts: Collection[str]) -> FastAPI:
+def make_app(open_board: Callable[[], AbstractAsyncContextManager[Board]], hosts: frozenset[str]) -> FastAPI:
     """Give the app. The arguments are those of ``make_app`` in `web_app.py`."""
 
     @asynccontextmanager

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from web.feed import Candidate, Card, Clip, Feed, State
+from web.clips import Clips
+from web.errors import BusyError, UnknownError, words_of
+from web.feed import Candidate, Card, Feed, State
 
 from qamera_async import (
     AmbiguousSubmissionError,
-    DownloadError,
     JobFailedError,
     LedgerEntry,
     LedgerError,
@@ -27,7 +27,6 @@ from qamera_async import (
     SessionClosedError,
     Video,
     VideoRequest,
-    safe_name,
 )
 
 if TYPE_CHECKING:
@@ -43,27 +42,6 @@ UNORDERED = {State.REFUSED, State.ABANDONED, State.LOST}
 """The states in which the same form is a new order."""
 
 _T = TypeVar("_T")
-
-
-def words_of(error: Exception) -> str:
-    """Give the words of an error for a page: what happened, without paths and what to do in Python."""
-    if isinstance(error, AmbiguousSubmissionError) and error.cause is not None:
-        return error.cause.what_happened
-    if isinstance(error, QameraError) and not isinstance(error, LedgerError):
-        return error.what_happened
-    return error.message if isinstance(error, LedgerError) else str(error)
-
-
-class BoardError(Exception):
-    """What the board itself refuses."""
-
-
-class BusyError(BoardError):
-    """So many orders wait for the quota that no more are taken now."""
-
-
-class UnknownError(BoardError):
-    """There is no such job, or no such clip of it."""
 
 
 class Board:
@@ -97,14 +75,13 @@ class Board:
         self._qamera = qamera
         self._ledger = ledger
         self._origin = origin
-        self._clips = clips
+        self._clips = Clips(qamera, clips)
         self._room = room
         self._patience = patience
         self._pause = pause
         self._intents: dict[str, str] = {}  # of the ambiguous ones, by the card's id
         self._tasks: set[asyncio.Task[Any]] = set()
         self._settling = asyncio.Lock()
-        self._fetching = asyncio.Semaphore(4)
 
     async def __aenter__(self) -> Self:
         """Take up what the ledger has: unfinished jobs are watched again, doubts are looked into again."""
@@ -193,24 +170,14 @@ class Board:
                 return
 
     async def _fetch(self, card_id: str, videos: tuple[Video, ...]) -> None:
-        # At once, since the URLs may expire, and so that pages get all from one origin.
+        # At once: the URLs may expire.
         try:
-            async with self._fetching:
-                for place, video in enumerate(videos):
-                    with suppress(FileExistsError):
-                        await self._qamera.download(video, self._file(card_id, place, ".mp4"))
-                    with suppress(DownloadError):  # it will do without a still
-                        await self._qamera.download_thumbnail(video, self._file(card_id, place, ".jpg"))
+            await self._clips.fetch(card_id, videos)
         except QameraError as error:
             why = f"The clip can't be fetched. {words_of(error)}"
             self.feed.change(card_id, state=State.DONE, why=why)
         else:
-            self.feed.change(card_id, state=State.DONE, clips=self._clips_of(card_id, len(videos)))
-
-    def _clips_of(self, card_id: str, number: int) -> tuple[Clip, ...]:
-        """Give those that are in the folder."""
-        places = [place for place in range(number) if self._file(card_id, place, ".mp4").exists()]
-        return tuple([Clip(place, still=self._file(card_id, place, ".jpg").exists()) for place in places])
+            self.feed.change(card_id, state=State.DONE, clips=self._clips.of(card_id, len(videos)))
 
     def clip(self, card_id: str, place: int, suffix: str) -> Path:
         """Give the path of a clip (``.mp4``), or of its still (``.jpg``).
@@ -219,13 +186,10 @@ class Board:
             UnknownError: There is no such clip.
 
         """
-        path = self._file(card_id, place, suffix)
+        path = self._clips.path(card_id, place, suffix)
         if place not in [clip.place for clip in self._known(card_id).clips] or not path.exists():
             raise UnknownError("There is no such clip.")
         return path
-
-    def _file(self, card_id: str, place: int, suffix: str) -> Path:
-        return self._clips / safe_name(f"{card_id}-{place + 1}", suffix)
 
     # --- doubts -------------------------------------------------------------------------------------
 
@@ -295,7 +259,7 @@ class Board:
         self.feed.put(_card(card_id, entry.request, entry.claimed_at or datetime.now(UTC)))
         status = entry.videos[0].status if entry.videos else ""
         if state is LedgerState.DONE:
-            clips = self._clips_of(card_id, len(entry.videos))
+            clips = self._clips.of(card_id, len(entry.videos))
             if len(clips) == len(entry.videos):
                 self.feed.change(card_id, state=State.DONE, status=status, clips=clips)
             else:

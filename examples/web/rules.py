@@ -1,4 +1,4 @@
-"""What both web apps hold to: who may ask, what may be asked for, and how errors are answered."""
+"""What both web apps hold to: who may ask and what may be asked for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from web.board import FORM_ID, BusyError, UnknownError
+from web.board import FORM_ID
 
-from qamera_async import (
-    AmbiguousSubmissionError,
-    ApiError,
-    BadRequestError,
-    InsufficientCreditsError,
-    InvalidRequestError,
-    LedgerCorruptError,
-    LedgerError,
-    LedgerUnavailableError,
-    NotFoundError,
-    QameraError,
-    QuotaExceededError,
-    ReelRequest,
-    Request,
-    TransportError,
-    VideoRequest,
-)
+from qamera_async import InvalidRequestError, ReelRequest, Request, VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
 MAX_BODY = 16 * 1024  # bytes
 MAX_ID = 200  # characters
@@ -45,30 +29,8 @@ HEADERS = {
 }
 """What goes with every answer. The page has nothing inline, and nothing from anywhere else."""
 
-STATUSES: tuple[tuple[type[Exception], int], ...] = (
-    (InvalidRequestError, 400),
-    (BadRequestError, 400),
-    (InsufficientCreditsError, 402),
-    (NotFoundError, 404),
-    (AmbiguousSubmissionError, 409),
-    (LedgerUnavailableError, 503),
-    (LedgerCorruptError, 503),
-    (LedgerError, 409),  # another request under that id, or nothing to settle there
-    (QuotaExceededError, 503),
-    (BusyError, 503),
-    (UnknownError, 404),
-    (ApiError, 502),  # what is wrong is between this app and the API: its key, say
-    (TransportError, 502),
-    (QameraError, 503),
-)
 
-
-def status_of(error: Exception) -> int:
-    """Give the HTTP status of an error."""
-    return next(status for kind, status in STATUSES if isinstance(error, kind))
-
-
-def refusal(method: str, headers: Mapping[str, str], hosts: Collection[str]) -> str:
+def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str]) -> str:
     """Tell why a request must not be answered; empty where it may be.
 
     Args:

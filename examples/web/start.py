@@ -36,9 +36,9 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def hosts_of(asked: argparse.Namespace) -> set[str]:
+def hosts_of(asked: argparse.Namespace) -> frozenset[str]:
     """Give the names that the app goes by."""
-    return {"localhost", "127.0.0.1", "::1", asked.host, *asked.name}
+    return frozenset({"localhost", "127.0.0.1", "::1", asked.host, *asked.name})
 
 
 def board_in(folder: Path) -> Callable[[], AbstractAsyncContextManager[Board]]:
