@@ -288,7 +288,7 @@ async def test_no_other_file_is_given(app, path):
     ],
 )
 async def test_what_the_api_refuses_is_told(app, sandbox, trouble, status, words):
-    """By a status that says whose fault it is, in the API's words, on the card too; the form may come again."""
+    """By a status that says whose fault it is, in the API's words; the same form may come again."""
     form = f"form-refused-{trouble['status']}"
     sandbox.trouble("error", **trouble)
     refused = await app.order(form, "img_1")
