@@ -77,7 +77,7 @@ class App:
 
 
 @asynccontextmanager
-async def running(name, folder, sandbox=None):
+async def running(name, folder, sandbox=None, port=0):
     """Run an app on a sandbox, or on its own."""
     first = folder / "first"
     first.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ async def running(name, folder, sandbox=None):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         EXAMPLES / name,
-        *("--port", "0", "--folder", str(folder)),
+        *("--port", str(port), "--folder", str(folder)),
         env=environment(sandbox, PYTHONPATH=str(first), PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
