@@ -94,7 +94,7 @@ async def all_kinds(app, sandbox):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_it_can_be_read_everywhere(look, app, sandbox, width, scheme):
-    """Wide and narrow, light and dark: nothing overflows, each text has contrast, and nothing is complained of."""
+    """Wide and narrow, light and dark: nothing overflows, each text has contrast, and no error is logged."""
     await all_kinds(app, sandbox)
     seen = await look(app, viewport={"width": width, "height": 900}, color_scheme=scheme)
     await seen.page.wait_for_selector("#jobs .card >> nth=5")
@@ -117,8 +117,9 @@ async def test_an_order_is_followed_without_a_reload(look, app):
     await page.evaluate(
         """() => {
             window.states = [];
-            new MutationObserver(() => window.states.push(document.querySelector(".card .state")?.textContent))
-                .observe(document.querySelector("#jobs"), { subtree: true, childList: true, characterData: true });
+            const look = () => window.states.push(document.querySelector(".card .state")?.textContent);
+            const all = { subtree: true, childList: true, characterData: true };
+            new MutationObserver(look).observe(document.querySelector("#jobs"), all);
         }"""
     )
     await order(page, "img_1", ATTACK)
@@ -138,11 +139,11 @@ async def test_an_order_is_followed_without_a_reload(look, app):
 async def test_a_reel_has_several_images_and_no_suggestion(look, app, sandbox):
     """Each image on a line of its own, in that order."""
     page = (await look(app)).page
-    await page.get_by_text("Reel", exact=True).click()
+    await page.get_by_label("Reel", exact=True).check()
     suggestion = await page.locator("#suggestion").is_visible()
     await page.get_by_label("Image ids").fill("img_b\nimg_a\n img_c, img_d")
     await page.get_by_role("button", name="Order the clip").click()
-    await card(page, "Reel of img_b, img_a, img_c, img_d").wait_for()
+    await card(page, "Reel of img_b, img_a, img_c, img_d").locator("video").wait_for()
 
     assert not suggestion
     assert sandbox.orders[0].body == {"imagesIds": ["img_b", "img_a", "img_c", "img_d"]}
@@ -243,7 +244,7 @@ async def test_a_double_click_orders_once(look, app, sandbox):
     await plays(page, "img_1")
     once = len(sandbox.orders)
     await order(page, "img_1")
-    await page.locator(".card >> nth=1").wait_for()
+    await page.locator(".card.done >> nth=1").wait_for()
 
     assert once == 1
     assert len(sandbox.orders) == 2
@@ -259,16 +260,11 @@ async def test_a_second_try_after_a_lost_answer_is_the_same_order(look, app, san
 
     await page.route("**/jobs", lost, times=1)
     await order(page, "img_1")
-    await (
-        page.get_by_role("alert")
-        .get_by_text("It will not be ordered twice", exact=False)
-        .or_(page.get_by_text("it will not be ordered twice", exact=False))
-        .first.wait_for()
-    )
+    await page.get_by_text("it will not be ordered twice").wait_for()
     kept = await page.locator("#images").input_value()
     await page.get_by_role("button", name="Order the clip").click()
     await plays(page, "img_1")
-    await page.wait_for_function("document.querySelector('#images').value === ''")
+    await page.wait_for_function("() => document.querySelector('#images').value === ''")
 
     assert kept == "img_1"
     assert len(sandbox.orders) == 1
@@ -287,7 +283,7 @@ async def test_what_is_refused_is_said_at_the_form(look, app, sandbox):
     sent = len(sandbox.requests)
     sandbox.trouble("error", status=402)
     await order(page, "img_1")
-    await page.wait_for_function("document.querySelector('#error').textContent.includes('credits')")
+    await page.wait_for_function("() => document.querySelector('#error').textContent.includes('credits')")
 
     assert (first, invalid) == ("An image id is needed.", "true")
     assert "choose Reel" in second
@@ -313,7 +309,7 @@ async def test_a_page_that_nobody_sees_holds_no_connection(look, app):
 
     assert missed == 0
     assert [url.partition("?since=")[2] != "" for url in seen.asked if "/events" in url] == [False, True]
-    assert seen.troubles == []
+    assert seen.troubles == [f"failed: {app.url}/events"]  # the one that it gave up
 
 
 async def test_many_cards_stay_in_their_order(look, app):

@@ -196,10 +196,10 @@ function candidateOf(card, job, candidate) {
 }
 
 async function settle(card, button, address, body) {
-  const error = card.querySelector(".doubt .error");
-  button.disabled = true;
-  error.textContent = await post(address, body);
-  button.disabled = false;
+  // Not disabled meanwhile, since it would lose the focus: to press it twice does what pressing it once does.
+  button.ariaBusy = "true";
+  card.querySelector(".doubt .error").textContent = await post(address, body);
+  button.ariaBusy = "false";
 }
 
 // --- the form ---------------------------------------------------------------------------------------
@@ -263,11 +263,11 @@ form.addEventListener("submit", async (event) => {
   }
   const sent = formId;
   const button = form.querySelector("button.main");
-  button.disabled = true;
+  button.ariaBusy = "true";
   fault("");
   const suggestion = isReel() ? "" : at("suggestion").value;
   const error = await post("/jobs", { id: sent, kind: form.elements.kind.value, images, suggestion });
-  button.disabled = false;
+  button.ariaBusy = "false";
   if (formId !== sent) return; // something else was typed meanwhile
   if (error) {
     at("error").textContent = error;
