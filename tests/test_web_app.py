@@ -414,6 +414,28 @@ async def test_a_restart_keeps_all(sandbox, tmp_path, name):
     assert len(sandbox.orders) == before
 
 
+async def test_an_order_that_a_kill_cut_off_is_in_doubt(sandbox, tmp_path):
+    """After kill -9 the page asks; adopted, it goes to its clip, and nothing is ordered twice."""
+    before = len(sandbox.orders)
+    sandbox.trouble("hang")
+    async with running(APPS[0], tmp_path, sandbox) as app:
+        ordering = asyncio.ensure_future(app.order("form-killed", "img_1"))
+        while len(sandbox.orders) == before:
+            assert not ordering.done(), ordering.result()
+            await asyncio.sleep(0.005)
+        app.process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await ordering
+    async with running(APPS[0], tmp_path, sandbox) as app:
+        card = await app.until("form-killed", "ambiguous")
+        await app.post("/jobs/form-killed/adopt", {"record": sandbox.orders[-1].record_ids[0]})
+        done = await app.until("form-killed", "done")
+
+    assert card["why"]
+    assert len(done["clips"]) == 1
+    assert len(sandbox.orders) == before + 1
+
+
 @pytest.mark.parametrize("name", APPS)
 async def test_it_runs_by_itself(tmp_path, name):
     """Without a key it has a sandbox of its own, whose finished clips it keeps over a restart."""

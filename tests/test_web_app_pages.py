@@ -391,3 +391,33 @@ async def test_looking_again_finds_what_shows_up_late(sandbox, board):
     assert first.candidates == ()
     assert [candidate.id for candidate in found.candidates] == ["vid_001"]
     assert found.why == first.why != ""
+
+
+async def test_an_order_of_the_app_before_is_waited_for(sandbox, board):
+    """One that ends while the next one starts still gets its answer: the next one follows that job."""
+    sandbox.trouble("slow", seconds=0.3)
+    async with board() as before:
+        ordering = asyncio.ensure_future(before.order(request()))
+        while not sandbox.orders:
+            await asyncio.sleep(0.005)
+        async with board() as one:
+            card = await until(one, State.DONE)
+        await ordering
+
+    assert len(card.clips) == 1
+    assert len(sandbox.orders) == 1
+
+
+async def test_what_was_never_sent_is_not_sent_after_a_restart(sandbox, board, quick):
+    """It waited for the quota when the app ended: nothing was paid for, and nothing is kept of it."""
+    budget = RequestBudget(limit=1, window=600.0)
+    async with board({"budget": budget}, patience=0.01) as one:
+        await one.order(request(1))
+        await until(one, State.PENDING, 1)
+        await one.order(request(2))
+    async with board({"budget": RequestBudget(limit=10**6, window=0.001)}) as one:
+        await until(one, State.DONE, 1)
+        left = one.feed.get("form-00002")
+
+    assert left is None
+    assert len(sandbox.orders) == 1
