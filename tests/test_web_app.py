@@ -428,6 +428,9 @@ async def test_an_order_that_a_kill_cut_off_is_in_doubt(sandbox, tmp_path):
             await ordering
     async with running(APPS[0], tmp_path, sandbox) as app:
         card = await app.until("form-killed", "ambiguous")
+        async with asyncio.timeout(20):
+            while not card["candidates"]:  # they are looked for by itself
+                card = await app.until("form-killed", "ambiguous")
         await app.post("/jobs/form-killed/adopt", {"record": sandbox.orders[-1].record_ids[0]})
         done = await app.until("form-killed", "done")
 

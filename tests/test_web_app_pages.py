@@ -260,6 +260,19 @@ async def test_a_page_that_is_gone_is_forgotten(board):
                 await asyncio.sleep(0.01)
 
 
+async def test_a_job_is_watched_once(sandbox, board):
+    """However often its form is sent, before its end and after; nothing of it is fetched twice."""
+    async with board() as one:
+        await asyncio.gather(*[one.order(request()) for _ in range(5)])
+        watching = len(one._tasks)
+        done = await until(one, State.DONE)
+        again = await one.order(request())
+
+    assert watching == 1
+    assert again == done
+    assert len([r for r in sandbox.requests if r.origin == "cdn"]) == 2  # the clip and its still
+
+
 async def test_an_order_outlives_its_page(sandbox, board):
     """The page goes while its order is on the way: it is ordered all the same, and followed to its clip."""
     sandbox.trouble("slow", seconds=0.3)
@@ -328,12 +341,12 @@ async def test_trouble_with_watching_passes(sandbox, board):
         sandbox.trouble("error", on="GET", status=401)
         await one.order(request())
         whys = []
-        async for message in one.feed.messages():
-            card = one.feed["form-00001"]
-            whys.append(card.why)
-            if card.state is State.DONE:
-                break
-            assert message
+        async with asyncio.timeout(20):
+            async for _ in one.feed.messages():
+                card = one.feed["form-00001"]
+                whys.append(card.why)
+                if card.state is State.DONE:
+                    break
 
     assert any("401" in why for why in whys)
     assert whys[-1] == ""
