@@ -408,14 +408,22 @@ async def test_looking_again_finds_what_shows_up_late(sandbox, board):
 
 async def test_an_order_of_the_app_before_is_waited_for(sandbox, board):
     """One that ends while the next one starts still gets its answer: the next one follows that job."""
-    sandbox.trouble("slow", seconds=0.3)
-    async with board() as before:
-        ordering = asyncio.ensure_future(before.order(request()))
-        while not sandbox.orders:
-            await asyncio.sleep(0.005)
-        async with board() as one:
-            card = await until(one, State.DONE)
-        await ordering
+    sandbox.trouble("slow", seconds=0.5)
+    ends = asyncio.Event()
+
+    async def the_app_before():
+        async with board() as before:
+            ordering = asyncio.ensure_future(before.order(request()))
+            while not sandbox.orders:
+                await asyncio.sleep(0.005)
+            ends.set()
+        await asyncio.wait({ordering})
+
+    before = asyncio.ensure_future(the_app_before())
+    await ends.wait()
+    async with board() as one:
+        card = await until(one, State.DONE)
+    await before
 
     assert len(card.clips) == 1
     assert len(sandbox.orders) == 1
