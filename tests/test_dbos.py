@@ -278,11 +278,14 @@ async def test_what_was_under_way_at_the_end_goes_on_with_the_next_start(quick, 
             while not quick.orders:
                 await asyncio.sleep(0.01)
             asking.cancel()
+            steps = set(pipeline._running.tasks)
         threads = await asyncio.to_thread(lambda: "they work as before")
     async with session() as qamera, Pipeline(qamera) as pipeline:
         result = await pipeline.run(request())
 
     assert threads
+    assert steps
+    assert all(step.done() for step in steps)
     assert result.ok
     assert len(quick.orders) == 1
 
@@ -317,8 +320,22 @@ async def test_a_session_without_a_ledger_is_refused(session):
             Pipeline(qamera)
 
 
+async def test_a_name_that_another_process_has_is_refused(worker, session, path, monkeypatch):
+    """Neither could tell its own work from that of the other."""
+    monkeypatch.setattr("qamera_async.dbos.pipeline._PATIENCE", 0.2)
+    await worker(str(path), "one")
+    async with session() as qamera:
+        with pytest.raises(q.ConfigurationError, match="executor_id"):
+            async with Pipeline(qamera, executor_id="one"):
+                pass
+        async with Pipeline(qamera, executor_id="other") as pipeline:
+            result = await pipeline.run(request())
+
+    assert result.ok
+
+
 async def test_a_process_has_one_pipeline(session):
-    """And no other process the same name."""
+    """DBOS allows for no more."""
     async with session() as qamera, Pipeline(qamera):
         with pytest.raises(q.ConfigurationError, match="one"):
             async with Pipeline(qamera, executor_id="other"):
