@@ -242,7 +242,7 @@ async def test_another_request_under_a_ref_is_refused(quick, session):
 async def test_a_network_that_is_away_is_waited_for(quick, session):
     """What is provably unsent is no result."""
     async with session() as qamera, Pipeline(qamera) as pipeline:
-        quick.trouble("refuse_connections", seconds=0.3)
+        quick.trouble("refuse_connections", seconds=1.0)
         result = await pipeline.run(request())
 
     assert result.ok
