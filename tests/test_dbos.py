@@ -239,14 +239,29 @@ async def test_another_request_under_a_ref_is_refused(quick, session):
     assert len(quick.orders) == 1
 
 
-async def test_a_network_that_is_away_is_waited_for(quick, session):
-    """What is provably unsent is no result."""
+async def test_a_network_that_is_away_is_waited_for(quick, session, monkeypatch):
+    """What is provably unsent is no result; what can't pass by itself is one."""
+    away = [q.ConnectionFailedError("refused"), q.LedgerUnavailableError("The disk is full.")]
     async with session() as qamera, Pipeline(qamera) as pipeline:
-        quick.trouble("refuse_connections", seconds=1.0)
+        register = qamera.register
+
+        async def registers(asked):
+            if away:
+                raise away.pop(0)
+            return await register(asked)
+
+        monkeypatch.setattr(qamera, "register", registers)
         result = await pipeline.run(request())
+        monkeypatch.setattr(qamera, "register", refuses)
+        other = await pipeline.run(request(2))
 
     assert result.ok
+    assert other.kind == "ConnectionFailedError"
     assert len(quick.orders) == 1
+
+
+async def refuses(_):
+    raise q.ConnectionFailedError("the certificate", permanent=True)
 
 
 async def test_a_receipt_that_could_not_be_kept_is_not_lost(quick, session, monkeypatch):
