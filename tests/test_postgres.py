@@ -17,7 +17,7 @@ import pytest
 
 import qamera_async as q
 from qamera_async.budget.window import Priority
-from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.ledger import checked_place, ledger_at, shared
 from qamera_async.ledger.ledger import Ledger
 from qamera_async.ledger.postgres import PostgresStorage, opening, schema, worker
 from qamera_async.ledger.postgres.session import Session
@@ -555,6 +555,19 @@ def test_what_is_no_address_is_refused_when_the_session_is_built(address):
             make()
 
         assert WORD not in shown_of(refused.value)
+
+
+def test_a_session_that_could_not_be_built_holds_nothing(tmp_path):
+    """Neither the quota of its key nor its ledger: the next session has both for itself."""
+    key, path = "mk_live_built.not", tmp_path / "jobs.db"
+    with pytest.raises(q.ConfigurationError):
+        q.QameraSession(key, ledger="postgresql://h/db?nonsense=1")
+    held = q.QameraSession(key, budget=q.RequestBudget(5, 1.0))
+    with pytest.raises(q.ConfigurationError, match="different one"):
+        q.QameraSession(key, budget=q.RequestBudget(7, 1.0), ledger=path)
+
+    assert held.budget.limit == 5
+    assert str(path) not in [name for _, _, name in shared._storages]
 
 
 async def test_a_role_without_rights_is_told_what_to_run(sandbox, quick):

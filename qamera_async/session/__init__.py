@@ -139,13 +139,16 @@ class QameraSession:
         # It may hold a password, which is no local's business from here on.
         self._place, ledger = None if ledger is None else checked_place(ledger), None
         origin = str(URL(self._origin).origin())
-        self._budget, self._leave_budget = join(origin, self._wire.api_key.text, budget)
+        self._ledger = NoLedger() if self._place is None else ledger_at(self._place, origin)
+        try:
+            self._budget, self._leave_budget = join(origin, self._wire.api_key.text, budget)
+        except ConfigurationError:
+            self._ledger.release()
+            raise
         self._binding = Binding(self._begin)
-        self._ledger = NoLedger()
         self._slots: SlotLog | None = None
         board = None
         if self._place is not None:
-            self._ledger = ledger_at(self._place, origin)
             # The key itself is nobody's business who reads the file.
             account = hashlib.blake2b(
                 f"{origin} {self._wire.api_key.text}".encode(), key=b"qamera-async slots", digest_size=16
