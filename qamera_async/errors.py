@@ -585,14 +585,21 @@ class LedgerVersionError(LedgerError):
         self.supported = supported
 
 
+_LOOK = "Look at what keeps it from being read or written"
+
+
 class LedgerUnavailableError(LedgerError):
-    """The ledger can't be read or written now: a full disk, a read-only file, another process in its way.
+    """The ledger can't be read or written now.
+
+    A full disk, a read-only file, another process in its way, a database that is away or gives no right, or a
+    ledger that was moved elsewhere.
 
     Args:
         message: What happened.
         path: Where the ledger is.
         intent: The request that it is about; None where it is about none.
         receipt: A receipt that has come and could not be written down; None where there is none.
+        remedy: What mends it, as the beginning of a sentence; None: nobody can tell.
 
     """
 
@@ -603,10 +610,12 @@ class LedgerUnavailableError(LedgerError):
         path: str | None = None,
         intent: Intent | None = None,
         receipt: Receipt | None = None,
+        remedy: str | None = None,
     ) -> None:
         super().__init__(message, path=path)
         self.intent = intent
         self.receipt = receipt
+        self.remedy = remedy
 
     def _what_happened(self) -> str:
         paid = "" if self.receipt is None else f"paid for: records {', '.join(self.receipt.record_ids)}"
@@ -615,10 +624,10 @@ class LedgerUnavailableError(LedgerError):
 
     def _what_to_do(self) -> str:
         if self.receipt is None:
-            return "Nothing was ordered. Make room for it, or make it writable, then try again."
+            return f"Nothing was ordered. {self.remedy or _LOOK}, then try again."
         return (
             "Keep the record ids: the ledger will report this request as ambiguous. "
-            "Make room for it, then settle it with session.adopt(error, *error.receipt.record_ids)."
+            f"{self.remedy or _LOOK}, then settle it with session.adopt(error, *error.receipt.record_ids)."
         )
 
 

@@ -49,7 +49,8 @@ def _fetch(error: Any) -> str:  # noqa: ANN401 - a DownloadError
 
 def _keep(error: Any) -> str:  # noqa: ANN401 - a LedgerUnavailableError
     if error.receipt is None:
-        return "Nothing was ordered: look at its folder, its permissions and the disk, then try again."
+        remedy = error.remedy or "Look at its folder, its permissions and the disk"
+        return f"Nothing was ordered. {remedy}, then try again."
     intent = "INTENT" if error.intent is None else error.intent.id
     settle = ledger_command("LEDGER", "adopt", intent, *error.receipt.record_ids)
     return f"It is paid for. Once the ledger can be written: {settle}"

@@ -125,7 +125,10 @@ class Ledger(NoLedger):
 
         if await self.storage.change(intent.id, UNDER_WAY, change) is None:
             raise LedgerUnavailableError(
-                "The claim of the request is gone from the ledger.", path=self.storage.path, intent=intent
+                "The claim of the request is gone from the ledger.",
+                path=self.storage.path,
+                intent=intent,
+                remedy="See who else works with it",
             )
 
     def unsent(self, intent: Intent) -> None:
@@ -179,12 +182,17 @@ class Ledger(NoLedger):
             # It is a fact, whatever somebody has thought of it meanwhile.
             if await self.storage.change(intent.id, _BEFORE_A_RECEIPT, change) is not None:
                 return
-            why = "its intent has no place for it in the ledger"
+            why, remedy = "its intent has no place for it in the ledger", None
         except LedgerError as failure:
             why = failure.message.removesuffix(".")
+            remedy = failure.remedy if isinstance(failure, LedgerUnavailableError) else None
             self._later(intent.id, change)
         raise LedgerUnavailableError(
-            f"The receipt could not be kept: {why}.", path=self.storage.path, intent=intent, receipt=receipt
+            f"The receipt could not be kept: {why}.",
+            path=self.storage.path,
+            intent=intent,
+            receipt=receipt,
+            remedy=remedy,
         )
 
     async def ambiguous(self, intent: Intent, reason: str) -> None:

@@ -92,7 +92,12 @@ class Worker(ABC, Generic[_C]):
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    self._refuse(job, LedgerUnavailableError(f"No thread for it: {error}.", path=self._path))
+                    self._refuse(
+                        job,
+                        LedgerUnavailableError(
+                            f"No thread for it: {error}.", path=self._path, remedy="End what else runs"
+                        ),
+                    )
                     return
                 self._thread = thread
             self._queue.put(job)

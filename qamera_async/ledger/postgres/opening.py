@@ -15,6 +15,7 @@ import psycopg
 from psycopg import errors
 
 from ...errors import LedgerCorruptError, LedgerUnavailableError, QameraError
+from ..moving import check_not_moved
 from .schema import LOCKS, SCHEMA, TABLES, check_rights, check_schema, has_tables, migrate, without_rights
 from .session import Session
 
@@ -48,7 +49,16 @@ _SETTINGS = (
 # What is there has our names, and is something else, or not all of it.
 _OF_OTHERS = {"42P07", "42P01", "42703", "42809", "42804", errors.NoDataFound.sqlstate}
 _WHOLE = ", ".join(f"'{table}'::regclass" for table in TABLES)  # an error where one is missing
-_LONG_DEAD = "7 days"
+LONG_DEAD = f"seen < clock_timestamp() - interval '7 days' AND id NOT IN ({ALIVE})"
+"""Owners that nobody will ask for any more, in SQL; its mark is for ``LOCKS``."""
+
+REACHED = "See that the database runs and that its address is right"
+_REMEDIES = {
+    "25006": "Give the address of one that can be written",
+    "42501": "Give the database's role the right to it",
+    "53100": "Make room on the database's disk",
+    "55P03": "Wait for the program that holds it, or end it",
+}
 
 
 @attrs.frozen
@@ -107,12 +117,10 @@ def entered(place: Place, owner: int, ledger: int | None) -> Entered:
         if ledger is not None and found != ledger:
             raise _replaced(place)  # noqa: TRY301 - closed as with any other error
         _take_lock(session, owner, place)
+        # Who moves it locks that table before it looks for owners, so that one of both sees the other.
+        check_not_moved(session, place.shown)
         if ledger is None:
-            session.execute(
-                f"DELETE FROM owners WHERE seen < clock_timestamp() - interval '{_LONG_DEAD}' "  # noqa: S608
-                f"AND id NOT IN ({ALIVE})",
-                (LOCKS,),
-            )
+            session.execute(f"DELETE FROM owners WHERE {LONG_DEAD}", (LOCKS,))  # noqa: S608
         backend, serial = _one(
             session, "SELECT pg_backend_pid(), (SELECT serial FROM owners WHERE id = ?)", owner
         )
@@ -136,6 +144,7 @@ def _session(place: Place) -> Session:
     Raises:
         LedgerUnavailableError: the database can't be reached, or is of no use.
     """
+    remedy = REACHED
     try:
         session = Session(place.connected())
     except psycopg.Error as error:
@@ -153,8 +162,9 @@ def _session(place: Place) -> Session:
             if encoding == "UTF8":
                 return session
             reason = f"its encoding is {encoding}, and a ledger needs UTF8"
+            remedy = "Give the address of one in UTF8"
         session.close()
-    raise LedgerUnavailableError(f"The database can't be used: {reason}.", path=place.shown)
+    raise LedgerUnavailableError(f"The database can't be used: {reason}.", path=place.shown, remedy=remedy)
 
 
 def _take_lock(session: Session, owner: int, place: Place) -> None:
@@ -179,17 +189,27 @@ def _unusable(place: Place, session: Session, error: psycopg.Error) -> QameraErr
         return LedgerUnavailableError(
             f"The database's role may not make the ledger's tables. Have its owner run: {statement}",
             path=place.shown,
+            remedy="Have that done",
         )
     if error.sqlstate in _OF_OTHERS:
         return LedgerCorruptError(
             f"The database's schema {SCHEMA} holds no ledger of this package: {place.reason(error)}.",
             path=place.shown,
         )
-    return LedgerUnavailableError(f"The database can't be used: {place.reason(error)}.", path=place.shown)
+    return LedgerUnavailableError(
+        f"The database can't be used: {place.reason(error)}.", path=place.shown, remedy=remedy_of(error)
+    )
+
+
+def remedy_of(error: psycopg.Error) -> str:
+    """Say what mends it, as the beginning of an advice."""
+    return _REMEDIES.get(error.sqlstate or "", REACHED)
 
 
 def _replaced(place: Place) -> LedgerUnavailableError:
-    return LedgerUnavailableError("The ledger was replaced or removed while it was in use.", path=place.shown)
+    return LedgerUnavailableError(
+        "The ledger was replaced or removed while it was in use.", path=place.shown, remedy="Open it anew"
+    )
 
 
 def _one(session: Session, sql: str, *values: object) -> tuple[Any, ...]:

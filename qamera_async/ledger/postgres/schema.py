@@ -16,7 +16,18 @@ SCHEMA = "qamera"
 LOCKS = 0x516D6C67  # "Qmlg": the first half of the names of our advisory locks
 DOOR = 0  # the second half of the lock that is held while tables are made
 ADOPTING = -1  # of the one that is held while records are adopted; those of owners count from 1
-TABLES: Final = ("meta", "owners", "intents", "records", "slots", "polls", "waiting", "shown", "executors")
+TABLES: Final = (
+    "meta",
+    "owners",
+    "intents",
+    "records",
+    "slots",
+    "polls",
+    "waiting",
+    "shown",
+    "executors",
+    "moved",
+)
 _RIGHTS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -79,7 +90,12 @@ def _second(session: Session) -> None:
     session.execute('CREATE TABLE executors (name TEXT COLLATE "C" PRIMARY KEY, owner BIGINT NOT NULL)')
 
 
-MIGRATIONS: tuple[Callable[[Session], None], ...] = (_first, _second)
+def _third(session: Session) -> None:
+    """Make what says that a ledger was moved elsewhere; a version that doesn't look there opens none."""
+    session.execute("CREATE TABLE moved (place TEXT NOT NULL)")
+
+
+MIGRATIONS: tuple[Callable[[Session], None], ...] = (_first, _second, _third)
 """Each brings a ledger from the version that is its place to the next one."""
 
 
@@ -161,6 +177,7 @@ def _missing(session: Session, path: str, what: str, right: str) -> LedgerUnavai
         f"The database's role may not work with {what}. Have the owner run: "
         f"GRANT {right} {SCHEMA} TO {_role(session)};",
         path=path,
+        remedy="Have that done",
     )
 
 

@@ -12,7 +12,7 @@ from ...errors import LedgerCorruptError, LedgerUnavailableError, QameraError
 from ..worker import Job
 from ..worker import Worker as AnyWorker
 from .listening import Listening
-from .opening import entered
+from .opening import entered, remedy_of
 from .session import Session
 
 if TYPE_CHECKING:
@@ -210,14 +210,19 @@ class Worker(AnyWorker[Session]):
         if isinstance(error, psycopg.Error):
             if error.sqlstate in _REMOVED:
                 return LedgerUnavailableError(
-                    "The ledger was replaced or removed while it was in use.", path=self._path
+                    "The ledger was replaced or removed while it was in use.",
+                    path=self._path,
+                    remedy="Open it anew",
                 )
             if error.sqlstate == _DIVIDED_BY_ZERO:
                 return LedgerUnavailableError(
                     "The address leads to a pool that gives each transaction another connection; a ledger "
                     "needs one of its own.",
                     path=self._path,
+                    remedy="Give the address of the database itself, or of a pool for whole sessions",
                 )
-            kind = LedgerCorruptError if error.sqlstate in _DAMAGED else LedgerUnavailableError
-            return kind(f"The ledger can't be used: {self._place.reason(error)}.", path=self._path)
+            text = f"The ledger can't be used: {self._place.reason(error)}."
+            if error.sqlstate in _DAMAGED:
+                return LedgerCorruptError(text, path=self._path)
+            return LedgerUnavailableError(text, path=self._path, remedy=remedy_of(error))
         return self.unexpected(error)

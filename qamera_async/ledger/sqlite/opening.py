@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import LedgerCorruptError, LedgerUnavailableError, LedgerVersionError
+from ..moving import check_not_moved
 from .schema import APPLICATION_ID, MIGRATIONS, migrate
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def opened(path: Path, owners: Owners) -> tuple[sqlite3.Connection, int]:
         try:
             owners.become(owner)
             migrate(connection)
-            _enter(connection, owner)
+            _enter(connection, owner, path)
         except BaseException:
             owners.leave(owner)
             _close(connection, path, owners)
@@ -66,6 +67,17 @@ def closed(connection: sqlite3.Connection, path: Path, owners: Owners, owner: in
         finally:
             owners.leave(owner)
             _close(connection, path, owners)
+
+
+def shrink(path: Path, owners: Owners, owner: int) -> None:
+    """Give the room of removed rows back to the disk, unless anybody else has the ledger open.
+
+    It is written anew for that, and who wants to write has to wait so long. Whoever comes waits at the door.
+    """
+    with owners.door(), closing(_connected(path)) as connection:
+        others = [number for (number,) in connection.execute("SELECT id FROM owners") if number != owner]
+        if not any(map(owners.alive, others)):
+            connection.execute("VACUUM")
 
 
 def _close(connection: sqlite3.Connection, path: Path, owners: Owners) -> None:
@@ -108,14 +120,18 @@ def _examine(path: Path, *, closing_was_cut: bool) -> None:
     """Refuse what can't be worked with, without writing a byte."""
     facts = path.stat()
     if not path.is_file():
-        raise LedgerUnavailableError("The ledger's path is no file.", path=str(path))
+        raise LedgerUnavailableError(
+            "The ledger's path is no file.", path=str(path), remedy="Give that of a file"
+        )
     # SQLite takes one byte for none, and would delete the -wal of an empty file.
     if facts.st_size <= 1:
         raise LedgerCorruptError(
             "The ledger's file is empty. A new ledger begins without a file.", path=str(path)
         )
     if not facts.st_mode & _WRITABLE_BITS or not os.access(path, os.W_OK):
-        raise LedgerUnavailableError("The ledger's file is read-only.", path=str(path))
+        raise LedgerUnavailableError(
+            "The ledger's file is read-only.", path=str(path), remedy="Make it writable"
+        )
     has_wal = os.path.lexists(f"{path}-wal")
     # Without a -wal nobody has it open, so that the file can be read as one that doesn't change.
     immutable = "" if has_wal else "&immutable=1"
@@ -183,9 +199,11 @@ def _connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _enter(connection: sqlite3.Connection, owner: int) -> None:
+def _enter(connection: sqlite3.Connection, owner: int, path: Path) -> None:
     """Put an owner in, and say in the file itself that it now has a -wal that belongs to it."""
     connection.execute("BEGIN IMMEDIATE")
+    # Who moves it looks for owners in a transaction of this kind, so that one of both sees the other.
+    check_not_moved(connection, str(path))
     connection.execute("UPDATE meta SET value = 0 WHERE name = 'settled'")
     connection.execute("INSERT INTO owners VALUES (?)", (owner,))
     connection.execute("COMMIT")

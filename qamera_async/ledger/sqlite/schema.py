@@ -65,7 +65,12 @@ def _second(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE TABLE executors (name TEXT PRIMARY KEY, owner INTEGER NOT NULL) WITHOUT ROWID")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
+def _third(connection: sqlite3.Connection) -> None:
+    """Make what says that a ledger was moved elsewhere; a version that doesn't look there opens none."""
+    connection.execute("CREATE TABLE moved (place TEXT NOT NULL)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third)
 """Each brings a ledger from the version that is its place to the next one."""
 
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "Wait for the program that holds it, or end it",
+    sqlite3.SQLITE_FULL: "Make room on its disk",
+    sqlite3.SQLITE_READONLY: "Make its file and its folder writable",
+}
 
 
 class Worker(AnyWorker[sqlite3.Connection]):
@@ -76,8 +81,11 @@ class Worker(AnyWorker[sqlite3.Connection]):
             return error
         if isinstance(error, sqlite3.DatabaseError):
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            kind = LedgerCorruptError if code in _DAMAGED else LedgerUnavailableError
-            return kind(f"The ledger can't be used: {error}.", path=self._path)
+            if code in _DAMAGED:
+                return LedgerCorruptError(f"The ledger can't be used: {error}.", path=self._path)
+            return LedgerUnavailableError(
+                f"The ledger can't be used: {error}.", path=self._path, remedy=_REMEDIES.get(code)
+            )
         if isinstance(error, UnicodeDecodeError):
             return LedgerCorruptError("The ledger is damaged: a text in it is none.", path=self._path)
         if isinstance(error, OSError):
