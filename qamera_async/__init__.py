@@ -58,7 +58,9 @@ if TYPE_CHECKING:
         Updated,
     )
     from .job import Job
+    from .ledger.copying import copy_ledger
     from .ledger.file import LedgerEntry, LedgerFile
+    from .ledger.pruning import Pruned
     from .ledger.rows import LedgerState
     from .models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
     from .policies import PollPolicy, RetryPolicy, StatusRules, Timeouts
@@ -80,7 +82,9 @@ _ROOMS = {
     ),
     "events": "Ambiguous Downloading Event Failed Finished Polled QuotaWait Retrying Submitted Updated",
     "job": "Job",
+    "ledger.copying": "copy_ledger",
     "ledger.file": "LedgerEntry LedgerFile",
+    "ledger.pruning": "Pruned",
     "ledger.rows": "LedgerState",
     "models": "Intent JobState Receipt ReelRequest Request Video VideoRequest",
     "policies": "PollPolicy RetryPolicy StatusRules Timeouts",
@@ -128,6 +132,7 @@ __all__ = [
     "PermissionDeniedError",
     "PollPolicy",
     "Polled",
+    "Pruned",
     "QameraError",
     "QameraSession",
     "QuotaExceededError",
@@ -151,6 +156,7 @@ __all__ = [
     "VideoRequest",
     "__version__",
     "api_origin",
+    "copy_ledger",
     "safe_name",
     "write_report",
 ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .board import Board
     from .ledger import Ledger
     from .rows import Row
+    from .sql import SqlStorage
 
 
 class NoLedger:
@@ -99,6 +100,20 @@ def ledger_at(place: str | Address, origin: str) -> Ledger:
     from .sqlite import SqliteStorage  # noqa: PLC0415
 
     return Ledger(SqliteStorage.of(place), origin)
+
+
+def storage_apart(place: str | Address) -> SqlStorage[Any]:
+    """Give the storage of a ledger that no session of this process has; nothing is opened before it is used.
+
+    Raises:
+        ConfigurationError: as ``ledger_at``.
+    """
+    if isinstance(place, Address):
+        storage: SqlStorage[Any] = _postgres().PostgresStorage.apart(place)
+        return storage
+    from .sqlite import SqliteStorage  # noqa: PLC0415 - as for a ledger
+
+    return SqliteStorage.apart(os.path.realpath(place))
 
 
 def shown_place(place: str | Address) -> str:

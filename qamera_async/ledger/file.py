@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping  # noqa: TC003 - who turns entries into JSON reads the annotations
-from datetime import datetime  # noqa: TC003 - the same
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .ledger import Ledger
+    from .pruning import Pruned
     from .storage import Found
+
+_AN_HOUR = 3600  # what a POST of now may be mistaken for is younger
 
 
 @attrs.frozen
@@ -185,6 +188,32 @@ class LedgerFile:
         """
         await self._there().abandon(intent_id(intent))
 
+    async def prune(self, older_than: float, *, dry_run: bool = False) -> Pruned:
+        """Remove what is long settled: the done, the failed, the refused and the abandoned.
+
+        What is under way, unfinished or ambiguous stays, however old, and so does what was made since an hour
+        before the oldest ambiguous one was sent, since it tells which records can't be of that. Sessions may
+        use the ledger meanwhile. A file gets smaller where nobody else has it open.
+
+        **What is removed is forgotten**: its ``ref`` is ordered again, and paid for, when it is asked for
+        again; what was done or failed would have cost nothing.
+
+        Args:
+            older_than: How long ago its last moment has to be, in seconds by this machine's clock; an hour
+                at least.
+            dry_run: Whether to say only what it would remove.
+
+        Returns:
+            What was removed, or would be.
+
+        Raises:
+            InvalidRequestError: ``older_than`` is no such number.
+            LedgerError: It can't be used.
+
+        """
+        before = _before(older_than)
+        return await self._there().storage.prune(before, remove=not dry_run)
+
     def _there(self) -> Ledger:
         if self._ledger is None:
             raise SessionClosedError("The ledger is not open: use async with LedgerFile(PATH).")
@@ -212,6 +241,18 @@ class LedgerFile:
             settled_at=row.settled_at,
             downloaded_at=row.downloaded_at,
         )
+
+
+def _before(older_than: float) -> datetime:
+    """Give the moment so many seconds ago."""
+    try:
+        if older_than >= _AN_HOUR:
+            return datetime.now(UTC) - timedelta(seconds=older_than)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InvalidRequestError(
+        f"older_than: got {shown(older_than)}, allowed is a number of seconds, an hour ({_AN_HOUR}) at least"
+    )
 
 
 def intent_id(intent: object) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
+
 from ..errors import LedgerCorruptError
 from .rows import LedgerState, Row, decoded
 
@@ -30,6 +32,23 @@ class Tables(Protocol):
         ...
 
 
+@attrs.frozen
+class Numbered:
+    """A row with what it is in its table.
+
+    Args:
+        number: Its place in the order of claims.
+        current: Whether it is the one that counts for its ref.
+        digest: What tells whether it was changed.
+        row: It.
+    """
+
+    number: int
+    current: bool
+    digest: int
+    row: Row
+
+
 class Intents:
     """The requests.
 
@@ -53,8 +72,8 @@ class Intents:
 
     def some(
         self, connection: Tables, origin: str | None, states: Collection[LedgerState], last: int
-    ) -> list[tuple[int, int, Row]]:
-        """Give the first of the rows after a number, with their numbers and whether they are current."""
+    ) -> list[Numbered]:
+        """Give the first of the rows after a number, with what they are beside it."""
         # Written out, so that the index of those states is seen to fit.
         where = f"state IN ({', '.join(sorted(repr(state.value) for state in states))}) AND number > ?"
         values: tuple[object, ...] = (last,)
@@ -65,7 +84,10 @@ class Intents:
             f"ORDER BY number LIMIT {_PAGE}",
             values,
         )
-        return [(number, current, self._row(columns)) for number, current, *columns in found.fetchall()]
+        return [
+            Numbered(number, bool(current), columns[-1], self._row(columns))
+            for number, current, *columns in found.fetchall()
+        ]
 
     def _row(self, columns: Sequence[Any]) -> Row:
         *searched, body, digest = columns
@@ -90,6 +112,63 @@ class Intents:
             self._keep_records(connection, row)
         return bool(inserted)
 
+    def put(self, connection: Tables, rows: Sequence[Numbered]) -> list[Row]:
+        """Put rows of another ledger in, in their order; give those in whose place is something else."""
+        if not rows:
+            return []
+        values = [
+            (*columns[:5], int(found.current), *columns[5:])
+            for found, columns in ((found, _columns(found.row)) for found in rows)
+        ]
+        marks = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * len(rows))
+        inserted = connection.execute(
+            "INSERT INTO intents (id, origin, ref, state, owner, current, body, digest) "  # noqa: S608 - marks
+            f"VALUES {marks} ON CONFLICT DO NOTHING",
+            [value for row in values for value in row],
+        ).rowcount
+        if inserted < len(rows):
+            # What was copied before is there, and is the same.
+            there = connection.execute(
+                "SELECT id, current, digest FROM intents "  # noqa: S608 - marks
+                f"WHERE id IN ({', '.join('?' * len(rows))})",
+                [found.row.id for found in rows],
+            ).fetchall()
+            same = {tuple(row) for row in there}
+            return [
+                found.row
+                for found, row in zip(rows, values, strict=True)
+                if (row[0], row[5], row[7]) not in same
+            ]
+        return []
+
+    def strangers(self, connection: Tables, rows: Sequence[Row]) -> list[tuple[str, str]]:
+        """Give those of the rows' records that others have, with whose they are; the rest is theirs now."""
+        owned = [(row.origin, record_id, row.id) for row in rows for record_id in row.record_ids]
+        found: list[tuple[str, str]] = []
+        for start in range(0, len(owned), _PAGE):
+            piece = owned[start : start + _PAGE]
+            marks = ", ".join("?" * len(piece))
+            intents = {(origin, record_id): intent for origin, record_id, intent in piece}
+            there = connection.execute(
+                f"SELECT origin, record_id, intent FROM records WHERE record_id IN ({marks})",  # noqa: S608
+                [record_id for _, record_id, _ in piece],
+            ).fetchall()
+            found += [
+                (record_id, intent)
+                for origin, record_id, intent in there
+                if intents.get((origin, record_id), intent) != intent
+            ]
+            connection.execute(
+                f"INSERT INTO records VALUES {', '.join(['(?, ?, ?)'] * len(piece))} "  # noqa: S608 - marks
+                "ON CONFLICT DO NOTHING",
+                [value for row in piece for value in row],
+            )
+        return found
+
+    def has(self, connection: Tables, intent_id: str) -> bool:
+        """Whether there is a row of this id."""
+        return connection.execute("SELECT 1 FROM intents WHERE id = ?", (intent_id,)).fetchone() is not None
+
     def update(self, connection: Tables, row: Row) -> None:
         """Write down what a row has become."""
         row_id, _, _, state, owner, body, digest = _columns(row)
@@ -98,6 +177,14 @@ class Intents:
             (state, owner, body, digest, row_id),
         )
         self._keep_records(connection, row)
+
+    def remove(self, connection: Tables, found: Numbered) -> bool:
+        """Whether it could be removed, since nobody has changed it meanwhile."""
+        of_row = found.row.id, found.digest
+        removed = connection.execute("DELETE FROM intents WHERE id = ? AND digest = ?", of_row).rowcount
+        if removed:
+            connection.execute("DELETE FROM records WHERE intent = ?", of_row[:1])
+        return bool(removed)
 
     def _keep_records(self, connection: Tables, row: Row) -> None:
         for record_id in row.record_ids:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import attrs
 
-from ..errors import RefConflictError
+from ..errors import LedgerError, RefConflictError
 from .intents import Intents, Tables, claimed_in
+from .pruning import IN_DOUBT, Pruned, prune_page, since_the_first_doubt
 from .rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, LedgerState, Row, same_request
 from .shared import Shared
 from .storage import Found
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
+    from datetime import datetime
+    from typing import Self
 
     from .worker import Worker
 
@@ -24,6 +27,7 @@ _HAS_RECORD = "id IN (SELECT intent FROM records WHERE origin = ? AND record_id 
 
 
 _C = TypeVar("_C", bound=Tables)
+_T = TypeVar("_T")
 
 
 class SqlStorage(Shared[_C]):
@@ -31,6 +35,9 @@ class SqlStorage(Shared[_C]):
 
     _locked: ClassVar[str] = ""
     """What keeps others from a row that is selected, where a transaction alone doesn't."""
+    folder: str | None
+    one_writes: ClassVar[bool] = False
+    """Whether only one transaction at a time can write."""
 
     def __init__(self, path: str, worker: Worker[_C]) -> None:
         super().__init__(path, worker)
@@ -150,12 +157,12 @@ class SqlStorage(Shared[_C]):
 
         def page(connection: _C) -> list[tuple[int, Found]]:
             rows = self._intents.some(connection, origin, looked_at, last)
-            under_way = {row.owner for _, _, row in rows if row.state in UNDER_WAY}
+            under_way = {numbered.row.owner for numbered in rows if numbered.row.state in UNDER_WAY}
             living = self._living(connection, under_way - {self._owner})
             return [
-                (number, attrs.evolve(found, current=bool(current)))
-                for number, current, row in rows
-                if (found := self._seen(connection, row, living)) is not None
+                (numbered.number, attrs.evolve(found, current=numbered.current))
+                for numbered in rows
+                if (found := self._seen(connection, numbered.row, living)) is not None
             ]
 
         # In pieces, so that a registration, of another process too, is never far behind in the queue.
@@ -230,7 +237,72 @@ class SqlStorage(Shared[_C]):
 
         return self._worker.run("give up an executor's name", operation)
 
+    async def prune(self, before: datetime, *, remove: bool) -> Pruned:
+        """Remove what has settled and had its last moment before one, or say what that would be."""
+        doubts = [found.row async for found in self.rows(None, IN_DOUBT)]
+        pruned = Pruned(since_the_first_doubt(doubts, before))
+        last: int | None = 0
+        # In pieces, as they are read.
+        while last is not None:
+            page = partial(prune_page, self._intents, before=pruned.before, last=last, remove=remove)
+            last, more = await self._worker.run("be pruned", page)
+            pruned += more
+        if remove:
+            await self._worker.run("be tidied", self._tidy)
+            await self._free_space()
+        return pruned
+
+    # --- what a copy asks for -------------------------------------------------------------------
+
+    @property
+    def intents(self) -> Intents:
+        """The rows, for an operation."""
+        return self._intents
+
+    @classmethod
+    def apart(cls, name: Hashable) -> Self:
+        """Give a storage that no session of this process has."""
+        storage = cls._named(name)
+        storage._users = 1  # noqa: SLF001 - of the same class
+        return storage
+
+    def run_alone(self, what: str, operation: Callable[[_C], _T]) -> asyncio.Future[_T]:
+        """Queue a transaction; nothing else is queued here."""
+        return self._worker.run(what, operation)
+
+    def translated(self, error: BaseException) -> BaseException:
+        """Give our error for one of the database's."""
+        return self._worker.translated(error)
+
+    def keep_out(self, connection: _C) -> None:
+        """Let nobody come in until the transaction's end.
+
+        Raises:
+            LedgerError: somebody is in.
+        """
+        self._lock_out(connection)
+        if self._others(connection):
+            raise LedgerError(
+                "A session, or somebody who looks into it, has the ledger open: end that first.",
+                path=self.path,
+            )
+
+    async def _free_space(self) -> None:
+        """Give the room of what was removed back, where the database doesn't do that by itself."""
+
     # --- in the thread --------------------------------------------------------------------------
+
+    @abstractmethod
+    def _lock_out(self, connection: _C) -> None:
+        """Let those who come wait until the transaction's end."""
+
+    @abstractmethod
+    def _others(self, connection: _C) -> bool:
+        """Whether anybody else has it open."""
+
+    @abstractmethod
+    def _tidy(self, connection: _C) -> None:
+        """Forget slots that are free and owners that are dead."""
 
     def _busy(self, row: Row, living: Collection[int]) -> bool:
         """Whether somebody alive is at work on it."""
@@ -272,13 +344,18 @@ class SqlStorage(Shared[_C]):
         """What is found of a row that others are kept from."""
         busy = row.state in UNDER_WAY and self._busy(row, self._living(connection, {row.owner}))
         if row.state is LedgerState.SENDING and not busy:
-            row = attrs.evolve(
-                row,
-                state=LedgerState.AMBIGUOUS,
-                reason="The process that sent it ended before the answer was kept.",
-            )
+            row = cut_off(row)
             self._intents.update(connection, row)
         return Found(row, busy)
+
+
+def cut_off(row: Row) -> Row:
+    """Give what becomes of a row that nobody alive is sending."""
+    return attrs.evolve(
+        row,
+        state=LedgerState.AMBIGUOUS,
+        reason="The process that sent it ended before the answer was kept.",
+    )
 
 
 def _marks(values: Collection[object]) -> str:

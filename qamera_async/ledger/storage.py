@@ -8,9 +8,11 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from datetime import datetime
 
     from ..budget.shared import SlotLog
     from .board import Board
+    from .pruning import Pruned
     from .rows import LedgerState, Row
 
 
@@ -123,6 +125,12 @@ class Storage(Protocol):
 
     def leave(self, name: str) -> Awaitable[None]:
         """Have the name of an executor no more."""
+
+    async def prune(self, before: datetime, *, remove: bool) -> Pruned:
+        """Remove what has settled and had its last moment before one, or say what that would be.
+
+        Nothing that is under way, unfinished or in doubt, and nothing that may help to settle a doubt.
+        """
         ...
 
     def release(self) -> object:

@@ -43,6 +43,7 @@ from qamera_async import (
     PermissionDeniedError,
     Polled,
     PollPolicy,
+    Pruned,
     QameraError,
     QameraSession,
     QuotaExceededError,
@@ -65,6 +66,7 @@ from qamera_async import (
     Video,
     VideoRequest,
     api_origin,
+    copy_ledger,
     safe_name,
     write_report,
 )
@@ -141,7 +143,14 @@ async def look_into_a_ledger() -> None:
     """Use what needs no key."""
     page: Path = await write_report("jobs.db", Path("report.html"), title=api_origin(allow_http=True).upper())
     print(page.name)
+    there: bool = await LedgerFile("postgresql://db.example/shop").exists()
+    copied: int = await copy_ledger(Path("jobs.db"), "postgresql://db.example/shop", keep=not there)
+    print(copied + 1)
     async with LedgerFile(Path("jobs.db")) as ledger:
+        pruned: Pruned = await ledger.prune(90 * 86_400.0, dry_run=True)
+        print(
+            pruned.before.isoformat(), pruned.requests + pruned.refs, pruned.counts.get(LedgerState.DONE, 0)
+        )
         async for entry in ledger.entries():
             one: LedgerEntry = entry
             state: LedgerState = one.state

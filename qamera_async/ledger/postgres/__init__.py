@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 from ..sql import SqlStorage
 from .board import PostgresBoard
-from .opening import is_there, living
+from .opening import LONG_DEAD, is_there, living
 from .place import Place
 from .schema import ADOPTING, LOCKS
 from .session import Session
-from .slots import PostgresSlots
+from .slots import CLOCK, PostgresSlots
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -56,6 +56,16 @@ class PostgresStorage(SqlStorage[Session]):
 
     def _living(self, connection: Session, owners: Collection[int]) -> Collection[int]:
         return living(connection) if owners else ()
+
+    def _lock_out(self, connection: Session) -> None:
+        connection.execute("LOCK TABLE moved IN ACCESS EXCLUSIVE MODE")
+
+    def _others(self, connection: Session) -> bool:
+        return bool(living(connection) - {self._owner})
+
+    def _tidy(self, connection: Session) -> None:
+        connection.execute(f"DELETE FROM slots WHERE expires <= {CLOCK}")  # noqa: S608 - our own clock
+        connection.execute(f"DELETE FROM owners WHERE {LONG_DEAD}", (LOCKS,))  # noqa: S608 - our own words
 
     def _alone(self, connection: Session) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(?, ?)", (LOCKS, ADOPTING))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
+from ..._boot import boot_id
 from ...errors import LedgerUnavailableError
 from ..sql import SqlStorage
 from .board import SqliteBoard
-from .opening import closed, opened
+from .opening import closed, opened, shrink
 from .owners import owners_at
 from .slots import SqliteSlots
 from .worker import Worker
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 class SqliteStorage(SqlStorage[sqlite3.Connection]):
     """One file for all sessions of this process with the same path, and for other processes."""
 
+    one_writes: ClassVar[bool] = True
     _worker: Worker
 
     def __init__(self, path: str) -> None:
@@ -66,7 +70,9 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
             facts = None
         if facts is None or (facts.st_dev, facts.st_ino) != self._place:
             raise LedgerUnavailableError(
-                "The ledger was replaced or removed while it was in use.", path=self.path
+                "The ledger was replaced or removed while it was in use.",
+                path=self.path,
+                remedy="Open it anew",
             )
 
     def _disconnect(self, connection: sqlite3.Connection) -> None:
@@ -79,6 +85,27 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
 
     def _living(self, connection: sqlite3.Connection, owners: Collection[int]) -> Collection[int]:  # noqa: ARG002
         return {owner for owner in owners if self._lives(owner)}
+
+    def _tidy(self, connection: sqlite3.Connection) -> None:
+        # Those of another boot may count for one more window from now.
+        connection.execute("DELETE FROM slots WHERE boot = ? AND expires <= ?", (boot_id(), time.monotonic()))
+        others = self._entered(connection)
+        dead = others - {*self._living(connection, others)}
+        connection.executemany("DELETE FROM owners WHERE id = ?", [(owner,) for owner in dead])
+
+    def _lock_out(self, connection: sqlite3.Connection) -> None:
+        """Nothing: who comes has to write."""
+
+    def _others(self, connection: sqlite3.Connection) -> bool:
+        return bool(self._living(connection, self._entered(connection)))
+
+    def _entered(self, connection: sqlite3.Connection) -> set[int]:
+        return {owner for (owner,) in connection.execute("SELECT id FROM owners")} - {self._owner}
+
+    async def _free_space(self) -> None:
+        assert self._owners is not None  # noqa: S101 - made before
+        if self._users == 1:  # else sessions of this process would wait for it
+            await asyncio.to_thread(shrink, Path(self.path), self._owners, self._owner)
 
     def _alone(self, connection: sqlite3.Connection) -> None:
         """Nothing: only one transaction at a time writes."""
