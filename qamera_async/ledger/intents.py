@@ -180,10 +180,16 @@ class Intents:
 
     def remove(self, connection: Tables, found: Numbered) -> bool:
         """Whether it could be removed, since nobody has changed it meanwhile."""
-        of_row = found.row.id, found.digest
-        removed = connection.execute("DELETE FROM intents WHERE id = ? AND digest = ?", of_row).rowcount
-        if removed:
-            connection.execute("DELETE FROM records WHERE intent = ?", of_row[:1])
+        row = found.row
+        removed = connection.execute(
+            "DELETE FROM intents WHERE id = ? AND digest = ?", (row.id, found.digest)
+        ).rowcount
+        for record_id in row.record_ids if removed else ():
+            # By all of its key: not every database has another index.
+            connection.execute(
+                "DELETE FROM records WHERE origin = ? AND record_id = ? AND intent = ?",
+                (row.origin, record_id, row.id),
+            )
         return bool(removed)
 
     def _keep_records(self, connection: Tables, row: Row) -> None:
