@@ -233,34 +233,66 @@ def batch(
 @app.command(
     group=_MANY,
     help_epilogue=(
+        "What is pruned is forgotten: a ref that was done or failed is ordered, and paid for, when it is "
+        "asked for again. What is under way, unfinished or ambiguous stays, however old. A ledger that is "
+        "copied is to be used by nobody meanwhile, and can't be opened afterwards, so that nobody orders "
+        "with both.\n\n"
         "Examples:\n\nqamera ledger jobs.db\n\nqamera ledger jobs.db adopt INTENT vid_001\n\n"
-        "qamera ledger jobs.db abandon INTENT"
+        "qamera ledger jobs.db abandon INTENT\n\nqamera ledger jobs.db prune --older-than 90d --dry-run\n\n"
+        "qamera ledger jobs.db copy postgresql://shop@db.example/shop"
     ),
 )
 def ledger(
     file: KnownLedger,
-    action: Literal["adopt", "abandon"] | None = None,
-    intent: str | None = None,
+    action: Literal["adopt", "abandon", "prune", "copy"] | None = None,
+    what: str | None = None,
     /,
     *record_ids: str,
+    older_than: str | None = None,
+    dry_run: Flag = False,
+    keep: Flag = False,
+    yes: Flag = False,
     manners: Manners = _MANNERS,
 ) -> Code:
-    """Show what is finished, failed, unfinished and ambiguous; or settle an ambiguous one. No key is needed.
+    """Show what a ledger has, settle what is ambiguous, remove what is old, or copy it. No key is needed.
 
     Args:
         file: The ledger: a file, or postgresql://...
-        action: adopt: these records were made of it; abandon: nothing was, so it may be ordered again.
-        intent: The one to settle, as the ledger shows it.
+        action: adopt: these records were made of it; abandon: nothing was, so it may be ordered again; prune:
+            remove what is settled and old; copy: copy all of it into another ledger.
+        what: The one to settle, as the ledger shows it; or the ledger to copy to.
         record_ids: What was made of it.
+        older_than: With prune: what was last touched so long ago; 90d, 8w or 12h.
+        dry_run: With prune: say what it would remove; remove nothing.
+        keep: With copy: leave the ledger usable. Use only one of both from then on.
+        yes: With prune: don't ask.
 
     """
     from .looking import settle, show
     from .running import run
 
+    given = {"--older-than": older_than, "--dry-run": dry_run, "--keep": keep, "--yes": yes}
+    fitting = {"prune": ("--older-than", "--dry-run", "--yes"), "copy": ("--keep",)}.get(action or "", ())
+    for option in [option for option, value in given.items() if value and option not in fitting]:
+        raise ValueError(f"{option} belongs to {'copy' if option == '--keep' else 'prune'}.")
     if action is None:
         return run(manners, lambda running: show(running, file))
-    if intent is None or (action == "adopt") is not bool(record_ids):
+    if action == "prune":
+        from .ledger_upkeep import Pruning, prune
+
+        if what is not None or older_than is None:
+            raise ValueError("give prune --older-than AGE, as in 90d.")
+        return prune(Pruning(ledger=file, older_than=older_than, dry_run=dry_run, yes=yes), manners)
+    if action == "copy":
+        from .ledger_upkeep import copy
+
+        if what is None or record_ids:
+            raise ValueError("give copy TO, another ledger.")
+        to = what
+        return run(manners, lambda running: copy(running, file, to, keep=keep))
+    if what is None or (action == "adopt") is not bool(record_ids):
         raise ValueError("give adopt INTENT RECORD_ID..., or abandon INTENT.")
+    intent = what
     return run(manners, lambda running: settle(running, file, action, intent, record_ids))
 
 

@@ -75,18 +75,33 @@ def agreed(planned: Plan, *, yes: bool) -> bool:
     """
     if yes or not planned.orders:
         return True
+    # Whole by itself: what was said before may have gone to a file, or nowhere.
+    orders = "1 order" if planned.orders == 1 else f"{planned.orders:,} orders"
+    answer = answered(f"Send {orders}, for about {planned.credits:,} credits?", "Nothing was ordered.")
+    return answer is not False
+
+
+def answered(question: str, declined: str) -> bool | None:
+    """Ask at the terminal, and tell whether the answer is yes; None: there is no terminal.
+
+    Args:
+        question: What is asked.
+        declined: Said to another answer.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which is an answer too.
+
+    """
     with contextlib.ExitStack() as stack:
         terminal = _terminal(stack)
         if terminal is None:
-            return True
+            return None
         answers, questions = terminal
-        # Whole by itself: what was said before may have gone to a file, or nowhere.
-        orders = "1 order" if planned.orders == 1 else f"{planned.orders:,} orders"
-        questions.write(f"Send {orders}, for about {planned.credits:,} credits? [y/N] ")
+        questions.write(f"{question} [y/N] ")
         questions.flush()
         if answers.readline().strip().casefold() in {"y", "yes"}:
             return True
-        questions.write("Nothing was ordered.\n")
+        questions.write(f"{declined}\n")
         questions.flush()
     return False
 
