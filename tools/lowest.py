@@ -2,7 +2,8 @@
 
 python tools/lowest.py > lowest.txt && pip install -e '.[test]' -c lowest.txt
 
-They are those of the package itself and of its extra ``cli``; the tools of the tests are as new as they come.
+They are those of the package itself and of its extras ``cli`` and ``postgres``; the tools of the tests are as
+new as they come.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = ("cli", "postgres")
 BOUND = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?>=([0-9.]+)")
 
 
@@ -23,10 +25,12 @@ def constraints() -> list[str]:
 
     """
     found: list[str] = []
-    for dependency in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cli"]]:
+    extras = [dependency for extra in EXTRAS for dependency in PROJECT["optional-dependencies"][extra]]
+    for dependency in [*PROJECT["dependencies"], *extras]:
         match = BOUND.match(dependency)
         if match is None:
             raise ValueError(f"{dependency!r} has no lower bound")
+        # What comes with an extra of it, as psycopg[binary] does, it pins itself.
         found.append(f"{match[1]}=={match[2]}")
     return found
 
