@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import attrs
 
 from ..errors import LedgerError, RefConflictError
+from . import executors
 from .intents import Intents, Tables, claimed_in
 from .pruning import IN_DOUBT, Pruned, prune_page, since_the_first_doubt
 from .rows import OPEN_TO_ADOPTION, OPEN_TO_ANEW, UNDER_WAY, LedgerState, Row, same_request
@@ -204,17 +205,10 @@ class SqlStorage(Shared[_C]):
 
         def operation(connection: _C) -> bool:
             self._alone(connection)
-            found = connection.execute("SELECT owner FROM executors WHERE name = ?", (name,)).fetchone()
-            if (
-                found is not None
-                and found[0] != self._owner
-                and found[0] in self._living(connection, {found[0]})
-            ):
+            holder = executors.holder_of(connection, name)
+            if holder not in (None, self._owner) and holder in self._living(connection, {holder}):
                 return False
-            connection.execute(
-                "INSERT INTO executors VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET owner = excluded.owner",
-                (name, self._owner),
-            )
+            executors.give(connection, name, self._owner)
             return True
 
         return self._worker.run("take an executor's name", operation)
@@ -223,19 +217,19 @@ class SqlStorage(Shared[_C]):
         """Give those of the executors whom nobody is who lives."""
 
         def operation(connection: _C) -> set[str]:
-            owners: dict[str, int] = dict(connection.execute("SELECT name, owner FROM executors").fetchall())
-            living = {self._owner, *self._living(connection, set(owners.values()) - {self._owner})}
-            return {name for name in names if owners.get(name) not in living}
+            holders = executors.holders(connection)
+            living = {self._owner, *self._living(connection, set(holders.values()) - {self._owner})}
+            return {name for name in names if holders.get(name) not in living}
 
         return self._worker.run("look for the living", operation)
 
     def leave(self, name: str) -> Awaitable[None]:
         """Have the name of an executor no more."""
+        return self._worker.run(
+            "give up an executor's name", lambda connection: executors.take(connection, name, self._owner)
+        )
 
-        def operation(connection: _C) -> None:
-            connection.execute("DELETE FROM executors WHERE name = ? AND owner = ?", (name, self._owner))
-
-        return self._worker.run("give up an executor's name", operation)
+    # --- what is settled ------------------------------------------------------------------------
 
     async def prune(self, before: datetime, *, remove: bool) -> Pruned:
         """Remove what has settled and had its last moment before one, or say what that would be."""

@@ -125,6 +125,7 @@ class Storage(Protocol):
 
     def leave(self, name: str) -> Awaitable[None]:
         """Have the name of an executor no more."""
+        ...
 
     async def prune(self, before: datetime, *, remove: bool) -> Pruned:
         """Remove what has settled and had its last moment before one, or say what that would be.
