@@ -2,7 +2,7 @@
 
 python tools/lowest.py > lowest.txt && pip install -e '.[test]' -c lowest.txt
 
-They are those of the package itself and of its extras ``cli`` and ``postgres``; the tools of the tests are as
+They are those of the package itself and of its extras ``cli``, ``dbos`` and ``postgres``; the tools of the tests are as
 new as they come.
 """
 
@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = ("cli", "postgres")
+EXTRAS = ("cli", "dbos", "postgres")
 BOUND = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?>=([0-9.]+)")
 
 
@@ -27,6 +27,8 @@ def constraints() -> list[str]:
     found: list[str] = []
     extras = [dependency for extra in EXTRAS for dependency in PROJECT["optional-dependencies"][extra]]
     for dependency in [*PROJECT["dependencies"], *extras]:
+        if dependency.startswith(f"{PROJECT['name']}["):
+            continue  # what one extra takes of another
         match = BOUND.match(dependency)
         if match is None:
             raise ValueError(f"{dependency!r} has no lower bound")
