@@ -60,6 +60,19 @@ def select(path, statement):
         return connection.execute(statement).fetchall()
 
 
+async def execute(path, statement):
+    """Run a statement in a ledger, which others may be writing to."""
+    if path.startswith("postgres"):
+        postgres.execute(path, "SET search_path TO qamera", statement)
+        return
+
+    def run():
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(statement)
+
+    await asyncio.to_thread(run)
+
+
 def polls(sandbox):
     return sum(request.method == "GET" for request in sandbox.requests)
 
@@ -402,6 +415,45 @@ async def test_who_leaves_is_waited_for_no_more(sandbox, sessions, path):
     await after
 
     assert isinstance(error, q.SessionClosedError)
+
+
+async def test_who_was_taken_for_dead_says_again_what_it_waits_for(sandbox, sessions, path):
+    """A connection that is lost shows that as little as a process that is."""
+    order = await sessions(2)
+    ids = await ordered(sandbox, 2)
+    waiting = [
+        asyncio.ensure_future(each.job(record_id).wait()) for each, record_id in zip(order, ids, strict=True)
+    ]
+    await has_polled(sandbox, 3)
+    await execute(path, "DELETE FROM waiting")
+    await has_polled(sandbox, 3)
+    async with asyncio.timeout(5):
+        while set(select(path, "SELECT record_id FROM waiting")) != {(record_id,) for record_id in ids}:
+            await asyncio.sleep(INTERVAL / 10)
+    for record_id in ids:
+        sandbox.finish(record_id)
+    await asyncio.gather(*waiting)
+
+
+async def test_who_is_taken_for_dead_again_and_again_polls_for_itself(sandbox, sessions):
+    """A process may have lost its lock for good, and another's polls are none for it then."""
+    first, second = await sessions(2)
+    (mine, theirs) = await ordered(sandbox, 2)
+    board = first._poller._others._board
+    board._forget_dead = lambda connection: connection.execute(
+        "DELETE FROM waiting WHERE poller <> ?", (board._name,)
+    )
+    waiting = asyncio.ensure_future(first.job(mine).wait())
+    await has_polled(sandbox, 2)
+    own = asyncio.ensure_future(second.job(theirs).wait())
+    await has_polled(sandbox, 4)
+    sandbox.finish(theirs)
+    async with asyncio.timeout(5):
+        video = await own
+    sandbox.finish(mine)
+    await waiting
+
+    assert video.id == theirs
 
 
 @on_postgres

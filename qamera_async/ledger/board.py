@@ -44,6 +44,7 @@ class Look:
         complete: Whether its list was.
         trouble: Why it brought nothing; empty where it did.
         items: What of its list is waited for here: each record as it stands there, None where it doesn't.
+        waits: How many records the board says this poller waits for.
         turn: Whether it is this poller's turn now.
         others: What others wait for, where it is.
     """
@@ -55,6 +56,7 @@ class Look:
     complete: bool
     trouble: str
     items: Mapping[str, str | None]
+    waits: int = 0
     turn: bool = False
     others: frozenset[str] = frozenset()
 
@@ -259,10 +261,20 @@ class Board(ABC, Generic[_C]):
             "(SELECT 1 FROM polls p WHERE p.account = w.account AND p.number <> ? AND p.last <> ?)",
             (self._account, self._name, known, self._name),
         )
-        found = polls.fetchone()
-        if found is None:
-            return Look(0, ours=False, sent=0.0, ended=0.0, complete=True, trouble="", items={})
+        waiting = connection.execute(
+            "SELECT count(*) FROM waiting WHERE account = ? AND poller = ?", (self._account, self._name)
+        )
+        found = polls.fetchone() or (0, False, 0.0, 0.0, True, "", False)
         number, ours, sent, ended, complete, trouble, turn = found
+        (waits,) = waiting.fetchone() or (0,)
         return Look(
-            number, bool(ours), sent, ended, bool(complete), trouble, dict(items.fetchall()), bool(turn)
+            number,
+            bool(ours),
+            sent,
+            ended,
+            bool(complete),
+            trouble,
+            dict(items.fetchall()),
+            waits=waits,
+            turn=bool(turn),
         )

@@ -44,6 +44,7 @@ class Others:
         # What the board hasn't been told yet.
         self._come: set[str] = set()
         self._gone: set[str] = set()
+        self._forgotten = False  # whether the last poll was not made for what is waited for here
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -117,13 +118,20 @@ class Others:
     async def _ask(self, question: Callable[..., asyncio.Future[Look]], **options: float) -> Look:
         come, self._come = self._come, set()
         gone, self._gone = self._gone, set()
+        awaited = len(self._awaited)
         try:
-            return await question(self._known, come, gone, **options)
+            look = await question(self._known, come, gone, **options)
         except BaseException:
             # Said again: nobody knows how far it went, and twice does no harm.
-            self._come |= come - self._gone
-            self._gone |= gone - self._come
+            self._come |= come & self._awaited
+            self._gone |= gone - self._awaited
             raise
+        # Whose connection was lost, or whose lock, was taken for dead meanwhile.
+        self._forgotten = look.waits < awaited
+        if self._forgotten:
+            self._come |= self._awaited
+            self._say_soon()
+        return look
 
     def _take(self, look: Look) -> None:
         if look.number == self._known:
@@ -131,7 +139,8 @@ class Others:
         self._known = look.number
         self.handicap = 0.0 if look.ours else self._interval / 4
         if not look.ours:
-            self.ended = asyncio.get_running_loop().time() - look.ended
+            if not self._forgotten:
+                self.ended = asyncio.get_running_loop().time() - look.ended
             self._told(look)
 
     # --- polling for all ------------------------------------------------------------------------
