@@ -437,8 +437,9 @@ async def test_who_was_taken_for_dead_says_again_what_it_waits_for(sandbox, sess
 
 async def test_who_is_taken_for_dead_again_and_again_polls_for_itself(sandbox, sessions):
     """A process may have lost its lock for good, and another's polls are none for it then."""
-    first, second = await sessions(2)
-    (mine, theirs) = await ordered(sandbox, 2)
+    (first,) = await sessions(1)
+    (second,) = await sessions(1, polling=q.PollPolicy(interval=4 * INTERVAL, stale_after=1.0))
+    mine, theirs = await ordered(sandbox, 2)
     board = first._poller._others._board
     board._forget_dead = lambda connection: connection.execute(
         "DELETE FROM waiting WHERE poller <> ?", (board._name,)
@@ -450,8 +451,7 @@ async def test_who_is_taken_for_dead_again_and_again_polls_for_itself(sandbox, s
     sandbox.finish(theirs)
     async with asyncio.timeout(5):
         video = await own
-    sandbox.finish(mine)
-    await waiting
+    waiting.cancel()
 
     assert video.id == theirs
 
