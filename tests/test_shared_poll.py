@@ -206,6 +206,28 @@ async def test_each_change_reaches_who_does_not_poll(sandbox, sessions, follower
         assert [event.video.status for event in events if isinstance(event, q.Updated)] == [before, "DONE"]
 
 
+async def test_what_was_seen_long_ago_is_no_answer_to_who_comes_now(sandbox, sessions, path):
+    """Not even where a poll has to wait for a slot: an address on the board may be none by then."""
+    order = await sessions(2)
+    (record_id,) = await ordered(sandbox, 1)
+    waiting = [asyncio.ensure_future(each.job(record_id).wait()) for each in order[:2]]
+    await has_polled(sandbox, 3)
+    sandbox.finish(record_id)
+    await asyncio.gather(*waiting)
+    await settled(path)
+    kept = select(path, "SELECT record_id FROM shown")
+    await asyncio.sleep(2 * INTERVAL)
+    for each in order:
+        await each.aclose()
+    (late,) = await sessions(1, budget=q.RequestBudget(1, 5 * INTERVAL))
+    await late.list_videos()
+    before = polls(sandbox)
+    await late.job(record_id)
+
+    assert kept == [(record_id,)]
+    assert polls(sandbox) == before + 1
+
+
 async def test_who_only_follows_keeps_nothing_of_what_is_over(sandbox, sessions):
     """A replica may follow for weeks."""
     first, second = await sessions(2)

@@ -295,7 +295,11 @@ class Poller:
         self._newcomers.clear()
         answer = protocol.list_of([item for item in look.items.values() if item is not None])
         listing = protocol.read_listing(answer)
-        records = [record for name in look.items for record in self._watched.get(name, ())]
+        # Who has come since is told of what is fresh, as with a list of one's own.
+        since = math.inf if look.sent <= self._policy.interval else now - look.sent
+        records = [
+            record for name in look.items for record in self._watched.get(name, ()) if record.joined <= since
+        ]
         self._tell_some(records, answer, listing, now - look.sent, complete=look.complete)
 
     def _trouble(self, error: QameraError) -> None:
