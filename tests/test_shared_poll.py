@@ -321,6 +321,56 @@ async def test_an_outage_is_one_for_all(sandbox, sessions):
     assert all("500" in str(error) for error in told)
 
 
+async def test_an_outage_makes_all_slower_together(sandbox, sessions):
+    """As it does one: each poll that fails doubles the pause of everybody, so three take 14 intervals."""
+    loop = asyncio.get_running_loop()
+    order = await sessions(6, polling=q.PollPolicy(interval=INTERVAL, stale_after=1.0, max_interval=1000.0))
+    ids = await ordered(sandbox, 6)
+    waiting = [
+        asyncio.ensure_future(qamera.job(record_id).wait())
+        for qamera, record_id in zip(order, ids, strict=True)
+    ]
+    await has_polled(sandbox, 2)
+    sandbox.trouble("error", status=500, times=100, on="GET")
+    await has_polled(sandbox)
+    began = loop.time()
+    await has_polled(sandbox, 3)
+    intervals = (loop.time() - began) / INTERVAL
+    for each in waiting:
+        each.cancel()
+
+    assert intervals >= 0.9 * 14 - 1
+
+
+async def test_the_end_of_an_outage_ends_the_pauses_of_all(sandbox, sessions):
+    """Whoever polled dies, and another goes on within an interval and a half."""
+    patient = q.PollPolicy(interval=INTERVAL, stale_after=1.0, max_interval=1000.0)
+    order = await sessions(2, polling=patient)
+    ids = await ordered(sandbox, 2)
+    waiting = [
+        asyncio.ensure_future(qamera.job(record_id).wait())
+        for qamera, record_id in zip(order, ids, strict=True)
+    ]
+    async with asyncio.timeout(10):
+        while sorted(qamera._poller._others.handicap for qamera in order) != [0.0, INTERVAL / 4]:
+            await asyncio.sleep(INTERVAL / 10)
+    follower = max(order, key=lambda qamera: qamera._poller._others.handicap)
+    for _ in range(10):
+        follower._poller._trouble(q.TransportError("as if told of an outage"))
+    follower._poller._wake.set()
+    await asyncio.sleep(0)  # a turn, for its pause to begin
+    async with asyncio.timeout(5):
+        while follower._poller.last_error is not None:
+            await asyncio.sleep(INTERVAL / 10)
+    poller = order[follower is order[0]]
+    for record_id in ids:
+        sandbox.finish(record_id)
+    await poller.aclose()
+    async with asyncio.timeout(5):
+        await waiting[order.index(follower)]
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
 async def test_a_refusal_is_told_to_each(sandbox, sessions):
     """What can't pass by itself fails who polls; the others find it out for themselves."""
     order = await sessions(3)

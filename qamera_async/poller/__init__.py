@@ -80,6 +80,7 @@ class Poller:
         self._whole = True  # whether nobody else has polled since the last list that was seen here
         self._good_at = -math.inf  # when the last good poll was sent
         self._outage: Iterator[float] | None = None
+        self._backoff = 0.0  # the least pause in an outage, in seconds
         self._last_error: QameraError | None = None
         self._task: asyncio.Task[None] | None = None
         self._flight = Flight()
@@ -201,12 +202,10 @@ class Poller:
     async def _until_due(self) -> None:
         loop = asyncio.get_running_loop()
         jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads load, guards nothing
-        backoff = next(self._outage) if self._outage is not None else 0.0
         while True:
             self._wake.clear()
             pause = self._budget.pace(self._policy.interval * jitter, self._policy.stale_after)
-            if self._outage is not None:
-                pause = max(pause, backoff * jitter)
+            pause = max(pause, self._backoff * jitter)
             ended = self._ended
             if self._others is not None and not self._questions:
                 ended = max(ended, self._others.ended + self._others.handicap)
@@ -289,7 +288,9 @@ class Poller:
         if look.trouble:
             self._trouble(TransportError(f"Another process's poll failed: {look.trouble}"))
             return
-        self._good_at, self._outage, self._last_error = now - look.sent, None, None
+        if self._outage is not None:
+            self._wake.set()  # the pause of an outage may be a long one
+        self._well(now - look.sent)
         # From now on the next list that is seen here is news to everybody, and nobody a newcomer.
         self._whole = False
         self._newcomers.clear()
@@ -309,7 +310,14 @@ class Poller:
         self._last_error = error
         if self._outage is None:
             self._outage = self._policy.outage_delays()
+        self._backoff = next(self._outage)
         _log.info("a poll failed and will be repeated: %s", error)
+
+    def _well(self, sent_at: float) -> None:
+        """Note that a poll was good."""
+        self._good_at = sent_at
+        self._outage = self._last_error = None
+        self._backoff = 0.0
 
     def _note(self, listing: protocol.Listing) -> None:
         """Remember what a list shows, whether or not anybody is left to be told of it."""
@@ -324,8 +332,8 @@ class Poller:
         newcomers, self._newcomers = self._newcomers, []
         # What others have told since is not in the list that this one is the same as.
         another, self._whole = another or not self._whole, True
-        self._good_at = self._latest_at = sent_at
-        self._outage = self._last_error = None
+        self._latest_at = sent_at
+        self._well(sent_at)
         if another:
             looked_at = [record for records in self._watched.values() for record in records]
         else:
