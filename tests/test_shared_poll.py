@@ -425,6 +425,30 @@ async def test_the_turn_of_who_hangs_passes_on(sandbox, sessions, path, monkeypa
     assert kept is None
 
 
+async def test_a_list_that_takes_long_is_fetched_by_one_all_the_same(sandbox, sessions, monkeypatch):
+    """Once that is known of it, its poller says that it goes on, and the others wait for what it brings."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(others, "_LEAST_LEASE", 3 * INTERVAL)
+    monkeypatch.setattr(others, "_RENEW", INTERVAL / 4)
+    order = await sessions(3)
+    ids = await ordered(sandbox, 3)
+    waiting = [
+        asyncio.ensure_future(qamera.job(record_id).wait())
+        for qamera, record_id in zip(order, ids, strict=True)
+    ]
+    await has_polled(sandbox, 3)
+    sandbox.trouble("slow", seconds=5 * INTERVAL, times=1000, on="GET")
+    await has_polled(sandbox, 6)
+    began = loop.time()
+    await has_polled(sandbox, 3)
+    intervals = (loop.time() - began) / INTERVAL
+    for record_id in ids:
+        sandbox.finish(record_id)
+    await asyncio.gather(*waiting)
+
+    assert intervals >= 2 * 5
+
+
 @pytest.mark.parametrize("when", ["while it is taken", "just after"])
 async def test_a_turn_that_ends_without_a_poll_is_given_up(sandbox, sessions, monkeypatch, when):
     """Who stops waiting in that instant doesn't keep the others."""

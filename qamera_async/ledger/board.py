@@ -138,7 +138,7 @@ class Board(ABC, Generic[_C]):
             come: what is waited for since the last call.
             gone: what is waited for no more since then.
             fresh: where a poll that isn't known ended so many seconds ago at most, there is no turn.
-            lease: who has had the turn for so many seconds loses it.
+            lease: who has had the turn, and has said nothing for so many seconds, loses it.
         """
 
         def operation(connection: _C) -> Look:
@@ -214,6 +214,17 @@ class Board(ABC, Generic[_C]):
             return None if kept is None else int(kept[0])
 
         return self._worker.run("keep what a poll brought", self._operation(operation))
+
+    def renew(self) -> asyncio.Future[None]:
+        """Say that this poller, whose turn it is, is still at it."""
+
+        def operation(connection: _C) -> None:
+            connection.execute(
+                f"UPDATE polls SET begun = {self._now()} WHERE account = ? AND poller = ?",  # noqa: S608
+                (self._account, self._name),
+            )
+
+        return self._worker.run("keep its turn to poll", self._operation(operation))
 
     def give_up(self) -> None:
         """Give up the turn, where it is this poller's, without a poll."""

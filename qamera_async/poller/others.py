@@ -21,6 +21,8 @@ _log = logging.getLogger("qamera_async")
 _SOON = 0.05  # seconds within which what is waited for is said together
 _AGAIN = 1.0  # seconds until a ledger that couldn't be asked is asked again
 _LEAST_LEASE = 1.0  # seconds
+_RENEW = 0.3  # seconds after which a poll that takes long is said to go on
+_LONG = 3  # times what the last one took, for which that is said: more, and something is wrong here
 _LOOK = 0.1  # seconds between looks at a board that tells nobody of its news
 _SHORTEST_LOOK = 0.01  # seconds, where polls follow each other fast
 
@@ -49,6 +51,8 @@ class Others:
         self._news = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._turn: Turn | None = None
+        self._took = 0.0  # how long the last poll that was made here took, in seconds
         self.ended = -math.inf
         """When the last poll of another ended, in the loop's time."""
         self.handicap = 0.0
@@ -151,7 +155,9 @@ class Others:
         Raises:
             LedgerError: nobody can say whose turn it is.
         """
-        # Who has had it for longer than that is no poller any more, dead or not.
+        if self._turn is not None:
+            self._turn.over()  # the server has refused to be asked, and it is asked again
+        # Who has said nothing for longer than that is no poller any more, dead or not.
         lease = max(self._interval * 1.5, _LEAST_LEASE)
         try:
             look = await self._ask(partial(self._board.begin, fresh=self._interval, lease=lease))
@@ -160,41 +166,75 @@ class Others:
             raise
         if look.turn:
             self._known = look.number
-            return Turn(self._board, look, self._ended)
+            self._turn = Turn(self._board, look, self._ended, self._took * _LONG)
+            return self._turn
         self._take(look)
         return None
 
-    def _ended(self, number: int) -> None:
-        self._known = number
-        self.handicap = 0.0
+    def _ended(self, took: float, number: int | None) -> None:
+        self._took = took
+        if number is not None:
+            self._known = number
+            self.handicap = 0.0
 
 
 class Turn:
-    """One's turn to poll, from taking it to saying what came of it."""
+    """One's turn to poll, from taking it to saying what came of it.
 
-    def __init__(self, board: Board[Any], look: Look, ended: Callable[[int], None]) -> None:
+    Args:
+        board: where it was taken.
+        look: what that has shown.
+        ended: called with how long the poll took, and its number; None where the turn was lost.
+        keep: for how long to say that it goes on, in seconds.
+    """
+
+    def __init__(
+        self, board: Board[Any], look: Look, ended: Callable[[float, int | None], None], keep: float
+    ) -> None:
         self._board = board
         self._ended = ended
         self._given_up = False
+        self._kept_until = asyncio.get_running_loop().time() + keep
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renew_later()
         self.others = look.others
         """The records that others wait for."""
-        self.ours = look.ours
-        """Whether the last poll was made here, too."""
 
     async def brought(
         self, sent_ago: float, items: Mapping[str, str | None], *, complete: bool, trouble: str = ""
     ) -> None:
         """Say what the poll brought; a failure is logged, since others will poll for themselves then."""
-        self._given_up = True
+        self.over()
         try:
             number = await self._board.publish(sent_ago, items, complete=complete, trouble=trouble)
         except (LedgerError, SessionClosedError) as error:
             _log.info("what a poll brought could not be told to others: %s", error)
         else:
-            if number is not None:
-                self._ended(number)
+            self._ended(sent_ago, number)
 
     def give_up(self) -> None:
         """Let another have it, unless something was said already."""
         if not self._given_up:
+            self.over()
             self._board.give_up()
+
+    def over(self) -> None:
+        """Say no more that it goes on."""
+        self._given_up = True
+        if self._renewal is not None:
+            self._renewal.cancel()
+
+    # Lists may take longer than others wait for who says nothing.
+
+    def _renew_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._given_up and loop.time() + _RENEW <= self._kept_until:
+            self._renewal = loop.call_later(_RENEW, self._renew)
+
+    def _renew(self) -> None:
+        self._board.renew().add_done_callback(self._renewed)
+
+    def _renewed(self, renewing: asyncio.Future[None]) -> None:
+        if not renewing.cancelled():
+            renewing.exception()  # a ledger that can't be asked gives the turn to nobody else
+        self._renew_later()
