@@ -2,8 +2,8 @@
 
 python tools/lowest.py > lowest.txt && pip install -e '.[test]' -c lowest.txt
 
-They are those of the package itself and of its extras ``cli``, ``dbos`` and ``postgres``; the tools of the tests are as
-new as they come.
+They are those of the package itself and of its extras ``cli``, ``dbos`` and ``postgres``; the tools of the
+tests are as new as they come.
 """
 
 from __future__ import annotations
