@@ -10,6 +10,7 @@ import sys
 import threading
 from datetime import UTC, datetime
 
+import attrs
 import postgres
 import psycopg
 import pytest
@@ -344,10 +345,11 @@ async def test_what_the_target_has_otherwise_is_refused(path, target, there, tex
 
 async def test_a_record_of_two_requests_is_no_conflict(path, target):
     """It was so in the source."""
-    await filled(path, *[row(str(n), record_ids=("vid_both",)) for n in range(2)])
+    rows = [row(str(number)) for number in range(300)]  # so that they are in different pieces
+    await filled(path, *[attrs.evolve(row, record_ids=("vid_both",)) for row in rows])
 
-    assert await copy_ledger(path, target) == 2
-    assert await ask(target, "SELECT count(*) FROM records") == [(2,)]
+    assert await copy_ledger(path, target) == 300
+    assert await ask(target, "SELECT count(*) FROM records") == [(300,)]
 
 
 async def test_a_row_that_is_damaged_is_not_copied(path, target):

@@ -20,7 +20,6 @@ from ..errors import LedgerError, LedgerUnavailableError
 from . import checked_place, ledger_is_there, shown_place, storage_apart
 from .moving import mark_moved
 from .rows import LedgerState, Row
-from .sql import cut_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,9 +158,7 @@ class _Copying:
             raise self._giving.translated(error) from None
 
     def _as_there(self, row: Row) -> Row:
-        """Give a row as it is in the target."""
-        if row.state is LedgerState.SENDING:
-            row = cut_off(row)
+        """Give a row with the paths of its files as the target has them."""
         if not row.files:
             return row
         here, there = self._giving.folder, self._taking.folder

@@ -338,18 +338,13 @@ class SqlStorage(Shared[_C]):
         """What is found of a row that others are kept from."""
         busy = row.state in UNDER_WAY and self._busy(row, self._living(connection, {row.owner}))
         if row.state is LedgerState.SENDING and not busy:
-            row = cut_off(row)
+            row = attrs.evolve(
+                row,
+                state=LedgerState.AMBIGUOUS,
+                reason="The process that sent it ended before the answer was kept.",
+            )
             self._intents.update(connection, row)
         return Found(row, busy)
-
-
-def cut_off(row: Row) -> Row:
-    """Give what becomes of a row that nobody alive is sending."""
-    return attrs.evolve(
-        row,
-        state=LedgerState.AMBIGUOUS,
-        reason="The process that sent it ended before the answer was kept.",
-    )
 
 
 def _marks(values: Collection[object]) -> str:
