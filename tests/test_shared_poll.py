@@ -496,6 +496,29 @@ async def test_a_ledger_that_cannot_be_asked_keeps_nobody_waiting(sandbox, sessi
     assert [(await each).id for each in waiting] == [record_id] * 2
 
 
+async def test_what_could_not_be_said_and_is_over_is_not_said_again(sandbox, sessions, monkeypatch):
+    """Else others would keep it for as long as the process lives."""
+    (qamera,) = await sessions(1)
+    (record_id,) = await ordered(sandbox, 1)
+    waiting = asyncio.ensure_future(qamera.job(record_id).wait())
+    await has_polled(sandbox)
+    shared, looking = qamera._poller._others, asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(shared._board, "look", lambda *_args, **_options: looking)
+    shared.watch("over")
+    async with asyncio.timeout(5):
+        while shared._come:
+            await asyncio.sleep(INTERVAL / 10)
+    shared.unwatch("over")
+    async with asyncio.timeout(5):
+        while shared._gone:  # until its turn to poll has said so
+            await asyncio.sleep(INTERVAL / 10)
+    looking.set_exception(LedgerUnavailableError("The disk is full."))
+    await asyncio.sleep(INTERVAL / 10)
+    waiting.cancel()
+
+    assert "over" not in shared._come
+
+
 async def test_who_leaves_is_waited_for_no_more(sandbox, sessions, path):
     """Closing forgets what was waited for, and its turn is free."""
     first, second = await sessions(2)

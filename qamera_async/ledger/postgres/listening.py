@@ -73,9 +73,10 @@ class Listening:
 
     def rouse(self) -> None:
         """End a wait, from any thread."""
-        if self._ends is not None:
+        ends = self._ends  # which its thread may close at this moment
+        if ends is not None:
             with contextlib.suppress(OSError):  # it is full, so it will be roused, or closed
-                self._ends[1].send(b"\0")
+                ends[1].send(b"\0")
 
     def close(self) -> None:
         """Let go."""
