@@ -223,11 +223,13 @@ class Poller:
         sent_at: float | None = None
         turn: Turn | None = None
         flight = self._flight = Flight()
+        # What others bring while this waits for a slot is as good as what it would bring.
+        known = 0 if self._others is None else self._others.known
 
         async def sending() -> None:
             nonlocal sent_at, turn
             if self._others is not None:
-                turn = await self._turn(self._others)
+                turn = await self._turn(self._others, known)
             sent_at = loop.time()
             self._asked += self._questions
             self._questions = []
@@ -266,14 +268,14 @@ class Poller:
                 self._questions += [question for question in self._asked if not question.done()]
                 self._asked = []
 
-    async def _turn(self, others: Others) -> Turn | None:
+    async def _turn(self, others: Others, known: int) -> Turn | None:
         """Give the turn to poll for all; None where this poll is for nobody else.
 
         Raises:
             _NotNeeded: another polls.
         """
         try:
-            turn = await others.turn()
+            turn = await others.turn(known)
         except LedgerError as error:
             # What is paid for shall be seen to its end.
             _log.warning("a poll could not be shared, and is sent all the same: %s", error)

@@ -41,7 +41,6 @@ class Others:
         self._interval = interval
         self._told = told
         self._look_every = None if board.tells else max(min(_LOOK, interval / 10), _SHORTEST_LOOK)
-        self._known: int = 0  # the number of the last poll that is known here
         self._awaited: set[str] = set()
         # What the board hasn't been told yet.
         self._come: set[str] = set()
@@ -53,6 +52,8 @@ class Others:
         self._task: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
         self._took = 0.0  # how long the last poll that was made here took, in seconds
+        self.known: int = 0
+        """The number of the last poll that is known here."""
         self.ended = -math.inf
         """When the last poll of another ended, in the loop's time."""
         self.handicap = 0.0
@@ -114,17 +115,17 @@ class Others:
             if not told and not self._board.may_have_news():
                 continue
             try:
-                self._take(await self._ask(self._board.look))
+                self._take(await self._ask(self._board.look, self.known))
             except LedgerError as error:
                 _log.info("the ledger could not be asked for the polls of others: %s", error)
                 await asyncio.sleep(_AGAIN)
 
-    async def _ask(self, question: Callable[..., asyncio.Future[Look]], **options: float) -> Look:
+    async def _ask(self, question: Callable[..., asyncio.Future[Look]], known: int, **options: float) -> Look:
         come, self._come = self._come, set()
         gone, self._gone = self._gone, set()
         awaited = len(self._awaited)
         try:
-            look = await question(self._known, come, gone, **options)
+            look = await question(known, come, gone, **options)
         except BaseException:
             # Said again: nobody knows how far it went, and twice does no harm.
             self._come |= come & self._awaited
@@ -138,9 +139,9 @@ class Others:
         return look
 
     def _take(self, look: Look) -> None:
-        if look.number == self._known:
+        if look.number == self.known:
             return
-        self._known = look.number
+        self.known = look.number
         self.handicap = 0.0 if look.ours else self._interval / 4
         if not look.ours:
             if not self._forgotten:
@@ -149,8 +150,11 @@ class Others:
 
     # --- polling for all ------------------------------------------------------------------------
 
-    async def turn(self) -> Turn | None:
+    async def turn(self, known: int) -> Turn | None:
         """Take the turn to poll; None where another has it, or has just had it.
+
+        Args:
+            known: the last poll that was known when this one fell due.
 
         Raises:
             LedgerError: nobody can say whose turn it is.
@@ -160,12 +164,12 @@ class Others:
         # Who has said nothing for longer than that is no poller any more, dead or not.
         lease = max(self._interval * 1.5, _LEAST_LEASE)
         try:
-            look = await self._ask(partial(self._board.begin, fresh=self._interval, lease=lease))
+            look = await self._ask(partial(self._board.begin, fresh=self._interval, lease=lease), known)
         except asyncio.CancelledError:
             self._board.give_up()  # queued behind the taking, so that it finds what that has left
             raise
         if look.turn:
-            self._known = look.number
+            self.known = look.number
             self._turn = Turn(self._board, look, self._ended, self._took * _LONG)
             return self._turn
         self._take(look)
@@ -174,7 +178,7 @@ class Others:
     def _ended(self, took: float, number: int | None) -> None:
         self._took = took
         if number is not None:
-            self._known = number
+            self.known = number
             self.handicap = 0.0
 
 
