@@ -87,8 +87,8 @@ class Worker(AnyWorker[Session]):
         session = self._entered.session
         try:
             if not self._listens:
-                self._listens = True
                 self._listening.begin(session)
+                self._listens = True
             self._listening.tell_heard(session)
             self._listening.wait(session, self._queue.empty)
         except Exception:
