@@ -290,7 +290,7 @@ async def test_what_was_under_way_at_the_end_goes_on_with_the_next_start(quick, 
     async with session() as qamera:
         async with Pipeline(qamera) as pipeline:
             asking = asyncio.ensure_future(pipeline.run(request()))
-            while not quick.orders:
+            while not (quick.orders and pipeline._running.tasks):
                 await asyncio.sleep(0.01)
             asking.cancel()
             steps = set(pipeline._running.tasks)
