@@ -31,15 +31,19 @@ from qamera_async.dbos import Pipeline
 from qamera_async.sandbox import Sandbox
 
 NAMES = ("anna", "ben", "cleo", "dan", "eve")
-QUOTA = RequestBudget(limit=60, window=6.0)  # on the sandbox a minute takes six seconds
+LIMIT = 60  # requests in a window
+QUICK = 6.0  # seconds that a minute takes on the sandbox here, so that there is something to see
 IN_DOUBT = "AmbiguousSubmissionError"
-POLLING = PollPolicy(interval=0.3, stale_after=1.5)
 
 
-async def work(name: str, ledger: str, clips: Path, number: int) -> int:
+async def work(name: str, ledger: str, clips: Path, number: int, window: float) -> int:
     """Be a worker; with a number, ask for so many videos and wait for them."""
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
-    session = QameraSession(ledger=ledger, budget=QUOTA, polling=POLLING)
+    session = QameraSession(
+        ledger=ledger,
+        budget=RequestBudget(LIMIT, window),
+        polling=PollPolicy(interval=window / 20, stale_after=window / 4),
+    )
     async with session, Pipeline(session, executor_id=name, download_to=clips, sweep_every=1.0) as pipeline:
         print(f"{name} works", flush=True)
         if not number:
@@ -62,13 +66,21 @@ async def work(name: str, ledger: str, clips: Path, number: int) -> int:
 async def start(name: str, number: int, settings: dict[str, str]) -> asyncio.subprocess.Process:
     """Start a worker in a process of its own."""
     return await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "--worker", name, "--number", str(number), env={**os.environ, **settings}
+        sys.executable,
+        __file__,
+        "--worker",
+        name,
+        "--number",
+        str(number),
+        "--window",
+        str(QUICK),
+        env={**os.environ, **settings},
     )
 
 
 async def several(ledger: str, clips: Path, workers: int, number: int, *, kill: bool) -> int:
     """Let workers make videos on the sandbox, and count what was ordered."""
-    async with Sandbox(job_seconds=2.0, credits=10**6, quota=(QUOTA.limit, QUOTA.window)) as sandbox:
+    async with Sandbox(job_seconds=2.0, credits=10**6, quota=(LIMIT, QUICK)) as sandbox:
         settings = {
             "QAMERA_BASE_URL": sandbox.url,
             "QAMERA_API_KEY": sandbox.api_key,
@@ -105,6 +117,7 @@ def main() -> int:
     parser.add_argument("--database", default=os.environ.get("QAMERA_LEDGER"), help="a postgresql:// address")
     parser.add_argument("--number", type=int, help="how many videos (default: 60; of a worker: none)")
     parser.add_argument("--kill", action="store_true", help="kill a worker in the middle")
+    parser.add_argument("--window", type=float, default=60.0, help="how many seconds a minute takes a worker")
     parser.add_argument("--worker", metavar="NAME", help="be one worker, by the environment's settings")
     asked = parser.parse_args()
     if asked.workers > 1 and not (asked.database or "").startswith("postgres"):
@@ -114,7 +127,7 @@ def main() -> int:
         clips = Path(os.environ.get("QAMERA_CLIPS", "clips" if asked.worker else str(Path(folder) / "clips")))
         number = (0 if asked.worker else 60) if asked.number is None else asked.number
         if asked.worker:
-            running = work(asked.worker, ledger, clips, number)
+            running = work(asked.worker, ledger, clips, number, asked.window)
         else:
             running = several(ledger, clips, asked.workers, number, kill=asked.kill)
         try:
