@@ -57,7 +57,9 @@ def test_a_secret_would_be_found(kind, sample):
 
 def test_no_registry_and_no_lock_is_in_the_tree():
     """Whoever installs it decides where from."""
-    hosts = re.compile(r"(files\.pythonhosted|pypi\.python|registry\.npmjs)" + r"\.org|--(extra-)?index-url")
+    hosts = re.compile(
+        r"(files\.pythonhosted|(www\.)?pypi(\.python)?|registry\.npmjs)" + r"\.org|--(extra-)?index-url"
+    )
 
     assert [name for name, text in texts() if hosts.search(text) and name != "tests/test_tree.py"] == []
     assert [name for name, _ in texts() if name.endswith(".lock")] == []
