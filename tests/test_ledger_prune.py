@@ -1,6 +1,8 @@
 """What is long settled can be removed from a ledger, and nothing that somebody may still need."""
 
 import asyncio
+import contextlib
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import postgres
@@ -12,7 +14,7 @@ from qamera_async.budget.window import Priority
 from qamera_async.ledger import checked_place, storage_apart
 from qamera_async.ledger.intents import Numbered
 from qamera_async.ledger.rows import Row
-from qamera_async.ledger.sqlite import SqliteStorage
+from qamera_async.ledger.sqlite import SqliteStorage, opening
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -287,6 +289,33 @@ async def test_a_file_that_another_process_has_open_is_not_written_anew(path):
     await other.aclose()
 
     assert path.stat().st_size > 1_500_000
+
+
+@in_a_file
+async def test_a_file_that_cannot_be_written_anew_is_pruned_all_the_same(path, monkeypatch, caplog):
+    """What was removed is told, and why the file is as large as before; another program may write, say."""
+    await filled(path, row("old"))
+    connected = opening._connected
+
+    def hurried(place):
+        connection = connected(place)
+        connection.execute("PRAGMA busy_timeout = 0")
+        return connection
+
+    async def written_meanwhile(storage):
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            monkeypatch.setattr(opening, "_connected", hurried)
+            await free_space(storage)
+        monkeypatch.undo()
+
+    free_space = SqliteStorage._free_space
+    monkeypatch.setattr(SqliteStorage, "_free_space", written_meanwhile)
+    found = await pruned(path)
+
+    assert found.requests == 1
+    assert caplog.messages == [f"the ledger {path} is as large as before: database is locked"]
+    assert await left(path) == []
 
 
 @in_a_file

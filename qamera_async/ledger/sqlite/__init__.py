@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..._boot import boot_id
-from ...errors import LedgerUnavailableError
+from ...errors import LedgerError, LedgerUnavailableError
 from ..sql import SqlStorage
 from .board import SqliteBoard
 from .opening import closed, opened, shrink
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
 
     from .owners import Owners
+
+_log = logging.getLogger("qamera_async")
 
 
 class SqliteStorage(SqlStorage[sqlite3.Connection]):
@@ -105,7 +108,11 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
     async def _free_space(self) -> None:
         assert self._owners is not None  # noqa: S101 - made before
         if self._users == 1:  # else sessions of this process would wait for it
-            await asyncio.to_thread(shrink, Path(self.path), self._owners, self._owner)
+            try:
+                await asyncio.to_thread(shrink, Path(self.path), self._owners, self._owner)
+            except (sqlite3.Error, OSError, LedgerError) as error:
+                # It takes room of its own for a while. What was removed is removed all the same.
+                _log.warning("the ledger %s is as large as before: %s", self.path, error)
 
     def _alone(self, connection: sqlite3.Connection) -> None:
         """Nothing: only one transaction at a time writes."""
