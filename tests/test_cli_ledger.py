@@ -85,6 +85,26 @@ async def test_as_json_it_is_an_object(ledger):
     }
 
 
+async def test_what_a_doubt_keeps_is_said(ledger):
+    """Who expected more to go learns what to settle."""
+    without = await qamera("ledger", ledger, *PRUNE, "--dry-run")
+    await filled(ledger, row("doubt", LedgerState.AMBIGUOUS))
+    ran = await qamera("ledger", ledger, *PRUNE, "--dry-run")
+
+    assert without.err == ""
+    assert ran.out.startswith("Would remove 0 requests")
+    assert "stays until that is settled: qamera ledger " in ran.err
+    assert WORD not in ran.err
+
+
+async def test_a_doubt_of_an_unknown_moment_keeps_all(ledger):
+    """The moment that is named then is before all others."""
+    await filled(ledger, row("doubt", LedgerState.AMBIGUOUS, moment=None))
+    ran = await qamera("ledger", ledger, *PRUNE, "--dry-run")
+
+    assert ran.out == "Would remove 0 requests of before 0001-01-01 00:00 UTC.\n"
+
+
 @pytest.mark.parametrize(("answer", "code", "there"), [(b"y\n", 0, 1), (b"n\n", 130, 4), (b"\n", 130, 4)])
 async def test_it_asks_first(ledger, answer, code, there):
     """Only a yes is one."""
@@ -110,6 +130,14 @@ def test_what_is_no_age_is_refused(age):
     """Nobody guesses what a number without a unit means."""
     with pytest.raises(ValueError, match="older-than"):
         seconds_of(age)
+
+
+async def test_an_age_before_all_dates_is_refused(ledger):
+    """As any other that can't be meant."""
+    ran = await qamera("ledger", ledger, "prune", "--older-than", "999999w", "--dry-run")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: older_than: ")
 
 
 def test_an_age_has_a_unit():

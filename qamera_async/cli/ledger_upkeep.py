@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import attrs
@@ -65,8 +66,10 @@ def prune(asked: Pruning, manners: Manners) -> Code:
 
     async def look(running: Running) -> Code:
         nonlocal would
+        now = datetime.now(UTC)
         async with LedgerFile(asked.ledger) as ledger:
             would = await ledger.prune(age, dry_run=True)
+        _tell_of_doubts(running, asked.ledger, kept=would.before < now - timedelta(seconds=age))
         if asked.dry_run:
             _tell(running, would, "Would remove")
         elif would.requests:
@@ -114,6 +117,14 @@ def _question(would: Pruned) -> str:
     return f"Remove {_number(would.requests, 'request')}{again}?"
 
 
+def _tell_of_doubts(running: Running, ledger: str, *, kept: bool) -> None:
+    if kept:
+        running.screen.note(
+            "What was made since one that is ambiguous, or being sent, stays until that is settled: "
+            f"{ledger_command(ledger)} shows it."
+        )
+
+
 def _tell(running: Running, pruned: Pruned, verb: str) -> None:
     running.result(
         "\n".join(_lines(pruned, verb)),
@@ -131,9 +142,8 @@ def _tell(running: Running, pruned: Pruned, verb: str) -> None:
 def _lines(pruned: Pruned, verb: str) -> list[str]:
     counts = [f"{pruned.counts[state]:,} {name}" for state, name in _STATES.items() if state in pruned.counts]
     which = f": {', '.join(counts)}" if counts else ""
-    lines = [
-        f"{verb} {_number(pruned.requests, 'request')} of before {pruned.before:%Y-%m-%d %H:%M} UTC{which}."
-    ]
+    moment = pruned.before.isoformat(" ", "minutes").removesuffix("+00:00")
+    lines = [f"{verb} {_number(pruned.requests, 'request')} of before {moment} UTC{which}."]
     if pruned.refs:
         lines.append(
             f"{_number(pruned.refs, 'ref')} of these: if asked for again, each is ordered and paid for again."
