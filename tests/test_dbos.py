@@ -16,6 +16,7 @@ from dbos import DBOS, DBOSConfig
 
 import qamera_async as q
 from qamera_async.dbos import Pipeline
+from qamera_async.ledger.sqlite.subsec import Connection
 from qamera_async.sandbox import Sandbox
 
 NUMBER = 200
@@ -23,6 +24,7 @@ PROGRAM = """
 import asyncio, json, logging, sys
 from qamera_async import QameraSession, PollPolicy, RequestBudget, Timeouts, VideoRequest
 from qamera_async.dbos import Pipeline
+from qamera_async.ledger.sqlite.subsec import Connection
 async def main():
     asked = json.loads(sys.argv[1])
     logging.basicConfig(level="WARNING", stream=sys.stdout, format="%(message)s", force=True)
@@ -359,19 +361,23 @@ async def test_a_process_has_one_pipeline(session):
 
 async def test_a_dbos_that_is_there_already_is_left_alone(session, tmp_path):
     """It is the program's own, and goes on."""
-    DBOS(
-        config=DBOSConfig(
-            name="theirs", system_database_url=f"sqlite:///{tmp_path}/theirs", log_level="ERROR"
-        )
+    theirs = DBOSConfig(
+        name="theirs",
+        system_database_url=f"sqlite:///{tmp_path}/theirs",
+        log_level="ERROR",
+        db_engine_kwargs={"connect_args": {"factory": Connection}},
     )
-    DBOS.launch()
-    async with session() as qamera:
-        with pytest.raises(q.ConfigurationError, match="DBOS"):
-            async with Pipeline(qamera):
-                pass
-        found = await DBOS.list_workflows_async()
-    await asyncio.to_thread(DBOS.destroy)
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+    try:
+        DBOS(config=theirs)
+        DBOS.launch()
+        async with session() as qamera:
+            with pytest.raises(q.ConfigurationError, match="DBOS"):
+                async with Pipeline(qamera):
+                    pass
+            found = await DBOS.list_workflows_async()
+    finally:
+        await asyncio.to_thread(DBOS.destroy)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
     assert found == []
 

@@ -15,6 +15,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from ..errors import ConfigurationError, InvalidRequestError, LedgerUnavailableError, QameraError
 from ..ledger.address import Address
 from ..ledger.rows import request_text
+from ..ledger.sqlite.subsec import Connection
 from .result import PipelineResult
 from .work import BATCH, BATCHES, INTERVAL, ORDER, ORDERS, Running, batch, is_running, order, run_with
 
@@ -155,6 +156,9 @@ class Pipeline:
             application_version=self._version,
             log_level="WARNING",
         )
+        if self._database.startswith("sqlite:"):
+            # From Python 3.12 on DBOS takes it for granted that SQLite is of 2023 or later.
+            config["db_engine_kwargs"] = {"connect_args": {"factory": Connection}}
         try:
             theirs = DBOS(config=config)._launched  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             if not theirs:
