@@ -351,6 +351,31 @@ async def test_a_name_that_another_process_has_is_refused(worker, session, path,
     assert result.ok
 
 
+async def test_who_was_taken_for_dead_has_its_name_again(session):
+    """Whoever adopts work takes the name away; one that lives has it back with its next look around."""
+    async with session() as qamera, Pipeline(qamera, executor_id="frozen", sweep_every=0.01):
+        storage = qamera._ledger.storage
+        await storage.leave("frozen")
+        taken = await storage.dead({"frozen"})
+        async with asyncio.timeout(10):
+            while await storage.dead({"frozen"}):
+                await asyncio.sleep(0.01)
+
+    assert taken
+
+
+async def test_a_name_that_went_to_another_process_is_told(worker, session, path, caplog):
+    """A twin was started while this one was frozen: the name stays with it, and the log says so."""
+    async with session() as qamera, Pipeline(qamera, executor_id="one", sweep_every=3600.0) as pipeline:
+        await qamera._ledger.storage.leave("one")
+        await worker(str(path), "one")
+        await pipeline._adopt()
+        has_it = await qamera._ledger.storage.become("one")
+
+    assert not has_it
+    assert "has the executor's name one" in caplog.text
+
+
 async def test_a_process_has_one_pipeline(session):
     """DBOS allows for no more."""
     async with session() as qamera, Pipeline(qamera):

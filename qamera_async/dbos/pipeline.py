@@ -273,6 +273,9 @@ class Pipeline:
 
     async def _adopt(self) -> None:
         """Put back on its queue what executors have under way that are dead."""
+        # Whoever was frozen while the database restarted was taken for dead, and has lost its name.
+        if not await self._ledger.storage.become(self._executor_id):
+            _log.warning("another process that lives has the executor's name %s", self._executor_id)
         pending = await self._pending(None)
         names = {status.executor_id for status in pending} - {self._executor_id}
         dead = await self._ledger.storage.dead(names)
