@@ -200,6 +200,19 @@ async def test_a_batch_has_its_results_in_its_order(quick, session):
     assert len(quick.orders) == 3
 
 
+async def test_any_ref_is_found_again(quick, session):
+    """One that PostgreSQL can't keep as it is, too."""
+    refs = ["sku\0one", "sku\0two"]
+    asked = [q.VideoRequest("img_1", ref=ref) for ref in refs]
+    async with session(ledger=postgres.server().database()) as qamera, Pipeline(qamera) as pipeline:
+        first = await pipeline.run_batch(asked)
+        again = await pipeline.run_batch(asked)
+
+    assert [result.ref for result in first if result.ok] == refs
+    assert again == first
+    assert len(quick.orders) == len(refs)
+
+
 async def test_what_fails_is_a_result_and_can_be_asked_for_again(quick, session):
     """A failed job is not ordered again by itself; one that was refused is."""
     quick.trouble("fail_job")

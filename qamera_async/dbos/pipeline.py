@@ -328,7 +328,8 @@ def _by_ref(requests: Iterable[Request]) -> dict[str, str]:
 
 def _id(ref: str, text: str, attempt: int) -> str:
     """Give the workflow of a request: another request under the same ref has another."""
-    return f"{ref}-{_digest(text)}-{attempt}"
+    name = _digest(ref) if "\0" in ref else ref  # PostgreSQL keeps no NUL
+    return f"{name}-{_digest(text)}-{attempt}"
 
 
 def _digest(*texts: str) -> str:
