@@ -229,6 +229,7 @@ async def test_a_body_without_end_is_cut_off(app):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "none"},
@@ -236,6 +237,7 @@ async def test_a_body_without_end_is_cut_off(app):
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Host": "evil.example"},
         {"Host": ""},
+        {"Host": "["},
     ],
 )
 async def test_only_its_own_page_can_order(app, sandbox, headers):

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import tracemalloc
+from argparse import Namespace
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
@@ -22,6 +23,8 @@ sys.path.append(str(EXAMPLES))  # they aren't installed
 from web.board import Board
 from web.errors import BusyError
 from web.feed import Card, Feed, State
+from web.rules import refusal
+from web.start import hosts_of
 from web_app import make_app
 
 PAGES = 200
@@ -442,3 +445,11 @@ async def test_what_was_never_sent_is_not_sent_after_a_restart(sandbox, board, q
 
     assert left is None
     assert len(sandbox.orders) == 1
+
+
+async def test_a_name_goes_by_any_letter_case():
+    """A browser sends it in small letters, however it was given."""
+    hosts = hosts_of(Namespace(host="127.0.0.1", name=["Shop.Example"]))
+
+    assert not refusal("GET", {"Host": "shop.example:8080"}, hosts)
+    assert not refusal("GET", {"Host": "SHOP.example"}, hosts)

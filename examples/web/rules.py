@@ -40,14 +40,14 @@ def refusal(method: str, headers: Mapping[str, str], hosts: frozenset[str]) -> s
 
     """
     host = headers.get("Host", "")
-    if urlsplit(f"//{host}").hostname not in hosts:
+    if _name_in(f"//{host}") not in hosts:
         # Else a page of any site could have its own name lead here, and be "the same origin".
         return f"This app doesn't go by the name {host!r}: start it with --name."
     if method in {"GET", "HEAD"}:
         return ""
     # A browser says where a POST comes from; what says nothing is no browser, and has nobody's rights.
     site, origin = headers.get("Sec-Fetch-Site", "same-origin"), headers.get("Origin")
-    if site != "same-origin" or (origin is not None and urlsplit(origin).netloc != host):
+    if site != "same-origin" or (origin is not None and origin.partition("://")[2] != host):
         return "Only the app's own page may ask for that."
     if not headers.get("Content-Type", "").startswith("application/json"):
         return "The body must be JSON, with that as its Content-Type."
@@ -95,6 +95,13 @@ def record_of(body: bytes) -> str:
     if not record:
         raise InvalidRequestError("record: the id of a record is needed.")
     return record
+
+
+def _name_in(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # brackets that hold no IPv6 address
+        return None
 
 
 def _fields(body: bytes) -> dict[str, Any]:

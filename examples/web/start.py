@@ -38,7 +38,7 @@ def arguments(description: str) -> argparse.Namespace:
 
 def hosts_of(asked: argparse.Namespace) -> frozenset[str]:
     """Give the names that the app goes by."""
-    return frozenset({"localhost", "127.0.0.1", "::1", asked.host, *asked.name})
+    return frozenset({"localhost", "127.0.0.1", "::1", *[name.lower() for name in (asked.host, *asked.name)]})
 
 
 def board_in(folder: Path) -> Callable[[], AbstractAsyncContextManager[Board]]:
