@@ -431,7 +431,13 @@ async def test_what_is_no_database_is_refused_without_showing_it(session, databa
 
 
 @pytest.mark.parametrize(
-    "database", ["postgresql://me:S3cret@127.0.0.1:1/none", "sqlite:////no/such/folder/S3cret?S3cret"]
+    "database",
+    [
+        "postgresql://me:S3cret@127.0.0.1:1/none",
+        "postgresql://me:S3cret?one@127.0.0.1:1/none",
+        "postgresql://127.0.0.1:1/none?user=me&password=one@S3cret",
+        "sqlite:////no/such/folder/S3cret?S3cret",
+    ],
 )
 async def test_a_database_that_cannot_be_used_is_told_without_its_password(session, database):
     """And the next pipeline can be entered."""

@@ -344,4 +344,6 @@ def _beside(place: str | Address) -> str:
 def _shown(database: str) -> str:
     """Give an address without its user and password."""
     scheme, separator, rest = database.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}".partition("?")[0]
+    place, _, options = rest.partition("?")
+    # An @ behind the mark may be in a password there, or end one that holds the mark.
+    return f"{scheme}{separator}{'' if '@' in options else place.rpartition('@')[2]}"
