@@ -146,16 +146,12 @@ class QameraSession:
             self._ledger.release()
             raise
         self._binding = Binding(self._begin)
-        self._slots: SlotLog | None = None
-        board = None
-        if self._place is not None:
-            # The key itself is nobody's business who reads the file.
-            account = hashlib.blake2b(
-                f"{origin} {self._wire.api_key.text}".encode(), key=b"qamera-async slots", digest_size=16
-            ).hexdigest()
-            grace = self._timeouts.request + self._timeouts.connect
-            self._slots = self._ledger.slots(account, grace)
-            board = self._ledger.board(account)
+        # The key itself is nobody's business who reads the ledger.
+        account = hashlib.blake2b(
+            f"{origin} {self._wire.api_key.text}".encode(), key=b"qamera-async slots", digest_size=16
+        ).hexdigest()
+        self._slots = self._ledger.slots(account, self._timeouts.request + self._timeouts.connect)
+        board = self._ledger.board(account)
         self._transport = Transport(self._wire, self._budget, self._timeouts, self._retry, self._emit)
         self._poller = Poller(
             self._transport, self._budget, self._polling, self._timeouts, self._rules, self._emit, board
