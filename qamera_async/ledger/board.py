@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import attrs
 
-from .intents import Tables
+from .intents import Tables, pieces
 
 if TYPE_CHECKING:
     import asyncio
@@ -184,9 +184,7 @@ class Board(ABC, Generic[_C]):
             run, now = connection.execute, self._now()
             mine = (self._account, self._name)
             self._alone(connection)
-            rows = list(items.items())
-            for start in range(0, len(rows), _PIECE):
-                piece = rows[start : start + _PIECE]
+            for piece in pieces(list(items.items()), _PIECE):
                 # Where the turn was lost, somebody else has the newer list by now.
                 run(
                     "INSERT INTO shown (account, record_id, item) "  # noqa: S608 - marks
@@ -253,9 +251,7 @@ class Board(ABC, Generic[_C]):
     def _sync(self, connection: _C, come: Collection[str], gone: Collection[str]) -> None:
         mine = (self._account, self._name)
         for statement, names, fixed in ((_GONE, gone, mine), (_COME, come, (*mine, self._owner()))):
-            rows = list(names)
-            for start in range(0, len(rows), _PIECE):
-                piece = rows[start : start + _PIECE]
+            for piece in pieces(list(names), _PIECE):
                 connection.execute(statement.format(marks=", ".join(["(?)"] * len(piece))), (*fixed, *piece))
 
     def _look(self, connection: _C, known: int) -> Look:

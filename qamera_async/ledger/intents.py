@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 
@@ -11,7 +11,9 @@ from ..errors import LedgerCorruptError
 from .rows import LedgerState, Row, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+
+_T = TypeVar("_T")
 
 _PAGE = 200  # rows that are read at a time
 _COLUMNS = "id, origin, ref, state, owner, body, digest"
@@ -145,8 +147,7 @@ class Intents:
         """Give those of the rows' records that others have, with whose they are; the rest is theirs now."""
         owned = [(row.origin, record_id, row.id) for row in rows for record_id in row.record_ids]
         found: list[tuple[str, str]] = []
-        for start in range(0, len(owned), _PAGE):
-            piece = owned[start : start + _PAGE]
+        for piece in pieces(owned, _PAGE):
             marks = ", ".join("?" * len(piece))
             intents = {(origin, record_id): intent for origin, record_id, intent in piece}
             there = connection.execute(
@@ -203,6 +204,11 @@ def _columns(row: Row) -> tuple[Any, ...]:
     searched = row.id, row.origin, row.request.ref, row.state.value, row.owner
     body = row.encoded()
     return (*searched, body, digest_of(*searched, body))
+
+
+def pieces(values: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
+    """Give so many at a time: a statement takes only so many marks."""
+    return (values[start : start + most] for start in range(0, len(values), most))
 
 
 def claimed_in(connection: Tables, origin: str, record_ids: Collection[str], but: str = "") -> set[str]:
