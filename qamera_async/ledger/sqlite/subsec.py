@@ -15,4 +15,8 @@ class Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - those of sqlite3
         super().__init__(*args, **options)
         if sqlite3.sqlite_version_info < _HAS_IT:
-            self.create_function("unixepoch", 1, lambda _: time.time())
+            self.create_function("unixepoch", 1, _seconds)
+
+
+def _seconds(_: object) -> float:
+    return time.time()
