@@ -353,7 +353,7 @@ async def test_a_session_without_a_ledger_is_refused(session):
 
 async def test_a_name_that_another_process_has_is_refused(worker, session, path, monkeypatch):
     """Neither could tell its own work from that of the other."""
-    monkeypatch.setattr("qamera_async.dbos.pipeline._PATIENCE", 0.2)
+    monkeypatch.setattr("qamera_async.dbos.executor._PATIENCE", 0.2)
     await worker(str(path), "one")
     async with session() as qamera:
         with pytest.raises(q.ConfigurationError, match="executor_id"):
@@ -383,7 +383,7 @@ async def test_a_name_that_went_to_another_process_is_told(worker, session, path
     async with session() as qamera, Pipeline(qamera, executor_id="one", sweep_every=3600.0) as pipeline:
         await qamera._ledger.storage.leave("one")
         await worker(str(path), "one")
-        await pipeline._adopt()
+        await pipeline._executor.adopt()
         has_it = await qamera._ledger.storage.become("one")
 
     assert not has_it

@@ -1,14 +1,12 @@
-"""The pipeline: DBOS beside a session, and the sweep that takes over what the dead have left."""
+"""The pipeline: DBOS beside a session, and what it is asked for."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 
@@ -16,12 +14,13 @@ from ..errors import ConfigurationError, InvalidRequestError, LedgerUnavailableE
 from ..ledger.address import Address
 from ..ledger.rows import request_text
 from ..ledger.sqlite.subsec import Connection
+from .executor import Executor
 from .result import PipelineResult
-from .work import BATCH, BATCHES, INTERVAL, ORDER, ORDERS, Running, batch, is_running, order, run_with
+from .work import BATCHES, INTERVAL, ORDERS, Running, batch, is_running, order, run_with
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
     from ..ledger.ledger import Ledger
@@ -29,15 +28,10 @@ if TYPE_CHECKING:
     from ..session import QameraSession
     from .result import Said
 
-_log = logging.getLogger("qamera_async")
-
 VERSION = "1"
 """Of the workflows here: what one version has begun, another doesn't go on with."""
 _DATABASES = ("postgresql://", "postgres://", "sqlite:///")
-_PATIENCE = 10.0  # seconds for whoever adopts the work of one's own name to end
-_PAUSE = 0.1  # seconds
 _MANY = 500  # workflows that are asked for at a time
-_DEAD_LOOKS = 2  # a database that restarts lets go of everybody for a moment
 
 
 class Pipeline:
@@ -89,17 +83,15 @@ class Pipeline:
         if database is not None and not database.startswith(_DATABASES):
             # What came is not shown: it may hold a password.
             raise ConfigurationError("database: allowed are postgresql://... and sqlite:///...")
-        self._ledger: Ledger = ledger  # type: ignore[assignment]  # there is a place, so it is kept
         self._database = database if database is not None else _beside(place)
         self._folder = None if download_to is None else str(Path(download_to).absolute())
         self._executor_id = executor_id
         self._version = version
         self._concurrency = concurrency
-        self._sweep_every = sweep_every
-        self._seen_dead: Counter[str] = Counter()
+        kept: Ledger = ledger  # type: ignore[assignment]  # there is a place, so it is kept
+        self._executor = Executor(kept.storage, executor_id, version, sweep_every)
         self._running: Running | None = None
         self._launched = False
-        self._sweeping: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Pipeline {self._executor_id} {'new' if self._running is None else 'open'}>"
@@ -107,7 +99,7 @@ class Pipeline:
     async def __aenter__(self) -> Self:
         if is_running():
             raise ConfigurationError("This process has a pipeline already, and DBOS allows for one.")
-        await self._become()
+        await self._executor.begin()
         retry = self._session._retry  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         self._running = Running(self._session, retry)
         try:
@@ -123,7 +115,7 @@ class Pipeline:
         except BaseException:
             await self._leave()
             raise
-        self._sweeping = asyncio.create_task(self._sweep(), name="qamera-sweep")
+        self._executor.sweep()
         return self
 
     async def __aexit__(
@@ -132,21 +124,8 @@ class Pipeline:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.wait([self._sweeping])
+        await self._executor.stop_sweeping()
         await self._leave()
-
-    async def _become(self) -> None:
-        """Take this executor's name, which says that it lives."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
-        while not await self._ledger.storage.become(self._executor_id):
-            if loop.time() > deadline:
-                raise ConfigurationError(
-                    f"executor_id: a process that lives is called {self._executor_id!r}; each needs its own"
-                )
-            await asyncio.sleep(_PAUSE)
 
     def _launch(self) -> None:
         config = DBOSConfig(
@@ -189,7 +168,7 @@ class Pipeline:
                 await loop.run_in_executor(executor, DBOS.destroy)
             # DBOS had put its own pool of threads there, which is gone by now.
             loop.set_default_executor(ThreadPoolExecutor())
-        await self._ledger.storage.leave(self._executor_id)
+        await self._executor.end()
 
     # --- what is asked for ----------------------------------------------------------------------
 
@@ -260,48 +239,6 @@ class Pipeline:
                 found[ref].workflow_id = _id(ref, found[ref].text, attempt)
             left = again
         return found
-
-    # --- what the dead have left ----------------------------------------------------------------
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(self._sweep_every)
-            try:
-                await self._adopt()
-            except Exception:
-                _log.exception("looking for the work of dead executors failed; it is tried again")
-
-    async def _adopt(self) -> None:
-        """Put back on its queue what executors have under way that are dead."""
-        # Whoever was frozen while the database restarted was taken for dead, and has lost its name.
-        if not await self._ledger.storage.become(self._executor_id):
-            _log.warning("another process that lives has the executor's name %s", self._executor_id)
-        pending = await self._pending(None)
-        names = {status.executor_id for status in pending} - {self._executor_id}
-        dead = await self._ledger.storage.dead(names)
-        self._seen_dead = Counter({name: self._seen_dead[name] + 1 for name in dead})
-        for name, looks in self._seen_dead.items():
-            # Under its name, so that it can't come back meanwhile, and nobody else adopts the same.
-            if looks < _DEAD_LOOKS or not await self._ledger.storage.become(name):
-                continue
-            try:
-                left = await self._pending(name)
-                for status in left:
-                    queue = BATCHES if status.name == BATCH else ORDERS
-                    await DBOS.resume_workflow_async(status.workflow_id, queue_name=queue)
-                _log.warning("adopted %d workflows of the executor %s, which is dead", len(left), name)
-            finally:
-                await self._ledger.storage.leave(name)
-
-    async def _pending(self, executor_id: str | None) -> Sequence[Any]:
-        return await DBOS.list_workflows_async(
-            status="PENDING",
-            name=[ORDER, BATCH],
-            app_version=self._version,
-            executor_id=executor_id,
-            load_input=False,
-            load_output=False,
-        )
 
 
 class _Found:
