@@ -92,8 +92,8 @@ def _poller(first, second, now):
         poller.watch(Record(f"vid_{number:06d}", _Nobody(), 0.0), 0.0)
 
     def take(answer):
-        answer, listing, another = poller._latest.take(answer, now)
-        poller._tell(answer, listing, now, another=another)
+        another = poller._latest.take(answer, now, poller._note)
+        poller._tell(now, another=another)
 
     take(protocol.Answer(200, {}, first))
     answer = protocol.Answer(200, {}, bytes(bytearray(second)))  # equal, and not the same

@@ -42,8 +42,8 @@ async def one(seconds, *, forgets):
                 early = resident()
             if passed > seconds:
                 break
-        known = qamera._poller._latest.known
-        listed = len(known[0].body) / MIB if known is not None else 0.0
+        answer = qamera._poller._latest.answer
+        listed = len(answer.body) / MIB if answer is not None else 0.0
         return done, resident() - early, listed
 
 

@@ -467,9 +467,8 @@ async def test_a_job_that_ends_as_its_time_is_up_has_ended(session):
     waiting = asyncio.ensure_future(job.wait(60.0))
     await asyncio.sleep(0)
     job._waiters[0].set_exception(TimeIsUp())
-    job._records[0].video = q.Video(
-        "vid_1", "DONE", q.JobState.DONE, video_url="https://cdn.example.com/a.mp4"
-    )
+    done = q.Video("vid_1", "DONE", q.JobState.DONE, video_url="https://cdn.example.com/a.mp4")
+    job._records[0].keep(done)
 
     assert (await waiting).id == "vid_1"
 

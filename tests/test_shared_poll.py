@@ -248,7 +248,7 @@ async def test_who_only_follows_keeps_nothing_of_what_is_over(sandbox, sessions)
     sandbox.finish(stays)
     await asyncio.gather(*waiting)
 
-    assert (own._watched, shared._awaited) == ({}, set())
+    assert (len(own._watched), shared._awaited) == (0, set())
 
 
 async def test_a_list_that_is_the_same_as_long_ago_is_told_after_polls_of_others(sandbox, sessions):

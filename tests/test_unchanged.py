@@ -1,6 +1,7 @@
 """A list that hasn't changed: asked for by its ETag, not sent again, not decoded again."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -12,6 +13,16 @@ from qamera_async.sandbox import Sandbox
 
 def lists(sandbox):
     return [request for request in sandbox.requests if request.method == "GET"]
+
+
+def leave(_):
+    """Where it doesn't matter which list another one follows."""
+
+
+def read_of_lists():
+    """Give what is in memory of what was read of lists."""
+    gc.collect()
+    return [id(thing) for thing in gc.get_objects() if isinstance(thing, q.Video | protocol.Listing)]
 
 
 def conditions(sandbox):
@@ -66,6 +77,45 @@ async def test_a_list_is_read_once_for_all_the_304s(tagged, quick, monkeypatch):
     assert len(read) == 1
 
 
+async def test_who_waits_keeps_neither_videos_nor_lists(tagged, quick):
+    """Thousands of them would be megabytes; what is asked for is made of the list as it came."""
+    before = read_of_lists()
+    async with tagged.session(**quick) as session:
+        jobs = [await session.register_video(image_id=f"img_{number}") for number in range(5)]
+        waiting = [asyncio.ensure_future(job.wait()) for job in jobs]
+        while not all(job.status for job in jobs):
+            await polled(tagged, len(lists(tagged)) + 1)
+        await polled(tagged, len(lists(tagged)) + 2)
+
+        assert read_of_lists() == before
+        assert [(job.video.id, job.video.status) for job in jobs] == [
+            (job.record_ids[0], job.status) for job in jobs
+        ]
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_a_job_has_its_last_video_whatever_comes_after(tagged, quick):
+    """Nobody waits for it any more, and then the list has it no more: what was seen was seen."""
+    async with tagged.session(**quick) as session:
+        left, missed = [await session.register_video(image_id=f"img_{number}") for number in range(2)]
+        waiting = [asyncio.ensure_future(job.wait()) for job in (left, missed)]
+        while not (left.status and missed.status):
+            await asyncio.sleep(0.005)
+        seen = left.video, missed.video
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        del tagged._world.records[left.record_ids[0]], tagged._world.records[missed.record_ids[0]]
+        tagged.add_records(1)
+        await polled(tagged, len(lists(tagged)) + 3)
+
+        assert None not in seen
+        assert (left.video, missed.video) == seen
+        waiting[1].cancel()
+        await asyncio.wait(waiting[1:])
+
+
 async def test_a_304_is_a_look_at_the_list(tagged, quick):
     """What is missing in it is missing: an absence is counted, and its limit kept."""
     timeouts = q.Timeouts(appear=0.2, request=1.0)
@@ -115,31 +165,31 @@ class Liar:
 )
 def test_only_an_etag_goes_back(etag, sent):
     """What the server calls one and is none is not sent to it: "*" stands for any, a header is one line."""
-    known = latest.Latest()
-    known.take(protocol.Answer(200, {"etag": etag}, b'{"videos":[]}'), 0.0)
+    known = latest.Latest(q.StatusRules())
+    known.take(protocol.Answer(200, {"etag": etag}, b'{"videos":[]}'), 0.0, leave)
 
     assert known.condition(1.0) == ({"If-None-Match": etag} if sent else {})
 
 
 def test_the_moment_of_a_304_counts():
     """What came of an ambiguous registration is told by the server's clock at the last look."""
-    known = latest.Latest()
+    known = latest.Latest(q.StatusRules())
     first = "Tue, 24 Nov 2026 10:00:00 GMT"
     later = "Tue, 24 Nov 2026 10:00:30 GMT"
-    known.take(protocol.Answer(200, {"etag": '"a"', "date": first}, b'{"videos":[]}'), 0.0)
-    answer, _, another = known.take(protocol.Answer(304, {"date": later}, b""), 1.0)
+    known.take(protocol.Answer(200, {"etag": '"a"', "date": first}, b'{"videos":[]}'), 0.0, leave)
+    another = known.take(protocol.Answer(304, {"date": later}, b""), 1.0, leave)
 
     assert not another
-    assert answer.date.second == 30
+    assert known.answer.date.second == 30
     assert known.condition(2.0) == {"If-None-Match": '"a"'}
 
 
 def test_a_broken_list_makes_no_etag_trustworthy():
     """The minute begins with a list that could be read."""
-    known = latest.Latest()
-    known.take(protocol.Answer(200, {"etag": '"a"'}, b'{"videos":[]}'), 0.0)
+    known = latest.Latest(q.StatusRules())
+    known.take(protocol.Answer(200, {"etag": '"a"'}, b'{"videos":[]}'), 0.0, leave)
     with pytest.raises(q.InvalidResponseError):
-        known.take(protocol.Answer(200, {}, b"<html>"), 50.0)
+        known.take(protocol.Answer(200, {}, b"<html>"), 50.0, leave)
 
     assert known.condition(59.0) == {"If-None-Match": '"a"'}
     assert known.condition(61.0) == {}

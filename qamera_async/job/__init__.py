@@ -43,6 +43,19 @@ class JobContext:
     deadlines: Deadlines = attrs.field(factory=Deadlines)
 
 
+class _Within:
+    """Awaits a job's end for so many seconds."""
+
+    __slots__ = ("_job", "_timeout")
+
+    def __init__(self, job: Job, timeout: float) -> None:
+        self._job = job
+        self._timeout = timeout
+
+    def __await__(self) -> Generator[object, None, Video]:
+        return self._job._settled(self._timeout)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
 class Job:
     """A video or a reel in the making; ``await job`` gives its ``Video`` once it is DONE.
 
@@ -88,7 +101,7 @@ class Job:
             # How it ended is known already, from a ledger.
             by_id = {video.id: video for video in videos}
             for record in self._records:
-                record.video = by_id.get(record.record_id)
+                record.keep(by_id.get(record.record_id))
             self._failure = self._judged()
 
     def __repr__(self) -> str:
@@ -112,8 +125,7 @@ class Job:
     @property
     def status(self) -> str | None:
         """The server's word for the first record, last seen; None before it was."""
-        video = self.video
-        return None if video is None else video.status
+        return self._records[0].status
 
     @property
     def state(self) -> JobState:
@@ -125,7 +137,7 @@ class Job:
     @property
     def video(self) -> Video | None:
         """The last snapshot of the first record; None before it was seen."""
-        return self._records[0].video
+        return self._context.poller.video(self._records[0])
 
     def done(self) -> bool:
         """Whether all its records are settled, for better or worse."""
@@ -134,7 +146,7 @@ class Job:
     # --- waiting --------------------------------------------------------------------------------
 
     def __await__(self) -> Generator[object, None, Video]:
-        return self.wait().__await__()
+        return self._settled(self._context.timeout)
 
     async def wait(self, timeout: float | None = None) -> Video:  # noqa: ASYNC109 - the contract's name
         """Wait until it is settled.
@@ -158,27 +170,7 @@ class Job:
             raise ConfigurationError(f"timeout: got {timeout!r}, allowed are seconds from 0 up, or None")
         elif timeout > _LONGEST:
             timeout = math.inf
-        if not self.done():
-            self._context.check()
-            waiter = asyncio.get_running_loop().create_future()
-            deadlines = self._context.deadlines
-            if timeout != math.inf:
-                deadlines.add(waiter, timeout)
-            try:
-                self._join(waiter, self._waiters)
-                await waiter
-            except TimeIsUp:
-                if not self.done():  # it may have ended in the same moment
-                    raise self._timed_out(timeout) from None
-            finally:
-                deadlines.discard(waiter, timeout)
-                self._leave(waiter, self._waiters)
-        if self._failure is not None:
-            # Each waiter raises its own: a shared one would collect the tracebacks of all.
-            raise copy.copy(self._failure)
-        video = self._records[0].video
-        assert video is not None  # noqa: S101 - a settled record has one
-        return video
+        return await _Within(self, timeout)
 
     async def all_videos(self) -> tuple[Video, ...]:
         """Wait like ``await job``; give the videos of all records, in the order of their ids.
@@ -203,10 +195,11 @@ class Job:
         told: list[Video | None] = [None] * len(self._records)
         while True:
             finished = self.done()
+            present = [self._context.poller.video(record) for record in self._records]
             fresh = [
-                (place, record.video)
-                for place, record in enumerate(self._records)
-                if record.video is not None and record.video != told[place]
+                (place, video)
+                for place, video in enumerate(present)
+                if video is not None and video != told[place]
             ]
             for place, video in fresh:
                 told[place] = video
@@ -224,6 +217,32 @@ class Job:
                 await waiter
             finally:
                 self._leave(waiter, self._watchers)
+
+    def _settled(self, timeout: float) -> Generator[object, None, Video]:
+        # Itself what `await job` runs: a coroutine in between would be memory for each of thousands.
+        if not self.done():
+            self._context.check()
+            waiter = asyncio.get_running_loop().create_future()
+            if timeout != math.inf:
+                self._context.deadlines.add(waiter, timeout)
+            try:
+                self._join(waiter, self._waiters)
+                yield from waiter
+            except TimeIsUp:
+                if not self.done():  # it may have ended in the same moment
+                    raise self._timed_out(timeout) from None
+            finally:
+                self._context.deadlines.discard(waiter, timeout)
+                self._leave(waiter, self._waiters)
+        return self._result()
+
+    def _result(self) -> Video:
+        if self._failure is not None:
+            # Each waiter raises its own: a shared one would collect the tracebacks of all.
+            raise copy.copy(self._failure)
+        video = self._records[0].kept
+        assert video is not None  # noqa: S101 - a settled record has one
+        return video
 
     def _join(self, waiter: asyncio.Future[None], waiters: list[asyncio.Future[None]]) -> None:
         first = not self._waiters and not self._watchers
@@ -280,7 +299,7 @@ class Job:
         )
 
     def _videos(self) -> tuple[Video, ...]:
-        return tuple([record.video for record in self._records if record.video is not None])
+        return tuple([record.kept for record in self._records if record.kept is not None])
 
     def _timed_out(self, timeout: float) -> JobTimeoutError:
         return JobTimeoutError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import random
@@ -29,6 +30,7 @@ from .latest import Latest
 from .others import Others
 from .records import GONE_POLLS, URL_GRACE, Record, is_final
 from .seen import Seen
+from .watched import Watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,7 +67,7 @@ class Poller:
         self._timeouts = timeouts
         self._rules = rules
         self._emit = emit
-        self._watched: dict[str, tuple[Record, ...]] = {}
+        self._watched = Watched()
         # Those whom time alone may settle, though the list stay as it is.
         self._restless: set[Record] = set()
         self._newcomers: list[Record] = []
@@ -74,7 +76,7 @@ class Poller:
         self._due = math.inf
         self._ended = -math.inf  # when the last poll ended, for better or worse
         self._not_before = -math.inf  # while another polls
-        self._latest = Latest()
+        self._latest = Latest(rules)
         self._latest_at = -math.inf  # when that was sent
         self.seen = Seen()
         self._whole = True  # whether nobody else has polled since the last list that was seen here
@@ -104,6 +106,12 @@ class Poller:
         """Seconds since the last good poll was sent; None before the first."""
         return None if math.isinf(self._good_at) else asyncio.get_running_loop().time() - self._good_at
 
+    def video(self, record: Record) -> Video | None:
+        """Give the last snapshot of a record; None before it was seen."""
+        if record.kept is None and record.status is not None:
+            return self._latest.video(record.record_id)
+        return record.kept
+
     # --- who waits ------------------------------------------------------------------------------
 
     def watch(self, record: Record, due: float) -> None:
@@ -117,9 +125,9 @@ class Poller:
             raise SessionClosedError("The session is closed.")
         now = asyncio.get_running_loop().time()
         record.joined, record.absences, record.absent_since = now, 0, None
-        self._watched[record.record_id] = (*self._watched.get(record.record_id, ()), record)
+        self._watched.add(record)
         if self._outage is None and now - self._latest_at <= self._policy.interval:
-            self._tell_from_last(record, now)
+            self._tell_from_last(record)
         if not record.settled:
             if self._others is not None:
                 self._others.watch(record.record_id)
@@ -128,10 +136,8 @@ class Poller:
 
     def unwatch(self, record: Record) -> None:
         """Tell its listener nothing more."""
-        others = tuple(other for other in self._watched.get(record.record_id, ()) if other is not record)
-        if others:
-            self._watched[record.record_id] = others
-        elif self._watched.pop(record.record_id, None) is not None and self._others is not None:
+        record.keep(self.video(record))  # of lists to come it won't be told
+        if self._watched.discard(record) and self._others is not None:
             self._others.unwatch(record.record_id)
         self._restless.discard(record)
         self._rest()
@@ -242,14 +248,11 @@ class Poller:
             assert sent_at is not None  # noqa: S101 - there is no answer to what wasn't sent
             # A long list is joined, read and told of in a turn of the loop each: others have work, too.
             await _pause_after(answer)
-            answer, listing, another = self._latest.take(answer, loop.time())
-            if another:
-                self._note(listing)
+            another = self._latest.take(answer, loop.time(), self._note)
             await _pause_after(answer)
-            self._tell(answer, listing, sent_at, another=another)
+            self._tell(sent_at, another=another)
             if turn is not None:
-                items = protocol.items_of(answer, turn.others, listing)
-                await turn.brought(loop.time() - sent_at, items, complete=listing.complete)
+                await self._share(turn, loop.time() - sent_at)
         except _NotNeeded:
             self._not_before = loop.time() + self._policy.interval / 4
         except QameraError as error:
@@ -261,6 +264,10 @@ class Poller:
         finally:
             if turn is not None:
                 turn.give_up()
+            # To read it again costs a little of the next poll; not to would cost memory for each who waits,
+            # where they are the most of the list.
+            if not self._restless and len(self._watched) > self._latest.length / 2:
+                self._latest.rest()
             # A poll withdrawn before it was sent has changed nothing, and may have a successor by now.
             if sent_at is not None and self._flight is flight:
                 self._ended = loop.time()
@@ -284,6 +291,13 @@ class Poller:
             raise _NotNeeded
         return turn
 
+    async def _share(self, turn: Turn, took: float) -> None:
+        """Give others what the list has of theirs."""
+        answer, listing = self._latest.answer, self._latest.listing
+        assert answer is not None  # noqa: S101 - it has just been taken
+        items = protocol.items_of(answer, turn.others, listing)
+        await turn.brought(took, items, complete=listing.complete)
+
     def _told(self, look: Look) -> None:
         """Take what another's poll has brought."""
         now = asyncio.get_running_loop().time()
@@ -301,7 +315,7 @@ class Poller:
         # Who has come since is told of what is fresh, as with a list of one's own.
         since = math.inf if look.sent <= self._policy.interval else now - look.sent
         records = [
-            record for name in look.items for record in self._watched.get(name, ()) if record.joined <= since
+            record for name in look.items for record in self._watched.of(name) if record.joined <= since
         ]
         self._tell_some(records, answer, listing, now - look.sent, complete=look.complete)
 
@@ -322,29 +336,34 @@ class Poller:
         self._backoff = 0.0
 
     def _note(self, listing: protocol.Listing) -> None:
-        """Remember what a list shows, whether or not anybody is left to be told of it."""
-        self.seen.add(listing.statuses.keys(), asyncio.get_running_loop().time())
+        """Remember what another list shows, whether or not anybody is left to be told of it."""
+        again = self._latest.has_same_ids(listing)
+        for record_id in itertools.filterfalse(listing.statuses.__contains__, self._watched.ids):
+            for record in self._watched.of(record_id):
+                record.keep(self.video(record))
+        self.seen.add(listing.statuses.keys(), asyncio.get_running_loop().time(), again=again)
         if listing.broken:
             self._warn_once("broken", "%d items of the list of videos can't be read", listing.broken)
 
-    def _tell(
-        self, answer: protocol.Answer, listing: protocol.Listing, sent_at: float, *, another: bool
-    ) -> None:
-        """Tell everybody of a list; where it is the same as the last, those whom that tells something."""
+    def _tell(self, sent_at: float, *, another: bool) -> None:
+        """Tell everybody of the latest list; where it isn't another, those whom that tells something."""
         newcomers, self._newcomers = self._newcomers, []
         # What others have told since is not in the list that this one is the same as.
         another, self._whole = another or not self._whole, True
         self._latest_at = sent_at
         self._well(sent_at)
         if another:
-            looked_at = [record for records in self._watched.values() for record in records]
+            looked_at = list(self._watched)
         else:
-            looked_at = [record for record in self._restless.union(newcomers) if self._is_watched(record)]
-        told = self._tell_some(looked_at, answer, listing, sent_at, complete=listing.complete)
-        for question in self._asked:
-            if not question.done():
-                question.set_result((answer, listing))
-        self._emit(Polled(len(listing.statuses), told, len(self._watched)))
+            looked_at = [record for record in self._restless.union(newcomers) if record in self._watched]
+        told, latest = 0, self._latest
+        if latest.answer is not None and (looked_at or self._asked):
+            answer, listing = latest.answer, latest.listing
+            told = self._tell_some(looked_at, answer, listing, sent_at, complete=listing.complete)
+            for question in self._asked:
+                if not question.done():
+                    question.set_result((answer, listing))
+        self._emit(Polled(latest.length, told, len(self._watched)))
 
     def _tell_some(
         self,
@@ -359,13 +378,14 @@ class Poller:
         statuses = listing.statuses
         changed = [record for record in looked_at if self._has_news(record, statuses)]
         videos = protocol.read_some(answer, {r.record_id for r in changed}, listing, self._rules)
+        latest = answer is self._latest.answer
         told = sum(
-            self._present(record, videos[record.record_id])
+            self._present(record, videos[record.record_id], latest=latest)
             for record in changed
             if record.record_id in videos
         )
         for record in looked_at:
-            if record.record_id not in statuses and self._is_watched(record):
+            if record.record_id not in statuses and record in self._watched:
                 self._absent(record, sent_at, complete=complete)
         return told
 
@@ -373,25 +393,21 @@ class Poller:
         status = statuses.get(record.record_id)
         if status is None:
             return False
-        video = record.video
         if record.absent_since is not None:
             record.absent_since, record.absences = None, 0
             self._restless.discard(record)
-        return video is None or video.status != status or record.done_since is not None
+        return record.status != status or record.done_since is not None
 
-    def _tell_from_last(self, record: Record, now: float) -> None:
-        answer, listing = self._latest.known or (None, None)
-        if answer is None or listing is None or record.record_id not in listing.statuses:
-            return
-        if self._has_news(record, listing.statuses):
-            videos = protocol.read_some(answer, [record.record_id], listing, self._rules)
-            if record.record_id in videos:
-                self._present(record, videos[record.record_id], now)
+    def _tell_from_last(self, record: Record) -> None:
+        if self._has_news(record, self._latest.listing.statuses):
+            video = self._latest.video(record.record_id)
+            if video is not None:
+                self._present(record, video, latest=True)
 
-    def _present(self, record: Record, video: Video, now: float | None = None) -> bool:
-        """Tell of a record that is in the list; whether there was anything to tell."""
-        now = asyncio.get_running_loop().time() if now is None else now
-        known, waited = record.video, record.done_since
+    def _present(self, record: Record, video: Video, *, latest: bool) -> bool:
+        """Tell of a record that is in a list, the latest or another's; whether there was anything to tell."""
+        now = asyncio.get_running_loop().time()
+        known, waited = record.kept, record.done_since
         if not self._rules.knows(video.status):
             self._warn_once(video.status, "status %r is not known; it counts as pending", video.status)
         record.done_since = None
@@ -401,12 +417,15 @@ class Poller:
                 record.done_since = since
         if record.done_since is None:
             self._restless.discard(record)
-        elif self._is_watched(record):
+        elif record in self._watched:
             self._restless.add(record)
-        if video == known and (waited is None) == (record.done_since is None):
+        same = video.status == record.status if known is None else video == known
+        if same and (waited is None) == (record.done_since is None):
             return False
-        record.video = video
-        if video != known:
+        record.keep(video)
+        if latest and video.state is JobState.PENDING:
+            record.kept = None
+        if not same:
             self._emit(Updated(video))
         record.listener._changed(record)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         return True
@@ -420,7 +439,7 @@ class Poller:
         if record.absent_since is None:
             record.absent_since = sent_at
         record.absences += 1
-        if record.video is None:
+        if record.status is None:
             absent_for = now - (record.joined if record.born is None else record.born)
             limit = self._timeouts.appear
             lost = limit is not None and absent_for >= limit
@@ -432,18 +451,14 @@ class Poller:
                 JobLostError(
                     f"Record {record.record_id} has been missing from the list for {absent_for:.1f} s.",
                     record_ids=(record.record_id,),
-                    video=record.video,
+                    video=self.video(record),
                     absent_for=absent_for,
                 )
             )
 
-    def _is_watched(self, record: Record) -> bool:
-        return record in self._watched.get(record.record_id, ())
-
     def _fail_all(self, error: QameraError) -> None:
-        for records in list(self._watched.values()):
-            for record in records:
-                record.listener._failed(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for record in list(self._watched):
+            record.listener._failed(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         for question in (*self._questions, *self._asked):
             if not question.done():
                 question.set_exception(error)

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 from .. import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from ..models import Video
+    from ..policies import StatusRules
+
+_NONE = protocol.Listing({}, complete=True, broken=0)
 
 # For how long, in seconds, the server's word is taken that nothing has changed. Who computes a wrong ETag
 # would hide for ever what is finished.
@@ -16,32 +21,69 @@ _TRUSTED = 60.0
 
 
 class Latest:
-    """The list as it came last, and as it was read."""
+    """The list as it came last.
 
-    def __init__(self) -> None:
-        self.known: tuple[protocol.Answer, protocol.Listing] | None = None
+    What was read of it may be let go: it is read again where somebody asks. A video is made of an item when
+    somebody looks at it, so that thousands who wait take no memory for what they will never see.
+    """
+
+    def __init__(self, rules: StatusRules) -> None:
+        self.answer: protocol.Answer | None = None
+        self.length = 0  # videos
+        self._rules = rules
+        self._listing: protocol.Listing | None = None
+        self._snapshots: protocol.Snapshots | None = None
         self._whole_at = -math.inf
+
+    @property
+    def listing(self) -> protocol.Listing:
+        """Its ids and statuses; none before the first list."""
+        if self._listing is None:
+            self._listing = _NONE if self.answer is None else protocol.read_listing(self.answer)
+        return self._listing
+
+    def has_same_ids(self, listing: protocol.Listing) -> bool:
+        """Tell whether another list has its records in its order; False where they aren't at hand."""
+        return self._listing is not None and [*self._listing.statuses] == [*listing.statuses]
+
+    def video(self, record_id: str) -> Video | None:
+        """Give the video that a record is in it; None where it isn't there."""
+        if self.answer is None:
+            return None
+        if self._snapshots is None:
+            self._snapshots = protocol.Snapshots(self.answer, self.listing, self._rules)
+        return self._snapshots.get(record_id)
 
     def condition(self, now: float) -> Mapping[str, str]:
         """Give the headers with which the server may say just that it is the same; ``now`` in seconds."""
-        if self.known is None or now - self._whole_at > _TRUSTED:
+        if self.answer is None or now - self._whole_at > _TRUSTED:
             return {}
-        return protocol.unless_same(self.known[0])
+        return protocol.unless_same(self.answer)
 
-    def take(self, answer: protocol.Answer, now: float) -> tuple[protocol.Answer, protocol.Listing, bool]:
-        """Take an answer to that; give the list, and whether it is another one. The same is not read again.
+    def take(self, answer: protocol.Answer, now: float, leaving: Callable[[protocol.Listing], None]) -> bool:
+        """Take an answer to that; tell whether it is another list. The same is not read again.
+
+        Args:
+            answer: a list, or that it is the same.
+            now: the loop's time, in seconds.
+            leaving: called with another list while this is still the one before it.
 
         Raises:
             InvalidResponseError: it is no list.
         """
-        whole = self.known is None or answer.status != protocol.NOT_MODIFIED
-        if self.known is not None and not whole:
-            answer = self.known[0].renewed(answer)
-        if self.known is not None and answer.body == self.known[0].body:
-            another, listing = False, self.known[1]
-        else:
-            another, listing = True, protocol.read_listing(answer)
-        self.known = answer, listing
-        if whole:
+        known, whole = self.answer, answer.status != protocol.NOT_MODIFIED
+        if known is not None and not whole:
+            answer = known.renewed(answer)
+        another = known is None or answer.body != known.body
+        if another:
+            listing = protocol.read_listing(answer)
+            leaving(listing)
+            self._listing, self._snapshots, self.length = listing, None, len(listing.statuses)
+        self.answer = answer
+        if whole or known is None:
             self._whole_at = now
-        return answer, listing, another
+        return another
+
+    def rest(self) -> None:
+        """Let go what was read of it."""
+        self._listing = self._snapshots = None

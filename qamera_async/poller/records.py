@@ -27,14 +27,29 @@ class Listener(Protocol):
 
 
 class Record:
-    """What is known of one record; handed to the poller while somebody waits for it."""
+    """What is known of one record; handed to the poller while somebody waits for it.
 
-    __slots__ = ("absences", "absent_since", "born", "done_since", "joined", "listener", "record_id", "video")
+    ``kept`` is its video, unless the last list has it and more is to come: then the poller makes it of that
+    list when somebody asks.
+    """
+
+    __slots__ = (
+        "absences",
+        "absent_since",
+        "born",
+        "done_since",
+        "joined",
+        "kept",
+        "listener",
+        "record_id",
+        "status",
+    )
 
     def __init__(self, record_id: str, listener: Listener, born: float | None) -> None:
         self.record_id = record_id
         self.listener = listener
-        self.video: Video | None = None
+        self.kept: Video | None = None
+        self.status: str | None = None  # the server's word, last seen
         self.born = born  # when it was made; None where that isn't known, then each wait begins anew
         self.joined = 0.0  # when the present wait began
         self.absent_since: float | None = None
@@ -44,10 +59,15 @@ class Record:
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be learned of it."""
-        return self.video is not None and (
-            self.video.state is JobState.FAILED
-            or (self.video.state is JobState.DONE and self.done_since is None)
+        return self.kept is not None and (
+            self.kept.state is JobState.FAILED
+            or (self.kept.state is JobState.DONE and self.done_since is None)
         )
+
+    def keep(self, video: Video | None) -> None:
+        """Keep what was seen of it, if it was."""
+        if video is not None:
+            self.kept, self.status = video, video.status
 
 
 def is_final(error: QameraError) -> bool:

@@ -22,10 +22,18 @@ class Seen:
         self._gone: dict[str, float] = {}
         self._longest = _FEWEST
 
-    def add(self, ids: KeysView[str], now: float) -> None:
-        """Note what a list held; ``now`` in seconds."""
+    def add(self, ids: KeysView[str], now: float, *, again: bool = False) -> None:
+        """Note what a list held.
+
+        Args:
+            ids: of its videos.
+            now: in seconds.
+            again: whether these have been noted already.
+        """
         self.lists += 1
         first = self._first
+        if again and len(first) == len(ids) and not self._gone:
+            return
         if not first.keys() >= ids:
             for record_id in [record_id for record_id in ids if record_id not in first]:
                 first[record_id] = self.lists

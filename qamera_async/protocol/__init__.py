@@ -5,7 +5,7 @@ No I/O and no clock. The only room that knows the wire's names.
 
 from .answer import NOT_MODIFIED, Answer, unless_same
 from .listing import Listing, read_listing, read_some, read_videos
-from .pieces import items_of, list_of
+from .pieces import Snapshots, items_of, list_of
 from .receipt import read_receipt, receipt_reader
 from .refusal import error_of, is_refusal, retry_after
 from .requests import IDEMPOTENCY_HEADER, KEY_HEADER, VIDEOS_PATH, encode
@@ -17,6 +17,7 @@ __all__ = [
     "VIDEOS_PATH",
     "Answer",
     "Listing",
+    "Snapshots",
     "encode",
     "error_of",
     "is_refusal",

@@ -109,8 +109,15 @@ def read_listing(answer: Answer) -> Listing:
 
 def read_some(answer: Answer, ids: Iterable[str], listing: Listing, rules: StatusRules) -> dict[str, Video]:
     """Give those videos of a list whose ids are asked for; the others are not made into objects."""
+    return read_items(answer, named_items(answer, ids, listing), rules)
+
+
+def read_items(
+    answer: Answer, items: Iterable[tuple[str, msgspec.Raw]], rules: StatusRules
+) -> dict[str, Video]:
+    """Give the videos that some items of a list are, by the ids that go with them."""
     found: dict[str, _Full] = {}
-    for record_id, raw in named_items(answer, ids, listing):
+    for record_id, raw in items:
         item = _tolerant(raw)
         if item is not None and item.id == record_id:
             # That of the caller, not a copy for each of thousands.

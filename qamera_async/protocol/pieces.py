@@ -1,16 +1,34 @@
-"""Some records of a list as they stand there, and a list made of such pieces."""
+"""Some records of a list: as they stand there, as videos, and a list made of such pieces."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from .answer import Answer
-from .listing import named_items
+from .listing import named_items, read_items
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from ..models import Video
+    from ..policies import StatusRules
     from .listing import Listing
+
+
+class Snapshots:
+    """The videos of a list by their ids, each made when it is asked for."""
+
+    def __init__(self, answer: Answer, listing: Listing, rules: StatusRules) -> None:
+        self._answer = answer
+        self._rules = rules
+        self._items = dict(named_items(answer, listing.statuses, listing))
+
+    def get(self, record_id: str) -> Video | None:
+        """Give a video; None where the list has none that can be read."""
+        raw = self._items.get(record_id)
+        if raw is None:
+            return None
+        return read_items(self._answer, [(record_id, raw)], self._rules).get(record_id)
 
 
 def items_of(answer: Answer, ids: Collection[str], listing: Listing) -> dict[str, str | None]:

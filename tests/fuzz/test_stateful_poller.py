@@ -337,8 +337,9 @@ class PollerMachine(RuleBasedStateMachine):
             assert job.job.done() is job.settled
             for record in job.job._records:
                 known = job.records[record.record_id].known
-                assert (known is None) is (record.video is None)
-                assert known is None or record.video.status == known[0]
+                video = job.job._context.poller.video(record)
+                assert (known is None) is (video is None)
+                assert known is None or video.status == known[0]
         ends = [event for event in self.told if isinstance(event, Finished | Failed)]
         assert len(ends) == sum(job.settled for job in self.jobs)
 
