@@ -144,6 +144,19 @@ def test_what_a_forgetful_server_has_shown_takes_no_more_than_a_list():
     assert seen.new_since(old, seen.lists - 1) == set()
 
 
+def test_what_is_back_in_the_list_has_been_seen_since():
+    """Also in a list of the same ids as the one before it; how long it was away doesn't add up."""
+    seen, both = Seen(), {"away": 0, "always": 0}.keys()
+    seen.add(both, now=0.0)
+    seen.add({"always": 0}.keys(), now=1.0)
+    seen.add(both, now=2.0, again=True)
+    seen.add(both, now=3.0, again=True)
+    assert seen.lists == 4
+
+    seen.add({"always": 0}.keys(), now=2_000.0)
+    assert "away" in seen
+
+
 async def test_a_receipt_with_an_id_twice_names_it_once(server, session):
     """As an attached job does."""
     server.post = (200, {"createdRecordIds": ["a", "b", "a"]})
