@@ -9,8 +9,10 @@ ABOUT = """
 CPU and memory from 10 to 100,000 jobs and videos. A whole wait: so many jobs in a list of as many, from the
 first task until the last result, all of them done in one list. A poll: 10 jobs wait, and the list is so
 long. The bare loop is an aiohttp GET of that list with `.json()`. The slope is that of the line through the
-points from 1,000 on (log of the cost over log of the number): 1 is linear. Below 1,000 what any request
-costs hides it.
+points from 1,000 on (log of the cost over log of the number): 1 is linear. Last decade: that from 10,000 to
+100,000. Where the number is small, what any request costs hides it. The jobs have a list of as many, so the
+first two rows grow with both. The CPU of a poll is that of the whole process, with the timers of the
+measurement.
 """
 WHOLE, MEMORY = "jobs: a whole wait", "jobs: memory while they wait"
 CHANGED, UNCHANGED, BARE = "list: a poll, changed", "list: a poll, unchanged", "list: a bare loop's GET"
@@ -28,7 +30,6 @@ async def main(scale):
     """Measure all decades."""
     series = {name: {} for name in (WHOLE, MEMORY, CHANGED, UNCHANGED, BARE)}
     for number in (10**decade for decade in scale.decades):
-        repeats = scale.repeats if number < 100_000 else 1
         polls = scale.polls if number < 100_000 else 4
         interval = max(0.1, number * 3e-5)
         async with fake(records=number) as server:
@@ -52,7 +53,7 @@ async def main(scale):
                 "polls", url=server.url, jobs=min(10, number - 1), polls=polls, interval=interval
             )
         series[WHOLE][number] = []
-        for _ in range(repeats):
+        for _ in range(scale.repeats):
             async with fake(records=number) as server:
                 series[WHOLE][number].append(await child("whole", url=server.url, jobs=number))
     table = Table("How the cost grows", ABOUT)
@@ -67,5 +68,6 @@ async def main(scale):
             medians if len(medians) > 1 else [(number, figures[f"{number:,}"].median) for number in points]
         )
         target = 1.1 if name != BARE and len(scale.decades) == len(points) >= 5 else None
-        table.rows.append(Row(name, figures | {"slope": figure(slope(medians), "", target)}))
+        slopes = {"slope": figure(slope(medians), "", target), "last decade": figure(slope(medians[-2:]))}
+        table.rows.append(Row(name, figures | slopes))
     return table

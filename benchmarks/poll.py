@@ -13,7 +13,8 @@ from qamera_async.poller.records import Record
 
 ABOUT = """
 CPU of a poll of 10,000 videos once its body is read, 100 records waited for, over that of msgspec's decode
-of all fields into structs; in turn, in one process. msgspec's decode compares nothing and tells nobody.
+of all fields into structs; in turn, in one process. What msgspec made is freed in its time, as the list
+before is in ours. msgspec's decode compares nothing, remembers nothing and tells nobody.
 """
 
 

@@ -4,10 +4,13 @@ import math
 import os
 import platform
 import statistics
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import attrs
+
+PACKAGES = ("aiohttp", "msgspec", "httpx", "httpx2", "openai", "replicate", "runwayml")
 
 
 @attrs.frozen
@@ -20,6 +23,7 @@ class Figure:
         most: of what was measured.
         unit: what follows the number.
         target: at most so much is wanted; None: nothing is.
+        worst: whether that is wanted of the most, not of the median.
     """
 
     median: float
@@ -27,11 +31,12 @@ class Figure:
     most: float
     unit: str = ""
     target: float | None = None
+    worst: bool = False
 
     @property
     def met(self):
         """Whether the target was met."""
-        return self.target is None or self.median <= self.target
+        return self.target is None or (self.most if self.worst else self.median) <= self.target
 
     def __str__(self):
         text = number(self.median)
@@ -39,14 +44,15 @@ class Figure:
             text += f" ({number(self.least)} to {number(self.most)})"
         text += f" {self.unit}" if self.unit else ""
         if self.target is not None:
-            text += f"; {'within' if self.met else '**over**'} {number(self.target)}"
+            kept = "within" if self.met else "**over**"
+            text += f"; {'at worst ' if self.worst else ''}{kept} {number(self.target)}"
         return text
 
 
-def figure(values, unit="", target=None):
+def figure(values, unit="", target=None, *, worst=False):
     """Give the figure of several measurements, or of one."""
     values = values if isinstance(values, list | tuple) else [values]
-    return Figure(statistics.median(values), min(values), max(values), unit, target)
+    return Figure(statistics.median(values), min(values), max(values), unit, target, worst)
 
 
 def number(value):
@@ -56,6 +62,13 @@ def number(value):
     if value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def made():
+    """Give when and with what something is measured."""
+    packages = ["qamera-async", *dict.fromkeys(PACKAGES)]
+    versions = ", ".join(f"{name} {number}" for name in packages if (number := version(name)))
+    return f"{datetime.now(UTC):%Y-%m-%d}: {machine()}. Python {platform.python_version()}, {versions}"
 
 
 @attrs.define
@@ -83,6 +96,7 @@ class Table:
         rows: its lines.
         left_out: the clients that aren't installed.
         charts: file names of its charts, with their descriptions.
+        made: when it was measured, with what.
     """
 
     title: str
@@ -90,6 +104,7 @@ class Table:
     rows: list[Row] = attrs.field(factory=list)
     left_out: list[str] = attrs.field(factory=list)
     charts: dict[str, str] = attrs.field(factory=dict)
+    made: str = attrs.field(factory=made)
 
     @classmethod
     def of(cls, values):

@@ -54,9 +54,9 @@ async def main(quick):
         done, grown, listed = await one(seconds, forgets=forgets)
         allowed = 4.0 if forgets else 4.0 + 4 * listed
         row(
-            f"a batch of 1,000,000 rows, 60 in flight, the first {seconds} s, a server that "
+            f"the first {seconds} s of a batch of 1,000,000 rows, 60 in flight, a server that "
             f"{'forgets' if forgets else 'keeps'} what is finished",
             f"{done:,} rows; {grown:+.1f} MiB since second {seconds // 4}, the list {listed:.1f} MiB",
-            "flat" if forgets else "no more than the list's size times 4",
+            "4 MiB" if forgets else "4 MiB and 4 times the list's size",
             grown <= allowed,
         )

@@ -118,6 +118,11 @@ def _show(tables):
     return [attrs.asdict(table) for table in tables]
 
 
+def _known(file):
+    """Give what is known from earlier."""
+    return json.loads(file.read_text("utf-8")) if file is not None and file.exists() else {}
+
+
 def _keep(known, file):
     """Write what is known, where a file for it is given."""
     if file is not None:
@@ -127,14 +132,12 @@ def _keep(known, file):
 async def main(arguments):
     """Run what is asked for, and write what is known."""
     scale = SMOKE if arguments.smoke else Scale()
-    known = {}
-    if arguments.figures is not None and arguments.figures.exists():
-        known = json.loads(arguments.figures.read_text("utf-8"))
+    known = _known(arguments.figures)
     names = [name for name in SECTIONS if arguments.only is None or name in arguments.only]
     if arguments.smoke:
         # All at once, as nobody reads these figures.
         measured = zip(names, await asyncio.gather(*(SECTIONS[name](scale) for name in names)), strict=True)
-        known = {name: _show(tables) for name, tables in measured}
+        known |= {name: _show(tables) for name, tables in measured}
     else:
         for name in names:
             known[name] = _show(await SECTIONS[name](scale))
@@ -142,7 +145,7 @@ async def main(arguments):
     _keep(known, arguments.figures)
     if arguments.into is not None:
         found = {name: [Table.of(table) for table in known[name]] for name in SECTIONS if name in known}
-        page.write(arguments.into, found)
+        page.write(arguments.into, found, smoke=arguments.smoke)
 
 
 if __name__ == "__main__":
@@ -156,4 +159,12 @@ if __name__ == "__main__":
         metavar="FILE",
         help="kept from run to run: what isn't measured is taken from it",
     )
-    asyncio.run(main(parser.parse_args()))
+    options = parser.parse_args()
+    missing = [*SECTIONS] if options.only is not None else []
+    missing = [name for name in missing if name not in options.only and name not in _known(options.figures)]
+    if options.into is not None and missing:
+        parser.error(f"--into: a page has all sections, and there is nothing known of {', '.join(missing)}")
+    for folder in (options.into, options.figures and options.figures.parent):
+        if folder is not None and not folder.is_dir():
+            parser.error(f"{folder} is no folder")
+    asyncio.run(main(options))

@@ -41,7 +41,7 @@ async def _one(url, name, number, scale):
         "settle": scale.settle,
     }
     memory = await child("waiting", **options, traced=True)
-    each, happened = "", []
+    each = ""
     if memory is not None:
         each = figure(memory["bytes"], "bytes", 2000 if mine else None)
     cpu = await child("waiting", **options, traced=False)
@@ -49,7 +49,12 @@ async def _one(url, name, number, scale):
     if cpu is not None:
         shares = [100 * share for share in cpu["shares"]]
         share = figure(shares, "%", 1.5 if mine and number == 1_000 else None)
-        happened = [f"{count:,} of {number:,} jobs raised {error}" for error, count in cpu["failed"].items()]
+    happened = [
+        f"{count:,} of {number:,} jobs raised {error} while the {what} was measured"
+        for what, told in (("memory", memory), ("CPU", cpu))
+        if told is not None
+        for error, count in told["failed"].items()
+    ]
     if memory is None or cpu is None:
         happened.append(f"given up after {scale.limit:.0f} s where there is no figure")
     return Row(
