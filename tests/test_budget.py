@@ -274,7 +274,8 @@ async def test_a_slot_freed_in_another_thread_wakes_this_loop():
     st.lists(
         st.tuples(
             st.sampled_from([SUBMISSION, POLL]),
-            st.sampled_from([0.0, 0.5, 2.4, 4.8]),  # the pause before it
+            # Eighths, which add up exactly.
+            st.sampled_from([0.0, 0.5, 2.375, 4.75]),  # the pause before it
             st.sampled_from([0.0, 1.0, 8.0]),  # from its grant to the answer
             st.sampled_from([0.0, 0.5, 1.0]),  # when, of that time, the server counted it
         ),
