@@ -232,7 +232,11 @@ def _growth(folder, tables):
     rows = tables[0].rows
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for row, colour in zip(rows, ("#1f8a5b", "#5b8fd6", "#9a7bd0", "#d0709f", "#d4793a"), strict=True):
-        points = {_lengths(name): value for name, value in row.figures.items() if name not in ("slope", "last decade")}
+        points = {
+            _lengths(name): value
+            for name, value in row.figures.items()
+            if name not in ("slope", "last decade")
+        }
         unit = next(iter(points.values())).unit
         axes.loglog(
             list(points),

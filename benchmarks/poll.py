@@ -93,8 +93,9 @@ def _poller(first, second, now):
         poller.watch(Record(f"vid_{number:06d}", _Nobody(), 0.0), 0.0)
 
     def take(answer):
-        another = poller._latest.take(answer, now, poller._note)
-        poller._tell(now, another=another)
+        coming = poller._latest.read(answer, now)
+        poller._note(coming.listing)
+        poller._tell(coming, now)
 
     take(protocol.Answer(200, {}, first))
     answer = protocol.Answer(200, {}, bytes(bytearray(second)))  # equal, and not the same

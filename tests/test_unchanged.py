@@ -6,17 +6,13 @@ import gc
 import pytest
 
 import qamera_async as q
-from qamera_async import protocol
+from qamera_async import poller, protocol
 from qamera_async.poller import latest
 from qamera_async.sandbox import Sandbox
 
 
 def lists(sandbox):
     return [request for request in sandbox.requests if request.method == "GET"]
-
-
-def leave(_):
-    """Where it doesn't matter which list another one follows."""
 
 
 def read_of_lists():
@@ -116,6 +112,28 @@ async def test_a_job_has_its_last_video_whatever_comes_after(tagged, quick):
         await asyncio.wait(waiting[1:])
 
 
+async def test_who_leaves_while_a_list_is_read_is_told_of_it_later(tagged, quick, monkeypatch):
+    """A job isn't settled by a list that nobody was told of."""
+
+    async def pause(_):
+        waiting.cancel()
+        await asyncio.sleep(0)
+
+    async with tagged.session(**quick) as session:
+        job = await session.register_video(image_id="img")
+        waiting = asyncio.ensure_future(job.wait())
+        await polled(tagged, 3)
+        monkeypatch.setattr(poller, "_pause_after", pause)
+        tagged.finish(job.record_ids[0], status="FAILED")
+        await asyncio.wait([waiting])
+        monkeypatch.undo()
+
+        assert waiting.cancelled()
+        assert not job.done()
+        with pytest.raises(q.JobFailedError):
+            await job
+
+
 async def test_a_304_is_a_look_at_the_list(tagged, quick):
     """What is missing in it is missing: an absence is counted, and its limit kept."""
     timeouts = q.Timeouts(appear=0.2, request=1.0)
@@ -166,7 +184,7 @@ class Liar:
 def test_only_an_etag_goes_back(etag, sent):
     """What the server calls one and is none is not sent to it: "*" stands for any, a header is one line."""
     known = latest.Latest(q.StatusRules())
-    known.take(protocol.Answer(200, {"etag": etag}, b'{"videos":[]}'), 0.0, leave)
+    known.become(known.read(protocol.Answer(200, {"etag": etag}, b'{"videos":[]}'), 0.0))
 
     assert known.condition(1.0) == ({"If-None-Match": etag} if sent else {})
 
@@ -176,10 +194,11 @@ def test_the_moment_of_a_304_counts():
     known = latest.Latest(q.StatusRules())
     first = "Tue, 24 Nov 2026 10:00:00 GMT"
     later = "Tue, 24 Nov 2026 10:00:30 GMT"
-    known.take(protocol.Answer(200, {"etag": '"a"', "date": first}, b'{"videos":[]}'), 0.0, leave)
-    another = known.take(protocol.Answer(304, {"date": later}, b""), 1.0, leave)
+    known.become(known.read(protocol.Answer(200, {"etag": '"a"', "date": first}, b'{"videos":[]}'), 0.0))
+    coming = known.read(protocol.Answer(304, {"date": later}, b""), 1.0)
+    known.become(coming)
 
-    assert not another
+    assert coming.listing is None
     assert known.answer.date.second == 30
     assert known.condition(2.0) == {"If-None-Match": '"a"'}
 
@@ -187,9 +206,9 @@ def test_the_moment_of_a_304_counts():
 def test_a_broken_list_makes_no_etag_trustworthy():
     """The minute begins with a list that could be read."""
     known = latest.Latest(q.StatusRules())
-    known.take(protocol.Answer(200, {"etag": '"a"'}, b'{"videos":[]}'), 0.0, leave)
+    known.become(known.read(protocol.Answer(200, {"etag": '"a"'}, b'{"videos":[]}'), 0.0))
     with pytest.raises(q.InvalidResponseError):
-        known.take(protocol.Answer(200, {}, b"<html>"), 50.0, leave)
+        known.become(known.read(protocol.Answer(200, {}, b"<html>"), 50.0))
 
     assert known.condition(59.0) == {"If-None-Match": '"a"'}
     assert known.condition(61.0) == {}

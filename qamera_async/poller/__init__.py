@@ -26,7 +26,7 @@ from ..errors import (
 from ..events import Polled, Updated
 from ..models import JobState
 from ..transport.tracing import Flight
-from .latest import Latest
+from .latest import Coming, Latest
 from .others import Others
 from .records import GONE_POLLS, URL_GRACE, Record, is_final
 from .seen import Seen
@@ -248,9 +248,10 @@ class Poller:
             assert sent_at is not None  # noqa: S101 - there is no answer to what wasn't sent
             # A long list is joined, read and told of in a turn of the loop each: others have work, too.
             await _pause_after(answer)
-            another = self._latest.take(answer, loop.time(), self._note)
-            await _pause_after(answer)
-            self._tell(sent_at, another=another)
+            coming = self._latest.read(answer, loop.time())
+            self._note(coming.listing)
+            await _pause_after(coming.answer)
+            self._tell(coming, sent_at)
             if turn is not None:
                 await self._share(turn, loop.time() - sent_at)
         except _NotNeeded:
@@ -335,21 +336,26 @@ class Poller:
         self._outage = self._last_error = None
         self._backoff = 0.0
 
-    def _note(self, listing: protocol.Listing) -> None:
+    def _note(self, listing: protocol.Listing | None) -> None:
         """Remember what another list shows, whether or not anybody is left to be told of it."""
+        if listing is None:
+            return
         again = self._latest.has_same_ids(listing)
-        for record_id in itertools.filterfalse(listing.statuses.__contains__, self._watched.ids):
-            for record in self._watched.of(record_id):
-                record.keep(self.video(record))
         self.seen.add(listing.statuses.keys(), asyncio.get_running_loop().time(), again=again)
         if listing.broken:
             self._warn_once("broken", "%d items of the list of videos can't be read", listing.broken)
 
-    def _tell(self, sent_at: float, *, another: bool) -> None:
-        """Tell everybody of the latest list; where it isn't another, those whom that tells something."""
+    def _tell(self, coming: Coming, sent_at: float) -> None:
+        """Tell everybody of a list; where it is the same as the last, those whom that tells something."""
+        if coming.listing is not None:
+            for record_id in itertools.filterfalse(coming.listing.statuses.__contains__, self._watched.ids):
+                for record in self._watched.of(record_id):
+                    record.keep(self.video(record))
+        # Only now, and all are told in the same turn of the loop: a record and its video are of one list.
+        self._latest.become(coming)
         newcomers, self._newcomers = self._newcomers, []
         # What others have told since is not in the list that this one is the same as.
-        another, self._whole = another or not self._whole, True
+        another, self._whole = coming.listing is not None or not self._whole, True
         self._latest_at = sent_at
         self._well(sent_at)
         if another:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from ..models import Video
     from ..policies import StatusRules
@@ -18,6 +18,14 @@ _NONE = protocol.Listing({}, complete=True, broken=0)
 # For how long, in seconds, the server's word is taken that nothing has changed. Who computes a wrong ETag
 # would hide for ever what is finished.
 _TRUSTED = 60.0
+
+
+class Coming(NamedTuple):
+    """A list that has been read; ``listing`` is None where it is the same as the latest."""
+
+    answer: protocol.Answer
+    listing: protocol.Listing | None
+    whole_at: float
 
 
 class Latest:
@@ -60,13 +68,12 @@ class Latest:
             return {}
         return protocol.unless_same(self.answer)
 
-    def take(self, answer: protocol.Answer, now: float, leaving: Callable[[protocol.Listing], None]) -> bool:
-        """Take an answer to that; tell whether it is another list. The same is not read again.
+    def read(self, answer: protocol.Answer, now: float) -> Coming:
+        """Read an answer to that, which is not yet the latest list then. The same is not read again.
 
         Args:
             answer: a list, or that it is the same.
             now: the loop's time, in seconds.
-            leaving: called with another list while this is still the one before it.
 
         Raises:
             InvalidResponseError: it is no list.
@@ -74,15 +81,16 @@ class Latest:
         known, whole = self.answer, answer.status != protocol.NOT_MODIFIED
         if known is not None and not whole:
             answer = known.renewed(answer)
-        another = known is None or answer.body != known.body
-        if another:
-            listing = protocol.read_listing(answer)
-            leaving(listing)
-            self._listing, self._snapshots, self.length = listing, None, len(listing.statuses)
-        self.answer = answer
-        if whole or known is None:
-            self._whole_at = now
-        return another
+        same = known is not None and answer.body == known.body
+        whole_at = now if whole or known is None else self._whole_at
+        return Coming(answer, None if same else protocol.read_listing(answer), whole_at)
+
+    def become(self, coming: Coming) -> None:
+        """Be that list from now on."""
+        self.answer, self._whole_at = coming.answer, coming.whole_at
+        if coming.listing is not None:
+            self._listing, self._snapshots = coming.listing, None
+            self.length = len(coming.listing.statuses)
 
     def rest(self) -> None:
         """Let go what was read of it."""
