@@ -137,6 +137,24 @@ async def test_who_leaves_while_a_list_is_read_is_told_of_it_later(tagged, quick
             await job
 
 
+async def test_a_word_that_is_cut_is_told_of_once(tagged, quick):
+    """What the list has is longer than what a video shows of it, and no change each time."""
+    told = []
+    async with tagged.session(on_event=told.append, **quick) as session:
+        job = await session.register_video(image_id="img")
+        waiting = asyncio.ensure_future(job.wait())
+        await polled(tagged, 3)
+        tagged.finish(job.record_ids[0], "x" * 150)
+        for _ in range(3):
+            tagged.add_records(1)
+            await polled(tagged, len(lists(tagged)) + 2)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    assert job.status == "x" * 100
+    assert [e.video.status for e in told if isinstance(e, q.Updated)].count("x" * 100) == 1
+
+
 async def test_a_304_is_a_look_at_the_list(tagged, quick):
     """What is missing in it is missing: an absence is counted, and its limit kept."""
     timeouts = q.Timeouts(appear=0.2, request=1.0)
