@@ -137,6 +137,34 @@ async def test_who_leaves_while_a_list_is_read_is_told_of_it_later(tagged, quick
             await job
 
 
+async def test_what_nobody_was_told_of_settles_nothing(tagged, quick):
+    """Who is told first may make another leave before it is its turn."""
+    told = []
+
+    def on_event(event):
+        told.append(event)
+        if isinstance(event, q.Failed) and event.record_ids == first.record_ids:
+            waiting.close()
+
+    async with tagged.session(on_event=on_event, **quick) as session:
+        first, second = [await session.register_video(image_id=f"img_{number}") for number in range(2)]
+        other, waiting = asyncio.ensure_future(first.wait()), second.__await__()
+        await asyncio.sleep(0)  # so that the first is told first
+        next(waiting)
+        while not (first.status and second.status):
+            await asyncio.sleep(0.005)
+        seen = len(lists(tagged))
+        await polled(tagged, seen + 1)
+        for job in (first, second):
+            tagged.finish(job.record_ids[0], "FAILED")
+        with pytest.raises(q.JobFailedError):
+            await other
+
+        with pytest.raises(q.JobFailedError):
+            await second
+    assert len([event for event in told if isinstance(event, q.Failed)]) == 2
+
+
 async def test_a_word_that_is_cut_is_told_of_once(tagged, quick):
     """What the list has is longer than what a video shows of it, and no change each time."""
     told = []

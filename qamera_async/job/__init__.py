@@ -192,17 +192,18 @@ class Job:
             SessionClosedError: as ``wait``.
             QameraError: as ``wait``.
         """
-        told: list[Video | None] = [None] * len(self._records)
+        # What the poller calls news: a thumbnail's address may be another one in each list.
+        told: list[tuple[str, str | None] | None] = [None] * len(self._records)
         while True:
             finished = self.done()
             present = [self._context.poller.video(record) for record in self._records]
             fresh = [
                 (place, video)
                 for place, video in enumerate(present)
-                if video is not None and video != told[place]
+                if video is not None and (video.status, video.video_url) != told[place]
             ]
             for place, video in fresh:
-                told[place] = video
+                told[place] = video.status, video.video_url
                 yield video
             if finished:
                 return

@@ -112,6 +112,12 @@ class Poller:
             return self._latest.video(record.record_id)
         return record.kept
 
+    def _hold(self, record: Record) -> None:
+        """Keep its video of the latest list; not one that settles it, of which it wasn't told."""
+        video = self.video(record)
+        if record.kept is None and video is not None and video.state is JobState.PENDING:
+            record.kept = video
+
     # --- who waits ------------------------------------------------------------------------------
 
     def watch(self, record: Record, due: float) -> None:
@@ -136,7 +142,7 @@ class Poller:
 
     def unwatch(self, record: Record) -> None:
         """Tell its listener nothing more."""
-        record.keep(self.video(record))  # of lists to come it won't be told
+        self._hold(record)  # of lists to come it won't be told
         if self._watched.discard(record) and self._others is not None:
             self._others.unwatch(record.record_id)
         self._restless.discard(record)
@@ -189,6 +195,7 @@ class Poller:
     def _rest(self) -> None:
         # A request that is on the wire is let go: cutting it off would cost its slot for longer.
         if not self._waited_for():
+            self._latest.rest()
             self._due = math.inf
             self._newcomers.clear()
             if self._task is not None and not self._flight.on_the_wire:
@@ -294,10 +301,10 @@ class Poller:
 
     async def _share(self, turn: Turn, took: float) -> None:
         """Give others what the list has of theirs."""
-        answer, listing = self._latest.answer, self._latest.listing
-        assert answer is not None  # noqa: S101 - it has just been taken
-        items = protocol.items_of(answer, turn.others, listing)
-        await turn.brought(took, items, complete=listing.complete)
+        latest, items = self._latest, {}
+        if latest.answer is not None and turn.others:
+            items = protocol.items_of(latest.answer, turn.others, latest.listing)
+        await turn.brought(took, items, complete=latest.complete)
 
     def _told(self, look: Look) -> None:
         """Take what another's poll has brought."""
@@ -350,7 +357,7 @@ class Poller:
         if coming.listing is not None:
             for record_id in itertools.filterfalse(coming.listing.statuses.__contains__, self._watched.ids):
                 for record in self._watched.of(record_id):
-                    record.keep(self.video(record))
+                    self._hold(record)
         # Only now, and all are told in the same turn of the loop: a record and its video are of one list.
         self._latest.become(coming)
         newcomers, self._newcomers = self._newcomers, []

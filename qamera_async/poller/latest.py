@@ -38,6 +38,7 @@ class Latest:
     def __init__(self, rules: StatusRules) -> None:
         self.answer: protocol.Answer | None = None
         self.length = 0  # videos
+        self.complete = True  # whether these are all that the server has
         self._rules = rules
         self._listing: protocol.Listing | None = None
         self._snapshots: protocol.Snapshots | None = None
@@ -90,7 +91,7 @@ class Latest:
         self.answer, self._whole_at = coming.answer, coming.whole_at
         if coming.listing is not None:
             self._listing, self._snapshots = coming.listing, None
-            self.length = len(coming.listing.statuses)
+            self.length, self.complete = len(coming.listing.statuses), coming.listing.complete
 
     def rest(self) -> None:
         """Let go what was read of it."""

@@ -32,7 +32,7 @@ class Seen:
         """
         self.lists += 1
         first = self._first
-        if again and not self._gone:
+        if again and not self._gone and len(first) >= len(ids):
             return
         if not first.keys() >= ids:
             for record_id in [record_id for record_id in ids if record_id not in first]:
