@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-PACKAGES = ("aiohttp", "msgspec", "httpx", "httpx2", "openai", "replicate", "runwayml")
+PACKAGES = ("qamera-async", "aiohttp", "msgspec", "httpx", "httpx2", "openai", "replicate", "runwayml")
 
 
 @attrs.frozen
@@ -66,8 +66,7 @@ def number(value):
 
 def made():
     """Give when and with what something is measured."""
-    packages = ["qamera-async", *dict.fromkeys(PACKAGES)]
-    versions = ", ".join(f"{name} {number}" for name in packages if (number := version(name)))
+    versions = ", ".join(f"{name} {number}" for name in PACKAGES if (number := version(name)))
     return f"{datetime.now(UTC):%Y-%m-%d}: {machine()}. Python {platform.python_version()}, {versions}"
 
 

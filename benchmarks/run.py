@@ -160,8 +160,8 @@ if __name__ == "__main__":
         help="kept from run to run: what isn't measured is taken from it",
     )
     options = parser.parse_args()
-    missing = [*SECTIONS] if options.only is not None else []
-    missing = [name for name in missing if name not in options.only and name not in _known(options.figures)]
+    found = {*SECTIONS} if options.only is None else {*options.only, *_known(options.figures)}
+    missing = [name for name in SECTIONS if name not in found]
     if options.into is not None and missing:
         parser.error(f"--into: a page has all sections, and there is nothing known of {', '.join(missing)}")
     for folder in (options.into, options.figures and options.figures.parent):

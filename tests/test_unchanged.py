@@ -165,6 +165,29 @@ async def test_what_nobody_was_told_of_settles_nothing(tagged, quick):
     assert len([event for event in told if isinstance(event, q.Failed)]) == 2
 
 
+async def test_what_no_event_tells_is_no_update(tagged, quick):
+    """A name may be another one in each list; who is slow to ask is told no more than who is quick."""
+    async with tagged.session(**quick) as session:
+        job = await session.register_video(image_id="img")
+        waiting = asyncio.ensure_future(job.wait())
+        updates = job.updates()
+        first = await anext(updates)
+        record = tagged._world.records[job.record_ids[0]]
+        for number in range(3):
+            record.name = f"Take {number}"
+            tagged._world.expire(record.id)  # so that the list is made anew
+            tagged.add_records(1)
+            await polled(tagged, len(lists(tagged)) + 2)
+        name = job.video.name
+        tagged.finish(job.record_ids[0])
+        later = [video.status async for video in updates]
+        await waiting
+
+    assert name == "Take 2" != first.name
+    assert later.count(first.status) == 0
+    assert later[-1] == "DONE"
+
+
 async def test_a_word_that_is_cut_is_told_of_once(tagged, quick):
     """What the list has is longer than what a video shows of it, and no change each time."""
     told = []

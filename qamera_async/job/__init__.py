@@ -192,7 +192,7 @@ class Job:
             SessionClosedError: as ``wait``.
             QameraError: as ``wait``.
         """
-        # What the poller calls news: a thumbnail's address may be another one in each list.
+        # What the poller calls news: what is only shown, such as a name, may be another in each list.
         told: list[tuple[str, str | None] | None] = [None] * len(self._records)
         while True:
             finished = self.done()
