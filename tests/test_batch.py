@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qamera_async as q
-from qamera_async.batch import Batch, BatchResult, Outcome
+from qamera_async._batch import Batch, BatchResult, Outcome
 from qamera_async.errors import TargetExistsError
 from qamera_async.sandbox import Sandbox
 
@@ -102,7 +102,7 @@ async def test_await_gives_all_in_the_order_given(session, sandbox):
 
     assert [outcome.index for outcome in result.outcomes] == list(range(7))
     assert [outcome.request for outcome in result.outcomes] == requests
-    assert len(result.videos) == 6
+    assert len(result.records) == 6
     assert [type(outcome.error) for outcome in result.failures] == [q.JobFailedError]
     assert result.stopped is None
     assert (result.credits_reserved, result.credits_refunded) == (75, 10)
@@ -386,7 +386,7 @@ async def test_a_failed_download_is_one_outcome_and_orders_nothing(session, sand
     (failure,) = result.failures
 
     assert isinstance(failure.error, q.DownloadError)
-    assert (failure.path, failure.video.status, failure.job.done()) == (None, "DONE", True)
+    assert (failure.path, failure.record.status, failure.job.done()) == (None, "DONE", True)
     assert len(posts(sandbox)) == 3
     assert result.credits_refunded == 0
 

@@ -68,7 +68,7 @@ def callables(name, value):
 
 MADE_BY_OTHERS = {qamera_async.Job}
 NOT_SHOWN = {
-    *(("qamera_async.RequestBudget", name) for name in vars(qamera_async.RequestBudget)),
+    *(("qamera_async.RateLimiter", name) for name in vars(qamera_async.RateLimiter)),
     ("qamera_async.sandbox.Record", "item"),
 }
 """What rooms use of each other: the reference leaves it out."""
@@ -87,7 +87,7 @@ def test_it_is_built_with_every_public_name(tmp_path):
     ).stdout
     known = {line.split()[0] for line in listed.splitlines() if line.startswith("    ")}
 
-    fixtures = {f"qamera_async.pytest_plugin.{name}" for name in ("qamera", "qamera_sandbox")}
+    fixtures = {f"pytest_qamera.{name}" for name in ("qamera", "qamera_sandbox")}
     assert {*PUBLIC, *fixtures} - known == set()
     assert all(hasattr(pytest_plugin, name.rpartition(".")[2]) for name in fixtures)
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from qamera_async import errors
+from qamera_async._models import Intent, JobState, Receipt, Video, VideoRequest
 from qamera_async.errors import (
     AmbiguityLimitError,
     AmbiguousSubmissionError,
@@ -33,7 +34,7 @@ from qamera_async.errors import (
     NotFoundError,
     PermissionDeniedError,
     QameraError,
-    QuotaExceededError,
+    RateLimitError,
     RefConflictError,
     RequestTimeoutError,
     ServerError,
@@ -42,7 +43,6 @@ from qamera_async.errors import (
     TransportError,
     shown,
 )
-from qamera_async.models import Intent, JobState, Receipt, Video, VideoRequest
 
 VIDEO = Video("vid_1", "FAILED", JobState.FAILED)
 INTENT = Intent("int_1", VideoRequest("img_1", ref="SKU-1"), datetime(2026, 3, 20, tzinfo=UTC))
@@ -63,7 +63,7 @@ ERRORS = [
     InsufficientCreditsError("Insufficient credits.", status=402, required=5, available=2, **API),
     PermissionDeniedError("scope", status=403, **API),
     NotFoundError("gone", status=404, **API),
-    QuotaExceededError("slow down", status=429, **API),
+    RateLimitError("slow down", status=429, **API),
     ServerError("oops", status=503, **API),
     InvalidResponseError("no JSON", status=200, expected="a list", excerpt="<html>", correlation_id="abc"),
     AmbiguousSubmissionError(

@@ -108,7 +108,7 @@ def test_all_is_what_is_visible():
 
 def test_the_plugin_costs_nothing_where_it_is_not_used():
     """Importing the pytest plugin imports neither the client nor its libraries."""
-    code = "import sys, qamera_async.pytest_plugin; print({'aiohttp', 'attr', 'msgspec'} & set(sys.modules))"
+    code = "import sys, pytest_qamera; print({'aiohttp', 'attr', 'msgspec'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "set()"
