@@ -24,12 +24,27 @@ happened and what to do, and holds no secret: only plain values and other errors
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from ._models import Intent, Receipt, Request, Video
 
+_E = TypeVar("_E", bound=BaseException)
 _SHOWN_CHARACTERS = 60
+
+
+def without_traceback(error: _E) -> _E:
+    """Remove the traceback, cause and context of an error, and return the error.
+
+    Frames and causes can hold the API key in their local variables. Assign the result in the except clause
+    and raise it after the clause; raising inside the clause would set the context again.
+
+    Args:
+        error: The error to raise later.
+
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def shown(value: object) -> str:
