@@ -63,6 +63,8 @@ class Transport:
         self._closed = False
         self._timeout = aiohttp.ClientTimeout(total=timeouts.request, connect=timeouts.connect)
         self._conceal = concealing(wire.api_key.text)
+        common = {protocol.KEY_HEADER: wire.api_key.text, "Accept": "application/json"}
+        self._headers = {"GET": common, "POST": common | {"Content-Type": "application/json"}}
 
     @cached_property
     def elsewhere(self) -> Fetcher:
@@ -221,14 +223,18 @@ class Transport:
         slot: Slot,
     ) -> protocol.Answer:
         failure: BaseException
+        url = self._url(path)
         try:
             async with self._client(method).request(
                 method,
-                self._url(path),
+                url,
                 data=body,
-                headers=headers,
+                # The key is a header of the request, not of the client: aiohttp sends a client's default
+                # headers to the proxy too, in the CONNECT, in clear. Neither these headers nor the proxy's
+                # URL, which may hold a password, is a local variable: tracebacks may show those.
+                headers=self._headers[method] | dict(headers or {}),
                 allow_redirects=False,
-                proxy=self._wire.proxy,
+                proxy=await self._wire.proxy_for(url, self._timeouts.request),
                 trace_request_ctx=flight if method == "POST" else None,
                 middlewares=(_only_once(),),
             ) as response:
@@ -283,15 +289,9 @@ class Transport:
                 connector=aiohttp.TCPConnector(
                     limit=0, force_close=method == "POST", ssl=wire.ssl_context or True
                 ),
-                headers={
-                    protocol.KEY_HEADER: wire.api_key.text,
-                    "User-Agent": USER_AGENT,
-                    "Accept": "application/json",
-                }
-                | ({"Content-Type": "application/json"} if method == "POST" else {}),
+                headers={"User-Agent": USER_AGENT},  # a proxy receives these headers too
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=self._timeout,
-                trust_env=wire.trust_env,
                 trace_configs=traces,
             )
         return client

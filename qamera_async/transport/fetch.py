@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import urllib.request
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -130,9 +128,9 @@ class Fetcher:
         """Give the API's own host and its addresses; none where only a proxy may know them."""
         url = URL(self._wire.base_url)
         host = url.host or ""
-        if await self._proxy(url) is not None:
-            return host, []
         try:
+            if await self._wire.proxy_for(url, self._patience) is not None:
+                return host, []
             found = await asyncio.get_running_loop().getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             return host, []
@@ -198,15 +196,9 @@ class Fetcher:
     async def _sent(
         self, url: URL, headers: Mapping[str, str], allowed: Callable[[str], bool] | None
     ) -> aiohttp.ClientResponse:
-        proxy = await self._proxy(url)
+        proxy = await self._wire.proxy_for(url, self._patience)
         client = self._client(allowed if proxy is None else None)
         return await client.get(url, headers=headers, allow_redirects=False, proxy=proxy)
-
-    async def _proxy(self, url: URL) -> str | None:
-        if self._wire.proxy is not None or not self._wire.trust_env:
-            return self._wire.proxy
-        # Found here and not by the HTTP client, which would read passwords from a .netrc as well.
-        return await asyncio.to_thread(_proxy_of_environment, url.scheme, url.host or "")
 
     def _client(self, allowed: Callable[[str], bool] | None) -> aiohttp.ClientSession:
         if self._closed:
@@ -256,10 +248,3 @@ def _guarded_sockets(allowed: Callable[[str], bool]) -> Callable[[Any], socket.s
         return socket.socket(family, kind, protocol)
 
     return make
-
-
-def _proxy_of_environment(scheme: str, host: str) -> str | None:
-    if urllib.request.proxy_bypass(host):
-        return None
-    proxy = urllib.request.getproxies().get(scheme)
-    return proxy if proxy and urlsplit(proxy).scheme in {"http", "https"} else None

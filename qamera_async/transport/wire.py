@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import ssl
+import urllib.request
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import attrs
@@ -93,6 +95,32 @@ class Wire:
     def __repr__(self) -> str:
         # Also of one that a bad part kept from being finished, for tracebacks with locals.
         return f"<Wire to {getattr(self, 'base_url', '?')}>"
+
+    async def proxy_for(self, url: URL, seconds: float) -> str | None:
+        """Return the URL of the proxy that a request goes through; None means no proxy.
+
+        The environment is read here because aiohttp's ``trust_env`` also sends passwords from a .netrc file.
+
+        Args:
+            url: The URL of the request.
+            seconds: How long reading the environment may take.
+
+        Raises:
+            TimeoutError: Reading the environment took longer.
+
+        """
+        if self.proxy is not None or not self.trust_env:
+            return self.proxy
+        async with asyncio.timeout(seconds):
+            # In a thread: some systems resolve host names to find out whether a host is exempt.
+            return await asyncio.to_thread(_proxy_of_environment, url.scheme, url.host or "")
+
+
+def _proxy_of_environment(scheme: str, host: str) -> str | None:
+    if urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(scheme)
+    return proxy if proxy and urlsplit(proxy).scheme in {"http", "https"} else None
 
 
 def concealing(api_key: str) -> Callable[[str], str]:
