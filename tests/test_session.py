@@ -284,7 +284,7 @@ async def test_a_siblings_receipt_is_no_candidate(sandbox, quick):
         ({"status": 403, "body": "Missing required scope: 'content.register'."}, q.PermissionDeniedError),
         ({"status": 404}, q.NotFoundError),
         ({"status": 418}, q.ApiError),
-        ({"status": 407, "html": True}, q.ApiError),
+        ({"status": 407}, q.ApiError),
     ],
 )
 async def test_a_refusal_raises_its_class(session, sandbox, trouble, error):

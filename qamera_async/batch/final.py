@@ -34,6 +34,8 @@ def ends_a_batch(error: Exception, *, registering: bool = False, polling: bool =
     if isinstance(error, AuthenticationError | PermissionDeniedError | InsufficientCreditsError):
         return not error.foreign
     if isinstance(error, ApiError):
+        # A proxy that refuses one CONNECT refuses each. A POST that got a 407 in a foreign shape through an
+        # open connection is an AmbiguousSubmissionError instead.
         return error.status == _PROXY_REFUSES
     if isinstance(error, TransportError):
         return error.permanent

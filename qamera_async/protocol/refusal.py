@@ -94,11 +94,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def is_refusal(answer: Answer) -> bool:
-    """Tell whether an answer to a POST proves that the order was not taken.
+    """Return whether an answer to a POST proves that the API did not accept the submission.
 
-    Any 4xx in the API's shape but 408 and 409, and 429 and 407 in any shape.
+    A refusal is a 4xx in the API's shape, except 408 and 409. In another shape no status is a refusal, not
+    even 429 or 407: a gateway may send its own answer after it forwarded the POST to the API.
     """
     status = answer.status
-    if status in (407, 429):
-        return True
     return 400 <= status < 500 and status not in (408, 409) and _stated_error(answer.body) is not None  # noqa: PLR2004

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from ..errors import (
-    ApiError,
     ConnectionFailedError,
     LedgerError,
     QameraError,
+    QuotaExceededError,
     SessionClosedError,
     TransportError,
 )
@@ -80,9 +80,12 @@ def unsent(error: QameraError) -> bool:
 
 
 def not_processed(error: QameraError, flight: Flight) -> bool:
-    """Whether the server has provably done nothing."""
+    """Return whether the API provably did not process the submission.
+
+    A 429 in the API's shape is a refusal. After a 407 to a proxy's CONNECT no byte of the body has left.
+    """
     if isinstance(error, ConnectionFailedError | SessionClosedError | LedgerError):
         return True
-    if isinstance(error, ApiError) and error.status in (407, 429):
+    if isinstance(error, QuotaExceededError) and not error.foreign:
         return True
     return not flight.body_left

@@ -113,7 +113,7 @@ class Transport:
         before_send: Callable[[], Awaitable[None]],
         refused: Callable[[], None],
     ) -> protocol.Answer:
-        """One POST on a fresh connection; sent again only where the server said 429.
+        """One POST on a fresh connection; sent again only after a 429 in the API's shape.
 
         Args:
             path: below the base URL.
@@ -121,7 +121,7 @@ class Transport:
             headers: beside those of every request.
             flight: tells how far it has come, also when this raises.
             before_send: awaited with the slot in hand, before anything is sent.
-            refused: called after a 429, before it waits to be sent again.
+            refused: called after a 429 in the API's shape, before the POST waits to be sent again.
         """
         return await self._through_quota(
             "POST", path, body, headers, Priority.SUBMISSION, flight, before_send, refused
@@ -198,12 +198,15 @@ class Transport:
                 return answer
             error = protocol.error_of(answer)
             stated = error.retry_after if isinstance(error, ApiError) else None
-            flight.refusal = error
             held = slot.rejected(stated, self._retry)
+            if method == "POST" and not protocol.is_refusal(answer):
+                # The POST may have been processed, so it is not sent again. Other requests still wait.
+                return answer
+            flight.refusal = error
             if held is None:
                 raise error
             self._emit(QuotaWait(held))
-            # The server refused the order, so the next attempt starts from nothing.
+            # The API refused the POST, so no byte of the next attempt's body has left yet.
             flight.body_left = flight.connected = False
             if refused is not None:
                 refused()

@@ -113,7 +113,7 @@ def proxied(named_contexts, quick, monkeypatch):
     serving, trusting = named_contexts
 
     @asynccontextmanager
-    async def opened(way, credentials="", refusal=None):
+    async def opened(way, credentials="", refusal=None, **more):
         async def answer(connection):
             await connection.speak_tls(serving)
             method = await connection.request()
@@ -128,7 +128,7 @@ def proxied(named_contexts, quick, monkeypatch):
             if way == "environment":
                 monkeypatch.setenv("HTTPS_PROXY", url)
             options = {"proxy": url} if way == "setting" else {"trust_env": True}
-            options |= quick | {"base_url": f"https://{API}", "ssl_context": trusting}
+            options |= more | quick | {"base_url": f"https://{API}", "ssl_context": trusting}
             async with server.session(**options) as session:
                 yield server, proxy, session
         nothing_left(session)
@@ -195,6 +195,33 @@ async def test_a_traceback_with_locals_shows_neither_the_key_nor_the_proxy_passw
     assert "method = " in ours
     assert server.key not in ours
     assert "secret" not in ours
+
+
+@WAYS
+async def test_a_407_to_a_connect_proves_that_nothing_was_sent(proxied, way):
+    """The tunnel was not opened: the POST raises at once, is not ambiguous and keeps no slot."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    async with proxied(way, refusal=refusal) as (server, proxy, session):
+        with pytest.raises(q.ApiError) as refused:
+            await session.register_video(image_id="i")
+        assert session.budget.used == 0
+
+    assert refused.value.status == 407
+    assert len(proxy.connects) == 1
+    assert server.connections == 0
+
+
+async def test_a_407_to_a_connect_leaves_the_ref_free(proxied, tmp_path):
+    """The ledger forgets a submission that was not sent, so the same ref can be submitted again."""
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    async with proxied("setting", refusal=refusal, ledger=tmp_path / "jobs.db") as (_, proxy, session):
+        for _ in range(2):
+            with pytest.raises(q.ApiError):
+                await session.register_video(image_id="i", ref="sku-1")
+        ambiguous = await session.ambiguous()
+
+    assert len(proxy.connects) == 2
+    assert ambiguous == []
 
 
 @pytest.fixture
