@@ -1,6 +1,7 @@
 """What the tests share: settings that make minutes milliseconds, and a watch over lost exceptions."""
 
 import asyncio
+import importlib.util
 import ssl
 
 import pytest
@@ -13,6 +14,20 @@ from qamera_async.sandbox import Sandbox
 FAST = PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
 IMPATIENT = Timeouts(connect=1.0, request=1.0, job=5.0, lookup=0.3, close=1.0)
 AT_ONCE = RetryPolicy(attempts=3, base=0.001, max_delay=0.01)
+
+
+LOOP_FACTORIES = {"asyncio": asyncio.new_event_loop}
+if importlib.util.find_spec("uvloop") is not None:
+    import uvloop
+
+    LOOP_FACTORIES["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Run the async tests marked every_loop once on each event loop, and all others on asyncio."""
+    if item.get_closest_marker("every_loop"):
+        return LOOP_FACTORIES
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from qamera_async.batch import Batch, BatchResult, Outcome
 from qamera_async.errors import TargetExistsError
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
 
 
 class Stand:

@@ -9,7 +9,7 @@ import pytest
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
 
 
 @pytest.fixture

@@ -35,8 +35,9 @@ class Batch:
         requests: Any iterable or async iterable of requests; it is read only as far as they can go on.
         retry: How long to pause while the server can't be reached.
         max_in_flight: How many may be submitted and not handed out.
-        max_credits: What its new orders may take, in credits; None: no limit. Only the first of each kind may
-            pass it, and where its receipt doesn't tell its price, there is no second.
+        max_credits: The most credits that new submissions of the batch may cost; None means no limit. Only a
+            request whose price is not known before its receipt can exceed the limit. Requests that differ in
+            kind, provider, number of images or ``extra`` may differ in price.
         retry_failed: Whether to order again what a ledger says has failed.
         download_to: A folder for the results, made where there is none, and tried with an empty file before
             anything is read; None: they stay where they are.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..job import Job
     from ..models import Request, Video
     from .gate import Gate
-    from .purse import Kind, Purse
+    from .purse import PriceClass, Purse
 
 
 class Seller(Protocol):
@@ -64,7 +64,7 @@ class Item:
     """A request in flight.
 
     ``number``: its place in the order of sending; None before. ``new``: it would be, or is, a new order.
-    ``kind``: where its price is set aside. ``probes``: others wait to see whether it reaches the server.
+    ``price_class``: holds its reservation. ``probes``: others wait to see whether it reaches the server.
     ``told``: its outcome is there.
     """
 
@@ -74,7 +74,7 @@ class Item:
     job: Job | None = None
     number: int | None = None
     new: bool = False
-    kind: Kind | None = None
+    price_class: PriceClass | None = None
     probes: bool = False
     told: bool = False
 
@@ -148,8 +148,8 @@ class Registrar:
                     return item.job
         finally:
             self._end_probe(item)
-            if item.kind is not None:
-                self._purse.give_back(item.kind)
+            if item.price_class is not None:
+                self._purse.give_back(item.price_class)
             self._gate.leave(item.number)
             self._left()
 
@@ -163,8 +163,8 @@ class Registrar:
                     "move the file away, or give the request another ref.",
                     path=str(target),
                 )
-        if item.kind is None:
-            item.kind = await self._purse.hold(item.request)
+        if item.price_class is None:
+            item.price_class = await self._purse.hold(item.request)
         item.probes = await self._gate.wait_for_turn()
         if item.withdrawn.done():
             raise asyncio.CancelledError
@@ -173,22 +173,22 @@ class Registrar:
 
     def _settle(self, item: Item, error: Exception | None) -> None:
         """Note what the end of a registration means for the others."""
-        kind, receipt = item.kind, receipt_of(error) if item.job is None else item.job.receipt
-        if not item.new or kind is None or item.number is None:
+        price_class, receipt = item.price_class, receipt_of(error) if item.job is None else item.job.receipt
+        if not item.new or price_class is None or item.number is None:
             return
         if receipt is not None:
-            self._spend(item, kind, receipt.credits_reserved)
+            self._spend(item, price_class, receipt.credits_reserved)
             self._gate.answered(item.number)
         elif isinstance(error, AmbiguousSubmissionError):
-            self._spend(item, kind, None)
+            self._spend(item, price_class, None)
             if (limit := self._gate.in_doubt(item.number, error)) is not None:
                 self._stop(limit)
         elif isinstance(error, ApiError):
             self._gate.answered(item.number)
 
-    def _spend(self, item: Item, kind: Kind, credits: int | None) -> None:  # noqa: A002 - the API's word
-        item.kind = None
-        self._purse.spend(kind, credits)
+    def _spend(self, item: Item, price_class: PriceClass, credits: int | None) -> None:  # noqa: A002 - the API's word
+        item.price_class = None
+        self._purse.spend(price_class, credits)
 
     def _end_probe(self, item: Item) -> None:
         if item.probes:

@@ -1,4 +1,4 @@
-"""The timers of a budget: each loop with somebody who waits comes back when more may be granted."""
+"""The timers of a budget: one for each event loop with waiters, due when more slots may be granted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Timers:
         self._clock = clock
         self._due = due
         self._tick = tick
-        self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        # Each timer is kept with its due time by the budget's clock. A handle can't be asked for that: for a
+        # delay of 0, uvloop returns a Handle, and a Handle has no when().
+        self._timers: dict[asyncio.AbstractEventLoop, tuple[asyncio.Handle, float]] = {}
 
     def set(
         self,
@@ -61,10 +63,11 @@ class Timers:
             if not math.isfinite(due):
                 return
             if old is not None:
-                if old.when() <= loop.time() + (due - now):
-                    return  # it comes early enough, and sets the next one
-                old.cancel()
-            self._timers[loop] = loop.call_later(max(due - now, 0.0), self.ring, loop)
+                timer, old_due = old
+                if old_due <= due:
+                    return  # the timer fires early enough, and then the next one is set
+                timer.cancel()
+            self._timers[loop] = loop.call_later(max(due - now, 0.0), self.ring, loop), due
 
     def ring(self, loop: asyncio.AbstractEventLoop) -> None:
         """Do what is due; a loop's timer calls it."""

@@ -14,7 +14,7 @@ from itertools import count
 import attrs
 import pytest
 from canary import KEY, Search
-from counting_loop import CountingLoop
+from counting_loop import CountingLoop, CountingUvloop
 from faults import FaultServer, http, nothing_left
 
 import qamera_async as q
@@ -35,7 +35,7 @@ class Sweep:
     is wrong with any of them, in words.
     """
 
-    def __init__(self, caplog, *, contexts, cold, refused, ledger, eager, times):
+    def __init__(self, caplog, *, contexts, cold, refused, ledger, eager, times, loop, step):
         self.caplog = caplog
         self.serving, self.trusting = contexts
         self.cold = cold
@@ -43,6 +43,8 @@ class Sweep:
         self.ledger = ledger
         self.eager = eager
         self.times = times
+        self.loop = loop
+        self.step = step
         self.points = self.kept = 0
         self.faults = []
         self.events = []
@@ -54,7 +56,7 @@ class Sweep:
         self.search = Search(known | ({"ledger": "img_warm"} if ledger else {}))
 
     def run(self):
-        with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        with asyncio.Runner(loop_factory=self.loop) as runner:
             loop = runner.get_loop()
             loop.set_exception_handler(lambda _, context: self.lost.append(context))
             if self.eager:
@@ -103,7 +105,7 @@ class Sweep:
             session = server.session(**options)
             await session.register_video(image_id="img_warm", ref="warm")
             by_itself = 0
-            for moment in count(0, STEP):
+            for moment in count(0, self.step):
                 if self.cold:
                     await session.aclose()
                     nothing_left(session)
@@ -189,7 +191,15 @@ def sweep(caplog, contexts, tmp_path):
     """Give a function that makes a sweep of a variant and runs it."""
     caplog.set_level(logging.DEBUG)  # what is looked for is the key, too
 
-    def swept(transport="TCP", use="warm", keeping="no ledger", tasks="ordinary", times=1):
+    def swept(
+        transport="TCP",
+        use="warm",
+        keeping="no ledger",
+        tasks="ordinary",
+        times=1,
+        loop=CountingLoop,
+        step=STEP,
+    ):
         sweep = Sweep(
             caplog,
             contexts=contexts if transport == "TLS" else (None, None),
@@ -198,6 +208,8 @@ def sweep(caplog, contexts, tmp_path):
             ledger=tmp_path / "jobs.db" if keeping == "ledger" else None,
             eager=tasks == "eager",
             times=times,
+            loop=loop,
+            step=step,
         )
         sweep.run()
         return sweep
@@ -231,6 +243,24 @@ def test_cancelled_at_any_moment_a_receipt_is_kept_or_nothing_was_sent(
     assert 0 < swept.kept < swept.points
     assert (swept.search.found, swept.search.blind) == (set(), set())
     assert swept.keys == {f"X-Api-Key: {KEY}".encode()}
+
+
+@pytest.mark.sweep
+@pytest.mark.case(51, 81)
+@pytest.mark.skipif(CountingUvloop is None, reason="uvloop is not installed")
+@pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
+@pytest.mark.parametrize("use", ["cold", "warm", "refused first"])
+@pytest.mark.parametrize("transport", ["TCP", "TLS"])
+def test_cancelled_at_any_callback_of_uvloop_a_receipt_is_kept_or_nothing_was_sent(
+    sweep, transport, use, keeping
+):
+    swept = sweep(transport, use, keeping, loop=CountingUvloop, step=1)
+    print(f"{swept.points} points")
+
+    assert swept.faults == []
+    assert swept.points >= 10
+    assert 0 < swept.kept < swept.points
+    assert (swept.search.found, swept.search.blind) == (set(), set())
 
 
 # --- the sweep finds what is wrong --------------------------------------------------------------
