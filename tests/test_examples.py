@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import children
 import postgres
 import pytest
 
@@ -68,7 +69,7 @@ async def sandbox():
 
 async def start(sandbox, name, *arguments):
     """Start an example on the sandbox."""
-    return await asyncio.create_subprocess_exec(
+    return await children.start(
         sys.executable,
         EXAMPLES / name,
         *map(str, arguments),

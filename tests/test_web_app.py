@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
+from children import start
 from command import environment
 
 from qamera_async.sandbox import Sandbox
@@ -82,7 +83,7 @@ async def running(name, folder, sandbox=None, port=0):
     first = folder / "first"
     first.mkdir(exist_ok=True)
     (first / "sitecustomize.py").write_text(WITHOUT_WAITING)
-    process = await asyncio.create_subprocess_exec(
+    process = await start(
         sys.executable,
         EXAMPLES / name,
         *("--port", str(port), "--folder", str(folder)),
