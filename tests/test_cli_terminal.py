@@ -263,6 +263,7 @@ async def test_videos_are_a_table(terminal, sandbox):
     assert [line.split()[1] for line in running.text.splitlines()[1:4]] == ["DONE"] * 3
 
 
+@pytest.mark.slow
 async def test_the_demo_shows_what_it_does(terminal, tmp_path):
     """11 clips or more, the report, exit code 0, without a key."""
     running = await terminal("demo")

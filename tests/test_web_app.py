@@ -27,7 +27,7 @@ QameraSession.__init__.__kwdefaults__["budget"] = RequestBudget(limit=10**6, win
 """
 """Keeps an app of a test from waiting for polls and for the quota: Python runs it first."""
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 
 class App:
