@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import subprocess
 import sys
 
 import pytest
+from children import run
 
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
@@ -62,12 +62,11 @@ except KeyboardInterrupt:
 def test_the_end_of_the_loop_leaves_a_trace(loop, end):
     """asyncio.run's teardown and Ctrl-C cut what nobody drained: it is ambiguous, in the log."""
     pytest.importorskip(loop)
-    result = subprocess.run(
+    result = run(
         [sys.executable, "-c", SCRIPT.format(loop=loop, end=end)],
         capture_output=True,
         text=True,
         timeout=60,
-        check=False,
     )
 
     assert "whether it was accepted is not known" in result.stdout

@@ -74,6 +74,7 @@ NOT_SHOWN = {
 """What rooms use of each other: the reference leaves it out."""
 
 
+@pytest.mark.slow
 def test_it_is_built_with_every_public_name(tmp_path):
     """Without a warning; each name, both fixtures and each command are where links find them."""
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", DOCS, tmp_path / "built"]
@@ -149,6 +150,7 @@ def test_every_file_is_run():
                 assert any(re.search(uses, later.text, re.MULTILINE) for later in found[place + 1 :]), block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNIPPETS)
 async def test_the_snippets_of_a_page_run(name, on_the_sandbox, tmp_path):
     """One after the other, as a reader would, on the sandbox; each output is the one that is shown."""

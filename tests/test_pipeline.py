@@ -11,7 +11,7 @@ import pytest
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.slow]
 
 PROGRAM = Path(__file__).with_name("catalogue.py")
 

@@ -425,6 +425,7 @@ async def test_the_turn_of_who_hangs_passes_on(sandbox, sessions, path, monkeypa
     assert kept is None
 
 
+@pytest.mark.slow
 async def test_a_list_that_takes_long_is_fetched_by_one_all_the_same(sandbox, sessions, monkeypatch):
     """Once that is known of it, its poller says that it goes on, and the others wait for what it brings."""
     loop = asyncio.get_running_loop()

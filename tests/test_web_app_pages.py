@@ -27,6 +27,8 @@ from web.rules import refusal
 from web.start import hosts_of
 from web_app import make_app
 
+pytestmark = pytest.mark.slow
+
 PAGES = 200
 SILENT = 10
 HOSTS = frozenset({"127.0.0.1"})

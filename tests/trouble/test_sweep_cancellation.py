@@ -22,6 +22,8 @@ from qamera_async import protocol
 from qamera_async.submission import Submitter
 from qamera_async.submission.order import Order
 
+pytestmark = pytest.mark.slow
+
 STEP = 1 if os.environ.get("QAMERA_SWEEPS") == "full" else 3
 TASKS = ["ordinary", *(["eager"] if sys.version_info >= (3, 12) else [])]
 PATIENCE = 10.0  # seconds; nothing here takes so long
@@ -217,7 +219,6 @@ def sweep(caplog, contexts, tmp_path):
     return swept
 
 
-@pytest.mark.sweep
 @pytest.mark.case(81)
 @pytest.mark.parametrize(
     "times",
@@ -277,7 +278,6 @@ async def in_the_callers_task(self, request, *, retry_failed=False, approve=None
         self._orders.discard(order)
 
 
-@pytest.mark.sweep
 @pytest.mark.case(51)
 @pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
 @pytest.mark.parametrize("transport", ["TCP", "TLS"])
@@ -290,7 +290,6 @@ def test_without_a_task_of_its_own_a_post_loses_its_receipt(sweep, transport, ke
     assert [fault for fault in swept.faults if "the ledger has no receipt" in fault] or keeping == "no ledger"
 
 
-@pytest.mark.sweep
 @pytest.mark.case(81)
 def test_a_key_that_is_written_anywhere_is_found(sweep, monkeypatch):
     """The test above can fail: it does where the log, the events, the jobs or the ledger have the key."""

@@ -14,6 +14,7 @@ POSTS = 1_500
 AT_A_TIME = 5
 
 
+@pytest.mark.slow
 @pytest.mark.case(27)
 async def test_a_server_that_closes_idle_connections_makes_no_post_ambiguous(quick):
     """Of 1,500 POSTs none meets a connection that is just being closed: each has its own."""

@@ -257,6 +257,7 @@ def reprs():
             yield f"repr {number} of a {type(thing).__name__}", repr(thing)
 
 
+@pytest.mark.slow
 async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
     """Events, errors, reprs, pickles, the log at DEBUG with the loop's own, the ledger, the report."""
     events, shown = [], {}
