@@ -41,7 +41,7 @@ async def end(tasks):
 
 def ours(speed=1.0, *, quota=(60, 60.0), **policy):
     """Give the options of our session: defaults but for the quota, where time goes ``speed`` times faster."""
-    from qamera_async import PollPolicy, RequestBudget, RetryPolicy  # noqa: PLC0415
+    from qamera_async import PollPolicy, RateLimiter, RetryPolicy  # noqa: PLC0415
 
     default = PollPolicy()
     policy = {
@@ -51,7 +51,7 @@ def ours(speed=1.0, *, quota=(60, 60.0), **policy):
     } | policy
     return {
         "polling": PollPolicy(**policy),
-        "budget": RequestBudget(*quota),
+        "rate_limiter": RateLimiter(*quota),
         "retry": RetryPolicy(base=1.0 / speed, max_delay=60.0 / speed),
     }
 
@@ -129,7 +129,8 @@ class Pulse:
 
 async def stalls(url, polls, interval, number):
     """Give the worst stall of each poll."""
-    from qamera_async import Polled, QameraSession  # noqa: PLC0415
+    from qamera_async import QameraSession  # noqa: PLC0415
+    from qamera_async.events import Polled  # noqa: PLC0415
 
     loop, pulse = asyncio.get_running_loop(), Pulse()
 
@@ -164,7 +165,7 @@ async def naive_stalls(url, polls, interval):
 
 async def polls(url, jobs, polls, interval):
     """Let some wait; give the CPU seconds of each poll."""
-    from qamera_async import Polled  # noqa: PLC0415
+    from qamera_async.events import Polled  # noqa: PLC0415
 
     seen = []
 
@@ -199,7 +200,7 @@ async def gets(url, polls, interval):
 
 async def whole(url, jobs):
     """Wait for so many jobs from their beginning to their end; give the CPU seconds of all of it."""
-    from qamera_async import Polled  # noqa: PLC0415
+    from qamera_async.events import Polled  # noqa: PLC0415
 
     polled = asyncio.Event()
 

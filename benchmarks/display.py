@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from quota import KEY, server
 from report import row
 
-from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
+from qamera_async import PollPolicy, QameraSession, RateLimiter, VideoRequest
 from qamera_async.cli.progress import Progress
 from qamera_async.cli.screen import Screen
 
@@ -73,20 +73,22 @@ async def batch(screen, *, shown):
         QameraSession(
             KEY,
             base_url=url,
-            budget=RequestBudget(10**6, 0.001),
+            rate_limiter=RateLimiter(10**6, 0.001),
             polling=PollPolicy(interval=1.0, stale_after=2.0),
             on_event=timed(progress.on_event) if shown else None,
         ) as qamera,
     ):
         start, cpu = time.perf_counter(), time.process_time()
         if shown:
-            screen.live(timed(lambda: progress.snapshot(qamera.budget.used, qamera.budget.held_for)))
+            screen.live(
+                timed(lambda: progress.snapshot(qamera.rate_limiter.used, qamera.rate_limiter.cooldown))
+            )
         requests = (VideoRequest(f"img_{number}", ref=f"sku-{number}") for number in range(JOBS))
         async for done in qamera.batch(requests, max_in_flight=JOBS):
             done.unwrap()
             if shown:
                 outcome(done)
-                out(f"{done.request.ref}: {done.video.id} is done")
+                out(f"{done.request.ref}: {done.record.id} is done")
         screen.live(None)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if shown:

@@ -9,7 +9,7 @@ from pathlib import Path
 from quota import KEY, server
 from report import row
 
-from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
+from qamera_async import PollPolicy, QameraSession, RateLimiter, VideoRequest
 
 
 class Watch:
@@ -46,7 +46,7 @@ async def jobs(number, ledger):
             KEY,
             base_url=url,
             ledger=ledger,
-            budget=RequestBudget(10**6, 0.001),
+            rate_limiter=RateLimiter(10**6, 0.001),
             polling=PollPolicy(interval=0.3, stale_after=1.5),
         ) as qamera,
     ):
@@ -55,7 +55,7 @@ async def jobs(number, ledger):
             start = time.thread_time()
             result = await qamera.batch(requests)
             spent = time.thread_time() - start
-        if len(result.videos) != number:
+        if len(result.records) != number:
             raise RuntimeError(result.summary())
     return spent / number * 1000, watch.p99
 

@@ -11,7 +11,7 @@ from clients import CLIENTS, KEY, REGISTER, installed
 from processes import fake
 from report import Row, Table, figure, row
 
-from qamera_async import QameraSession, RequestBudget
+from qamera_async import QameraSession, RateLimiter
 
 HELP = "import sys; sys.argv = ['qamera', '--help']; from qamera_async.cli.main import main; main()"
 FRESH = "both on a fresh connection each: on a kept one that the server closes a POST is ambiguous"
@@ -46,7 +46,7 @@ async def request(scale):
         fresh = aiohttp.ClientSession(
             headers={"X-Api-Key": KEY}, connector=aiohttp.TCPConnector(force_close=True)
         )
-        budget = RequestBudget(10**6, 0.001)
+        budget = RateLimiter(10**6, 0.001)
 
         def bare(session, method, path):
             async def call():
@@ -58,11 +58,11 @@ async def request(scale):
         async def order():
             await ours.register_video(image_id="img_1")
 
-        async with fresh, QameraSession(KEY, base_url=server.url, budget=budget) as ours:
+        async with fresh, QameraSession(KEY, base_url=server.url, rate_limiter=budget) as ours:
             body = {"POST": {"imageId": "img_1"}}
             pairs = {}
             opened = [
-                CLIENTS[name](server.url, **({"budget": budget} if "qamera" in name else {}))
+                CLIENTS[name](server.url, **({"rate_limiter": budget} if "qamera" in name else {}))
                 for name in names
             ]
             for name, client in zip(names, opened, strict=True):

@@ -7,9 +7,9 @@ import msgspec
 from _fake import DONE, listing
 from report import Row, Table, figure
 
-from qamera_async import PollPolicy, RequestBudget, StatusRules, Timeouts, protocol
-from qamera_async.poller import Poller
-from qamera_async.poller.records import Record
+from qamera_async import PollPolicy, RateLimiter, StatusRules, Timeouts, protocol
+from qamera_async._polling import Poller
+from qamera_async._polling.records import Record
 
 ABOUT = """
 CPU of a poll of 10,000 videos once its body is read, 100 records waited for, over that of msgspec's decode
@@ -87,7 +87,7 @@ async def main(scale):
 def _poller(first, second, now):
     """Give a call that takes the second list, after the first has been taken."""
     # Nothing is sent, so it needs no transport.
-    poller = Poller(None, RequestBudget(), PollPolicy(), Timeouts(), StatusRules(), lambda _: None)
+    poller = Poller(None, RateLimiter(), PollPolicy(), Timeouts(), StatusRules(), lambda _: None)
     poller._needed = lambda _: None
     for number in range(100):
         poller.watch(Record(f"vid_{number:06d}", _Nobody(), 0.0), 0.0)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psycopg
 
-from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
-from qamera_async.budget.window import Priority
-from qamera_async.ledger import checked_place, ledger_at
+from qamera_async import PollPolicy, QameraSession, RateLimiter, VideoRequest
+from qamera_async._ratelimit.window import Priority
+from qamera_async.ledger.places import checked_place, ledger_at
 from qamera_async.ledger.postgres import session as of_postgres
 from qamera_async.sandbox import Sandbox
 
@@ -34,11 +34,11 @@ convert_to(repeat('x', 900), 'UTF8'), 0 FROM generate_series(1, ROWS) AS n
 """
 PROGRAM = """
 import asyncio, itertools, json, sys
-from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
+from qamera_async import PollPolicy, QameraSession, RateLimiter, VideoRequest
 async def main():
     name, url, key, ledger, seconds = json.loads(sys.argv[1])
     async with QameraSession(
-        key, base_url=url, ledger=ledger, budget=RequestBudget(60, 6.0),
+        key, base_url=url, ledger=ledger, rate_limiter=RateLimiter(60, 6.0),
         polling=PollPolicy(interval=0.3, stale_after=1.5),
     ) as qamera:
         await qamera.unfinished()
@@ -57,13 +57,14 @@ asyncio.run(main())
 
 WAITS = """
 import asyncio, json, sys, time
-from qamera_async import Polled, PollPolicy, QameraSession, RequestBudget
+from qamera_async import PollPolicy, QameraSession, RateLimiter
+from qamera_async.events import Polled
 def told(event):
     if isinstance(event, Polled):
         print("polled", time.monotonic(), flush=True)
 async def main():
     url, key, ledger, ids, interval = json.loads(sys.argv[1])
-    options = {"budget": RequestBudget(10**6, 0.001), "polling": PollPolicy(interval=interval)}
+    options = {"rate_limiter": RateLimiter(10**6, 0.001), "polling": PollPolicy(interval=interval)}
     async with QameraSession(key, base_url=url, ledger=ledger, on_event=told, **options) as qamera:
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -113,7 +114,7 @@ def session(url, ledger, **options):
         KEY,
         base_url=url,
         ledger=ledger,
-        budget=RequestBudget(10**6, 0.001),
+        rate_limiter=RateLimiter(10**6, 0.001),
         polling=PollPolicy(interval=0.1, stale_after=0.5),
         **options,
     )
@@ -222,10 +223,10 @@ async def restarts(quick):
         kept = dict(database.execute(address, "SELECT state, count(*) FROM qamera.intents GROUP BY state"))
         row(
             f"PostgreSQL stopped ({how}) for a second in a batch of {number}",
-            f"{len(result.videos)} videos, {doubled} doubled, {number - len(ordered)} not ordered, "
+            f"{len(result.records)} videos, {doubled} doubled, {number - len(ordered)} not ordered, "
             f"{still} POSTs meanwhile; in the ledger {kept}",
             "all, once",
-            len(result.videos) == len(ordered) == number and not doubled and kept == {"done": number},
+            len(result.records) == len(ordered) == number and not doubled and kept == {"done": number},
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from report import row
 
-from qamera_async import PollPolicy, QameraSession, RequestBudget
+from qamera_async import PollPolicy, QameraSession, RateLimiter
 
 KEY = "mk_live_sandbox.secret"
 POLLING = PollPolicy(interval=0.3, stale_after=1.5)
@@ -43,7 +43,7 @@ async def burst(number, job_seconds):
     """Register and await so many at once; the seconds of each, and the server's count."""
     async with (
         server(job_seconds=job_seconds, credits=10**6, quota=[60, 6.0]) as (url, counted),
-        session(url, budget=RequestBudget(60, 6.0)) as qamera,
+        session(url, rate_limiter=RateLimiter(60, 6.0)) as qamera,
     ):
         start = time.perf_counter()
 
@@ -91,10 +91,10 @@ def no_429_in(counted, what):
 async def together(number_of_sessions, each, **options):
     """Register and await in several sessions of one key at once; the server's count."""
     async with server(job_seconds=3.0, credits=10**6, quota=[60, 6.0], **options) as (url, counted):
-        budget = RequestBudget(60, 6.0)
+        budget = RateLimiter(60, 6.0)
 
         async def some():
-            async with session(url, budget=budget) as qamera:
+            async with session(url, rate_limiter=budget) as qamera:
                 jobs = await asyncio.gather(*(qamera.register_video(image_id="i") for _ in range(each)))
                 await asyncio.gather(*jobs)
 
@@ -106,7 +106,7 @@ async def in_a_row(number):
     """Open and close a session so many times, with one request each; the server's count."""
     async with server(quota=[60, 6.0]) as (url, counted):
         for _ in range(number):
-            async with session(url, budget=RequestBudget(60, 6.0)) as qamera:
+            async with session(url, rate_limiter=RateLimiter(60, 6.0)) as qamera:
                 await qamera.list_videos()
     return counted
 
@@ -121,9 +121,9 @@ async def no_429(quick):
 async def shared_poll():
     """Measure 60 waiting jobs of 0.6 s, polls each 0.1 s, without a quota."""
     async with server(job_seconds=0.6, credits=10**6, quota=None) as (url, counted):
-        budget = RequestBudget(10**6, 0.001)
+        budget = RateLimiter(10**6, 0.001)
         polling = PollPolicy(interval=0.1, stale_after=0.5)
-        async with QameraSession(KEY, base_url=url, budget=budget, polling=polling) as qamera:
+        async with QameraSession(KEY, base_url=url, rate_limiter=budget, polling=polling) as qamera:
             jobs = await asyncio.gather(*(qamera.register_video(image_id="i") for _ in range(60)))
             await asyncio.gather(*jobs)
     row("60 jobs of 0.6 s, polls each 0.1 s", f"{counted['GET']} polls", "12 polls", counted["GET"] <= 12)

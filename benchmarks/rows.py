@@ -8,7 +8,7 @@ from pathlib import Path
 from quota import KEY, server
 from report import row
 
-from qamera_async import PollPolicy, QameraSession, RequestBudget, VideoRequest
+from qamera_async import PollPolicy, QameraSession, RateLimiter, VideoRequest
 
 ROWS = 1_000_000
 MIB = 1024 * 1024
@@ -28,7 +28,7 @@ async def one(seconds, *, forgets):
         QameraSession(
             KEY,
             base_url=url,
-            budget=RequestBudget(10**6, 0.001),
+            rate_limiter=RateLimiter(10**6, 0.001),
             polling=PollPolicy(interval=0.1, stale_after=1.0),
         ) as qamera,
     ):

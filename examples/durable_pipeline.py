@@ -26,7 +26,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from qamera_async import PollPolicy, QameraError, QameraSession, RequestBudget, VideoRequest
+from qamera_async import PollPolicy, QameraError, QameraSession, RateLimiter, VideoRequest
 from qamera_async.dbos import Pipeline
 from qamera_async.sandbox import Sandbox
 
@@ -41,7 +41,7 @@ async def work(name: str, ledger: str, clips: Path, number: int, window: float) 
     logging.basicConfig(level=logging.WARNING, format=f"{name}: %(message)s")
     session = QameraSession(
         ledger=ledger,
-        budget=RequestBudget(LIMIT, window),
+        rate_limiter=RateLimiter(LIMIT, window),
         polling=PollPolicy(interval=window / 20, stale_after=window / 4),
     )
     async with session, Pipeline(session, executor_id=name, download_to=clips, sweep_every=1.0) as pipeline:

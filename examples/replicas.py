@@ -27,7 +27,8 @@ from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 
-from qamera_async import Polled, PollPolicy, QameraError, QameraSession, RequestBudget
+from qamera_async import PollPolicy, QameraError, QameraSession, RateLimiter
+from qamera_async.events import Polled
 from qamera_async.sandbox import Sandbox
 
 LIMIT = 60  # requests in a window
@@ -57,7 +58,7 @@ async def replica(name: str, ledger: str, window: float, seconds: float) -> int:
     async with (
         QameraSession(
             ledger=ledger,
-            budget=RequestBudget(LIMIT, window),
+            rate_limiter=RateLimiter(LIMIT, window),
             polling=PollPolicy(interval=window / 20, stale_after=window / 4),
             on_event=lambda event: count.update(polls=int(isinstance(event, Polled))),
         ) as qamera,

@@ -6,8 +6,8 @@ import atheris
 
 with atheris.instrument_imports(include=["qamera_async", "msgspec"]):
     import qamera_async as q
-    from qamera_async import protocol
-    from qamera_async.protocol import Answer
+    from qamera_async import _protocol as protocol
+    from qamera_async._protocol import Answer
 
 RULES = q.StatusRules()
 

@@ -9,7 +9,7 @@
     │   └── RequestTimeoutError                                         (also TimeoutError)
     ├── ApiError                    the server said no: status, message, correlation_id, retry_after
     │   ├── BadRequestError 400 · AuthenticationError 401 · InsufficientCreditsError 402 (required,
-    │   │   available) · PermissionDeniedError 403 · NotFoundError 404 · QuotaExceededError 429
+    │   │   available) · PermissionDeniedError 403 · NotFoundError 404 · RateLimitError 429
     │   └── ServerError 5xx
     ├── InvalidResponseError        an answer nobody can read: what was expected, a short excerpt
     ├── AmbiguousSubmissionError    may or may not have been paid for: intent, request, candidates, cause
@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from .models import Intent, Receipt, Request, Video
+    from ._models import Intent, Receipt, Request, Video
 
 _SHOWN_CHARACTERS = 60
 
@@ -247,12 +247,12 @@ class NotFoundError(ApiError):
     advice = "Check the ids, the account of the API key, and the base URL."
 
 
-class QuotaExceededError(ApiError):
+class RateLimitError(ApiError):
     """429: too many requests in the window, and waiting for room didn't help."""
 
     advice = (
         "Another program shares this API key: give each its own key, "
-        "or leave it room with RequestBudget(limit=...)."
+        "or leave it room with RateLimiter(limit=...)."
     )
 
 
@@ -376,15 +376,15 @@ class JobFailedError(JobError):
     Args:
         message: What happened.
         record_ids: The job's records.
-        videos: The last state of all of them, in the order of their ids.
+        records: The last state of all of them, in the order of their ids.
 
     """
 
     advice = "Its credits are refunded by the server; register it again to try once more."
 
-    def __init__(self, message: str, *, record_ids: tuple[str, ...], videos: tuple[Video, ...] = ()) -> None:
+    def __init__(self, message: str, *, record_ids: tuple[str, ...], records: tuple[Video, ...] = ()) -> None:
         super().__init__(message, record_ids=record_ids)
-        self.videos = videos
+        self.records = records
 
 
 class JobTimeoutError(JobError, TimeoutError):
@@ -433,7 +433,7 @@ class JobLostError(JobError):
     Args:
         message: What happened.
         record_ids: The job's records.
-        video: The last that was seen of it; None if it was never seen.
+        record: The last that was seen of it; None if it was never seen.
         absent_for: For how long it has been missing, in seconds.
 
     """
@@ -444,10 +444,10 @@ class JobLostError(JobError):
     )
 
     def __init__(
-        self, message: str, *, record_ids: tuple[str, ...], video: Video | None = None, absent_for: float
+        self, message: str, *, record_ids: tuple[str, ...], record: Video | None = None, absent_for: float
     ) -> None:
         super().__init__(message, record_ids=record_ids)
-        self.video = video
+        self.record = record
         self.absent_for = absent_for
 
 

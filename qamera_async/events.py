@@ -15,8 +15,8 @@ import attrs
 from .errors import ConfigurationError, shown
 
 if TYPE_CHECKING:
+    from ._models import Intent, Receipt, Request, Video
     from .errors import QameraError
-    from .models import Intent, Receipt, Request, Video
 
 _log = logging.getLogger("qamera_async")
 
@@ -42,11 +42,11 @@ class Updated:
     """A record that somebody waits for has changed.
 
     Args:
-        video: What it is now.
+        record: What it is now.
 
     """
 
-    video: Video
+    record: Video
 
 
 @attrs.frozen
@@ -54,11 +54,11 @@ class Finished:
     """A record is done.
 
     Args:
-        video: What it is now.
+        record: What it is now.
 
     """
 
-    video: Video
+    record: Video
 
 
 @attrs.frozen
@@ -88,7 +88,7 @@ class Ambiguous:
 
 
 @attrs.frozen
-class QuotaWait:
+class RateLimitWait:
     """A request waits for room in the quota.
 
     Args:
@@ -122,13 +122,13 @@ class Polled:
     """The list was fetched by this session; a poll that another process makes for it is no event here.
 
     Args:
-        videos: How many entries it has.
+        records: How many entries it has.
         changed: How many that are waited for have changed.
         waiting: How many records are waited for.
 
     """
 
-    videos: int
+    records: int
     changed: int
     waiting: int
 
@@ -150,7 +150,7 @@ class Downloading:
 
 
 Event: TypeAlias = (
-    Submitted | Updated | Finished | Failed | Ambiguous | QuotaWait | Retrying | Polled | Downloading
+    Submitted | Updated | Finished | Failed | Ambiguous | RateLimitWait | Retrying | Polled | Downloading
 )
 """Everything that can be reported."""
 

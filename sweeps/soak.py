@@ -46,7 +46,7 @@ BURST: Final = 12
 DOWN: Final = 0.5  # seconds
 QUICK: Final[dict[str, Any]] = {
     "polling": q.PollPolicy(interval=0.05, stale_after=0.5, max_interval=0.5),
-    "timeouts": q.Timeouts(connect=2.0, request=1.0, job=60.0, lookup=0.25, close=10.0),
+    "timeouts": q.Timeouts(connect=2.0, request=1.0, job=60.0, reconcile=0.25, close=10.0),
     "retry": q.RetryPolicy(attempts=4, base=0.02, max_delay=0.2),
 }
 
@@ -232,7 +232,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> list[str]:
         session = q.QameraSession(
             KEY,
             base_url=where["url"],
-            budget=q.RequestBudget(10_000, 1.0),
+            rate_limiter=q.RateLimiter(10_000, 1.0),
             ledger=keeping / "jobs.db" if options.ledger else None,
             on_event=lambda event: search.look("event", repr(event)),
             **QUICK,

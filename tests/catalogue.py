@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from qamera_async import PollPolicy, QameraSession, RequestBudget, RetryPolicy, Timeouts, VideoRequest
+from qamera_async import PollPolicy, QameraSession, RateLimiter, RetryPolicy, Timeouts, VideoRequest
 from qamera_async.ledger.ledger import Ledger  # noqa: TC001 - a program, not a library
 
 
@@ -61,10 +61,10 @@ async def main(asked: dict) -> None:
         asked["key"],
         base_url=asked["url"],
         ledger=asked["ledger"],
-        budget=RequestBudget(limit, window),
+        rate_limiter=RateLimiter(limit, window),
         polling=PollPolicy(interval=0.05, stale_after=window / 4 if window > 1 else 0.2, max_interval=1.0),
         retry=RetryPolicy(attempts=3, base=0.01, max_delay=1.0),
-        timeouts=Timeouts(lookup=0.1),
+        timeouts=Timeouts(reconcile=0.1),
     ) as qamera:
         if asked.get("intent_after_the_post"):
             intent_after_the_post(qamera._ledger)

@@ -13,7 +13,7 @@ from qamera_async import PollPolicy, QameraSession, RetryPolicy, Timeouts
 from qamera_async.sandbox import Sandbox
 
 OFTEN = PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
-IMPATIENT = Timeouts(connect=1.0, request=1.0, job=5.0, lookup=0.3, close=1.0)
+IMPATIENT = Timeouts(connect=1.0, request=1.0, job=5.0, reconcile=0.3, close=1.0)
 AT_ONCE = RetryPolicy(attempts=3, base=0.001, max_delay=0.01)
 
 FAST, SLOW = "not slow", "slow"

@@ -73,7 +73,7 @@ async def execute(code, name="snippet", names=None):
 
 async def leave_something_to_look_into(sandbox, ledger="jobs.db"):
     """Leave what a run that was killed leaves: an unfinished job, and two that are ambiguous."""
-    async with QameraSession(ledger=ledger, timeouts=Timeouts(lookup=0.1)) as qamera:
+    async with QameraSession(ledger=ledger, timeouts=Timeouts(reconcile=0.1)) as qamera:
         await qamera.register_video(image_id="img_1", ref="sku-1")
         for name in ("reset_after", "reset_before"):
             sandbox.trouble(name)

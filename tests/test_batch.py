@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qamera_async as q
-from qamera_async.batch import Batch, BatchResult, Outcome
+from qamera_async._batch import Batch, BatchResult, Outcome
 from qamera_async.errors import TargetExistsError
 from qamera_async.sandbox import Sandbox
 
@@ -102,7 +102,7 @@ async def test_await_gives_all_in_the_order_given(session, sandbox):
 
     assert [outcome.index for outcome in result.outcomes] == list(range(7))
     assert [outcome.request for outcome in result.outcomes] == requests
-    assert len(result.videos) == 6
+    assert len(result.records) == 6
     assert [type(outcome.error) for outcome in result.failures] == [q.JobFailedError]
     assert result.stopped is None
     assert (result.credits_reserved, result.credits_refunded) == (75, 10)
@@ -304,7 +304,7 @@ def test_an_outcome_gives_its_video_or_raises():
     video = q.Video("vid_1", "DONE", q.JobState.DONE)
     error = q.BadRequestError("no", status=400)
     request = q.VideoRequest("i")
-    good, bad = Outcome(0, request, video=video), Outcome(1, request, error=error)
+    good, bad = Outcome(0, request, record=video), Outcome(1, request, error=error)
 
     assert (good.ok, bad.ok) == (True, False)
     assert good.unwrap() is video
@@ -317,7 +317,7 @@ def test_a_summary_counts_and_says_why_it_stopped():
     request = q.VideoRequest("i")
     intent = q.Intent("1", request, None)
     outcomes = (
-        Outcome(0, request, video=q.Video("vid_1", "DONE", q.JobState.DONE)),
+        Outcome(0, request, record=q.Video("vid_1", "DONE", q.JobState.DONE)),
         Outcome(1, request, error=q.BadRequestError("no", status=400)),
         Outcome(2, request, error=q.AmbiguousSubmissionError("lost", intent=intent)),
     )
@@ -386,7 +386,7 @@ async def test_a_failed_download_is_one_outcome_and_orders_nothing(session, sand
     (failure,) = result.failures
 
     assert isinstance(failure.error, q.DownloadError)
-    assert (failure.path, failure.video.status, failure.job.done()) == (None, "DONE", True)
+    assert (failure.path, failure.record.status, failure.job.done()) == (None, "DONE", True)
     assert len(posts(sandbox)) == 3
     assert result.credits_refunded == 0
 

@@ -22,7 +22,7 @@ async def sandbox():
 
 @pytest.fixture
 async def session(sandbox, quick):
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(job=5.0, lookup=0.0)}) as session:
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(job=5.0, reconcile=0.0)}) as session:
         yield session
 
 
@@ -44,7 +44,7 @@ async def test_the_limit_is_kept_to_the_credit(session, sandbox, limit, orders):
     """As many videos as it pays for, and only the first may pass it."""
     result = await make_batch(session, videos(50), max_credits=limit)
 
-    assert len(sandbox.orders) == len(result.videos) == orders
+    assert len(sandbox.orders) == len(result.records) == orders
     assert result.credits_reserved == spent(sandbox) == orders * 10
     assert isinstance(result.stopped, CreditLimitError)
     assert (result.stopped.max_credits, result.stopped.spent) == (limit, orders * 10)
@@ -84,7 +84,7 @@ async def test_the_first_of_each_kind_is_waited_for(session, sandbox):
     firsts = [order for order in sandbox.orders if order.at < sandbox.orders[0].at + 0.3]
 
     assert sorted(order.kind for order in firsts) == ["reel", "video"]
-    assert len(result.videos) == 8
+    assert len(result.records) == 8
 
 
 async def test_without_a_limit_nothing_is_waited_for(session, sandbox):
@@ -104,7 +104,7 @@ async def test_a_refused_first_is_followed_by_another_first(session, sandbox):
     result = await make_batch(session, videos(10), max_credits=20)
 
     assert len(result.failures) == 3
-    assert len(result.videos) == len(sandbox.orders) == 2
+    assert len(result.records) == len(sandbox.orders) == 2
 
 
 async def test_what_may_still_be_refused_is_waited_for_before_it_stops(session, sandbox):
@@ -124,7 +124,7 @@ async def test_resumed_jobs_dont_count(session, sandbox):
     result = await make_batch(Stand(session, known), videos(5), max_credits=0)
 
     assert result.stopped is None
-    assert len(result.videos) == 5
+    assert len(result.records) == 5
     assert len(posts(sandbox)) == 5
 
 
@@ -242,18 +242,18 @@ async def test_a_first_receipt_without_credits_stops_it_at_the_second(session, s
     before = len(sandbox.orders)
     free = await make_batch(Priced(session, [untold] * 20), videos(20))
 
-    assert (before, len(limited.videos)) == (1, 1)
+    assert (before, len(limited.records)) == (1, 1)
     assert isinstance(limited.stopped, CreditLimitError)
     assert (limited.stopped.price, limited.stopped.spent, limited.credits_reserved) == (None, 0, 0)
     assert "not known" in str(limited.stopped)
-    assert (free.stopped, len(free.videos), free.credits_reserved) == (None, 20, 0)
+    assert (free.stopped, len(free.records), free.credits_reserved) == (None, 20, 0)
 
 
 async def test_a_free_kind_has_a_price(session, sandbox):
     """0 credits are a price like any other."""
     result = await make_batch(Priced(session, [0] * 20), videos(20), max_credits=1)
 
-    assert (result.stopped, len(result.videos)) == (None, 20)
+    assert (result.stopped, len(result.records)) == (None, 20)
 
 
 async def test_a_failed_job_refunds_only_what_its_receipt_can_have_reserved(session, sandbox):
@@ -281,17 +281,17 @@ async def test_providers_and_lengths_are_price_classes_of_their_own(session, san
 
 
 class PricedByExtra(Stand):
-    """A session whose receipts state the credits that the request's ``extra`` asks for; 10 without that."""
+    """A session whose receipts state the credits that the request's ``extra_body`` asks for, else 10."""
 
     async def _order(self, request, **options):
         job = await super()._order(request, **options)
-        job._receipt = attrs.evolve(job.receipt, credits_reserved=request.extra.get("costs", 10))
+        job._receipt = attrs.evolve(job.receipt, credits_reserved=request.extra_body.get("costs", 10))
         return job
 
 
 def costing(*prices):
     """Make one video request for each price, with the same image, provider and suggestion."""
-    return [q.VideoRequest("img", extra={"costs": price}) for price in prices]
+    return [q.VideoRequest("img", extra_body={"costs": price}) for price in prices]
 
 
 async def test_extra_belongs_to_the_price_class(session, sandbox):
@@ -329,7 +329,7 @@ async def test_one_request_of_a_kind_exceeds_the_limit_at_most(session, sandbox,
 
 @pytest.mark.parametrize(("limit", "orders"), [(1, 1), (10, 1), (95, 9), (100, 10)])
 async def test_requests_that_differ_in_a_seed_keep_the_limit(session, sandbox, limit, orders):
-    requests = [q.VideoRequest("img", extra={"seed": n}) for n in range(30)]
+    requests = [q.VideoRequest("img", extra_body={"seed": n}) for n in range(30)]
     result = await make_batch(PricedByExtra(session), requests, max_credits=limit)
 
     assert len(sandbox.orders) == orders
@@ -353,7 +353,7 @@ async def test_requests_with_an_unknown_price_are_sent_one_at_a_time(session, sa
     meanwhile = [order for order in sandbox.orders[1:] if order.at < sandbox.orders[1].at + 0.3]
 
     assert sorted(order.kind for order in meanwhile) == ["reel", "video"]
-    assert len(result.videos) == 5
+    assert len(result.records) == 5
 
 
 async def test_an_ambiguous_request_with_an_unknown_price_is_the_last_with_one(session, sandbox):

@@ -3,7 +3,7 @@
 import pytest
 
 import qamera_async as q
-from qamera_async.batch.gate import MOST_IN_DOUBT, Gate
+from qamera_async._batch.gate import MOST_IN_DOUBT, Gate
 from qamera_async.sandbox import Sandbox
 
 INTENT = q.Intent("1", q.VideoRequest("i"), None)

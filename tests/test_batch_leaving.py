@@ -449,7 +449,7 @@ class Keeping(Stand):
 
 async def test_what_was_ambiguous_and_not_handed_out_is_in_the_log(sandbox, quick, caplog):
     """It may have been paid for."""
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(lookup=0.0)}) as session:
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=0.0)}) as session:
         sandbox.trouble("error", status=500, times=2)
         batch = make_batch(Stand(session), [*videos(4), None])
         async for _ in batch:

@@ -21,7 +21,7 @@ async def sandbox():
 
 @pytest.fixture
 async def session(sandbox, quick):
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(job=5.0, lookup=0.05)}) as session:
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(job=5.0, reconcile=0.05)}) as session:
         yield session
 
 
@@ -57,7 +57,7 @@ async def test_foreign_407_and_429_to_submissions_stop_the_batch_after_five(sand
 async def test_what_is_being_looked_into_counts(sandbox, quick):
     """While five are looked into no sixth is sent, though none has ended yet."""
     sandbox.trouble("error", status=500, times=1000)
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(lookup=30.0)}) as session:
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=30.0)}) as session:
         running = asyncio.ensure_future(anext(aiter(make_batch(session, videos(100)))))
         while len(posts(sandbox)) < 5:
             await asyncio.sleep(0.001)
@@ -89,7 +89,7 @@ async def test_doubts_apart_from_each_other_stop_nothing_however_long_they_are_l
     for _ in range(10):
         sandbox.trouble("slow", seconds=0.0)
         sandbox.trouble("error", status=500)
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(lookup=1.0)}) as session:
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=1.0)}) as session:
         result = await make_batch(session, videos(20))
 
     assert result.stopped is None
@@ -147,7 +147,7 @@ async def test_await_gives_the_reason_as_stopped(sandbox, session, trouble, erro
     result = await make_batch(session, videos(100))
 
     assert type(result.stopped) is error
-    assert len(result.videos) == len(result.outcomes) == 3
+    assert len(result.records) == len(result.outcomes) == 3
     assert result.credits_reserved == 30
 
 
@@ -158,7 +158,7 @@ async def test_what_is_on_the_wire_when_it_stops_runs_to_its_answer(session, san
     outcomes, reason = await handed_out(make_batch(session, videos(10), max_in_flight=2))
 
     assert isinstance(reason, q.AuthenticationError)
-    assert [outcome.video.id for outcome in outcomes] == ["vid_001"]
+    assert [outcome.record.id for outcome in outcomes] == ["vid_001"]
 
 
 async def test_what_is_paid_for_is_downloaded_after_it_stopped(session, sandbox, tmp_path):
@@ -184,12 +184,12 @@ async def test_what_queues_for_a_slot_is_withdrawn(quick):
         old = session.job("vid_nowhere")
         requests = [q.VideoRequest("i", ref="old"), *videos(9)]
         running = asyncio.ensure_future(handed_out(make_batch(Stand(session, {"old": old}), requests)))
-        while session.budget.waiting < 5:
+        while session.rate_limiter.waiting < 5:
             await asyncio.sleep(0.001)
         old._failed(q.AuthenticationError("revoked", status=401))
         outcomes, reason = await asyncio.wait_for(running, 5)
 
-        assert session.budget.waiting == 0
+        assert session.rate_limiter.waiting == 0
 
     assert isinstance(reason, q.AuthenticationError)
     assert [outcome.job for outcome in outcomes] == [old]
@@ -240,7 +240,7 @@ async def test_an_answer_that_may_be_a_proxys_is_waited_out(session, sandbox, st
     sandbox.trouble("error", on="GET", times=2, status=status, html=True)
     result = await make_batch(session, videos(5))
 
-    assert (result.stopped, len(result.videos)) == (None, 5)
+    assert (result.stopped, len(result.records)) == (None, 5)
 
 
 async def test_a_poll_that_can_never_connect_stops_it(session, sandbox):
@@ -339,7 +339,7 @@ async def test_an_iterable_that_raises_stops_it(session, sandbox, after, asynchr
     assert reason is error
     assert result.stopped is error
     assert [outcome.ok for outcome in outcomes] == [True] * after
-    assert len(result.videos) == after
+    assert len(result.records) == after
 
 
 async def test_an_iterable_that_cant_even_begin_stops_it(session):
@@ -359,7 +359,7 @@ async def test_an_iterable_that_cant_even_begin_stops_it(session):
 
     assert result.stopped is error
     assert isinstance(own.stopped, asyncio.CancelledError)
-    assert len(own.videos) == 1
+    assert len(own.records) == 1
 
 
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
@@ -454,7 +454,7 @@ async def test_any_other_refusal_is_one_outcome(session, sandbox, status):
     result = await make_batch(session, videos(4))
 
     assert [outcome.error.status for outcome in result.failures] == [status]
-    assert len(result.videos) == 3
+    assert len(result.records) == 3
     assert result.stopped is None
 
 
@@ -544,7 +544,7 @@ async def test_the_pause_follows_the_retry_policy_and_ends_for_all(session, sand
     Away.left = 7
     second = await make_batch(stand, videos(10))
 
-    assert (len(first.videos), len(second.videos)) == (10, 10)
+    assert (len(first.records), len(second.records)) == (10, 10)
     assert counted == [1, 2, 3, 4, 5, 6, 7, 8]
     assert waits[len(counted) :] == [1, 2, 3]
     assert len(posts(sandbox)) == 20

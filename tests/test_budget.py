@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qamera_async import ConfigurationError, RequestBudget, RetryPolicy
-from qamera_async.budget.accounts import join
-from qamera_async.budget.window import Priority, Window
+from qamera_async import ConfigurationError, RateLimiter, RetryPolicy
+from qamera_async._ratelimit.accounts import join
+from qamera_async._ratelimit.window import Priority, Window
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 POLICY = RetryPolicy(base=1.0, max_delay=60.0)
@@ -31,7 +31,7 @@ def clock():
 
 
 def budget_of(clock, limit=60, window=60.0):
-    return RequestBudget(limit, window, clock=clock)
+    return RateLimiter(limit, window, clock=clock)
 
 
 async def settle():
@@ -51,7 +51,7 @@ async def pass_time(clock, budget, seconds):
 def test_a_bad_quota_fails_where_it_is_made(options):
     """ConfigurationError names the field."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
-        RequestBudget(**options)
+        RateLimiter(**options)
 
 
 async def test_a_slot_is_free_one_window_after_its_answer(clock):
@@ -186,7 +186,7 @@ async def test_a_429_holds_everybody_and_then_one_probes(clock):
     assert (await budget.acquire(SUBMISSION)).rejected(5.0, POLICY) == 5.0
     waiting = [asyncio.ensure_future(budget.acquire(SUBMISSION)) for _ in range(3)]
     await settle()
-    assert budget.held_for == 5.0
+    assert budget.cooldown == 5.0
     assert not any(w.done() for w in waiting)
     await pass_time(clock, budget, 5.1)
     assert [w.done() for w in waiting] == [True, False, False]
@@ -225,7 +225,7 @@ async def test_what_was_sent_before_the_hold_does_not_lengthen_it(clock):
     for slot in slots:
         slot.rejected(None, POLICY)
 
-    assert budget.held_for <= 1.5
+    assert budget.cooldown <= 1.5
 
 
 def test_sessions_of_one_key_and_origin_share_a_budget():
@@ -236,7 +236,7 @@ def test_sessions_of_one_key_and_origin_share_a_budget():
     assert one is two
     assert one is not other
     with pytest.raises(ConfigurationError):
-        join("https://a", "key", RequestBudget())
+        join("https://a", "key", RateLimiter())
     for leave in (leave_one, leave_two, leave_other):
         leave()
 
@@ -259,7 +259,7 @@ async def test_the_slot_log_outlives_its_sessions(clock):
 
 async def test_a_slot_freed_in_another_thread_wakes_this_loop():
     """Safe across threads; who waits belongs to its loop."""
-    budget = RequestBudget(1, 60.0)
+    budget = RateLimiter(1, 60.0)
     slot = await budget.acquire(SUBMISSION)
     waiting = asyncio.ensure_future(budget.acquire(SUBMISSION))
     await settle()

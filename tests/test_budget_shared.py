@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_budget import POLICY, POLL, SUBMISSION, Clock, settle
 
-from qamera_async import RequestBudget, SessionClosedError
-from qamera_async.budget.shared import Elsewhere
-from qamera_async.budget.window import Window
+from qamera_async import RateLimiter, SessionClosedError
+from qamera_async._ratelimit.shared import Elsewhere
+from qamera_async._ratelimit.window import Window
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
@@ -109,7 +109,7 @@ class World:
         self.shared = Shared(self.clock)
         self.budgets, self.logs = [], []
         for _ in range(processes):
-            self.budgets.append(RequestBudget(limit, LENGTH, clock=self.clock))
+            self.budgets.append(RateLimiter(limit, LENGTH, clock=self.clock))
             self.logs.append(Log(self.shared))
             self.budgets[-1].attach(self.logs[-1])
 
@@ -178,7 +178,7 @@ async def test_attaching_tells_what_others_have_taken():
     """Before the first request, so that a burst leaves the others what is theirs."""
     world = World(60)
     world.shared.slots[object()] = (world.logs[0], POLL, world.clock.now + 5)
-    late = RequestBudget(60, LENGTH, clock=world.clock)
+    late = RateLimiter(60, LENGTH, clock=world.clock)
     late.attach(Log(world.shared))
 
     assert late.used == 1
@@ -576,7 +576,7 @@ async def test_a_look_that_is_not_told_yet_is_not_asked_for_again_at_once():
 async def test_the_timer_of_who_waits_comes_for_the_look():
     """By itself, also where no time is known at which a slot is free."""
     shared = Shared(Clock())
-    a, log = RequestBudget(1, 0.4), Log(shared)
+    a, log = RateLimiter(1, 0.4), Log(shared)
     log.told = Elsewhere(submitting=1)
     log.full = True
     a.attach(log)

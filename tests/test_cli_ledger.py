@@ -12,8 +12,8 @@ from command import SCRIPT, environment, qamera
 from test_ledger_prune import filled, left, row
 
 import qamera_async as q
-from qamera_async import LedgerState
 from qamera_async.cli.ledger_upkeep import seconds_of
+from qamera_async.ledger import LedgerState
 from qamera_async.sandbox import Sandbox
 
 WORD = "sw0rdf1sh"

@@ -14,27 +14,18 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from qamera_async import (
-    Ambiguous,
     AmbiguousSubmissionError,
     BadRequestError,
     ConnectionFailedError,
     DownloadError,
-    Downloading,
-    Failed,
-    Finished,
     Intent,
     JobFailedError,
     JobState,
     JobTimeoutError,
     Outcome,
-    Polled,
-    QuotaWait,
     Receipt,
     ReelRequest,
-    Retrying,
     ServerError,
-    Submitted,
-    Updated,
     Video,
     VideoRequest,
 )
@@ -44,6 +35,17 @@ from qamera_async.cli.live import render
 from qamera_async.cli.progress import Progress
 from qamera_async.cli.snapshot import JobKind, JobLine, Snapshot, Wait
 from qamera_async.cli.words import clean, clock, roughly, size
+from qamera_async.events import (
+    Ambiguous,
+    Downloading,
+    Failed,
+    Finished,
+    Polled,
+    RateLimitWait,
+    Retrying,
+    Submitted,
+    Updated,
+)
 
 REQUEST = VideoRequest("img")
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\u202eb\r\n[red]c[/red]"
@@ -69,7 +71,7 @@ def submitted(*record_ids, ref=None, credits_reserved=10, request=REQUEST):
 
 def failed(*record_ids):
     videos = tuple(video(record_id, JobState.FAILED, "REJECTED") for record_id in record_ids)
-    return JobFailedError("no", record_ids=record_ids, videos=videos)
+    return JobFailedError("no", record_ids=record_ids, records=videos)
 
 
 def outcome(*record_ids, error=None, path=None, request=REQUEST, index=0):
@@ -201,7 +203,7 @@ EVENTS = st.one_of(
     st.builds(lambda id_: Finished(video(id_, JobState.DONE)), RECORDS),
     st.builds(lambda id_: Failed((id_,), failed(id_)), RECORDS),
     st.builds(Downloading, RECORDS, st.integers(0, 10), st.none() | st.integers(0, 10)),
-    st.builds(QuotaWait, st.floats(0, 100)),
+    st.builds(RateLimitWait, st.floats(0, 100)),
     st.just(Ambiguous(Intent("i", REQUEST, datetime.now(UTC)))),
     st.just(Polled(1, 0, 1)),
     st.builds(lambda delay: Retrying("register", 1, delay, ConnectionFailedError("no")), st.floats(0, 60)),
@@ -368,7 +370,7 @@ def test_a_download_that_is_tried_again_holds_up_nothing_else(progress):
 
 def test_waiting_for_the_quota_is_no_trouble(progress, now):
     """It is told for as long as it lasts."""
-    progress.on_event(QuotaWait(4.0))
+    progress.on_event(RateLimitWait(4.0))
     waiting = progress.snapshot(60).wait
     now.now += 4
 
@@ -380,7 +382,7 @@ def test_the_quota_is_shown_as_it_is_given(progress):
     """Used, limit and hold are those of the budget."""
     seen = progress.snapshot(44, 12.0)
 
-    assert (seen.used, seen.limit, seen.held_for) == (44, 60, 12.0)
+    assert (seen.used, seen.limit, seen.cooldown) == (44, 60, 12.0)
 
 
 # --- the rest of the time -------------------------------------------------------------------------
@@ -575,7 +577,7 @@ SNAPSHOT = Snapshot(
     refunded=20,
     used=44,
     limit=60,
-    held_for=0.0,
+    cooldown=0.0,
     wait=None,
     elapsed=512.0,
     remaining=660.0,
@@ -584,7 +586,7 @@ SNAPSHOT = Snapshot(
 AWAY = Wait("the network is away", 8.0, trouble=True)
 SNAPSHOTS = [
     SNAPSHOT,
-    attrs.evolve(SNAPSHOT, used=60, held_for=12.2, wait=AWAY),
+    attrs.evolve(SNAPSHOT, used=60, cooldown=12.2, wait=AWAY),
     attrs.evolve(SNAPSHOT, total=None, remaining=None, used=10**7, limit=10**6),
     attrs.evolve(
         SNAPSHOT, total=10**9, done=10**8, reserved=10**12, wait=Wait("next slot", 9.0, trouble=False)
@@ -663,7 +665,7 @@ def test_what_has_no_room_is_left_out_as_a_whole():
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_hold_and_a_network_that_is_away_are_seen(width):
     """Also on a narrow terminal."""
-    held = drawn(attrs.evolve(SNAPSHOT, held_for=12.2), width, color_system=None)
+    held = drawn(attrs.evolve(SNAPSHOT, cooldown=12.2), width, color_system=None)
     away = drawn(attrs.evolve(SNAPSHOT, wait=AWAY), width, color_system=None)
 
     assert "held 12 s" in held
@@ -715,7 +717,7 @@ def test_ascii_is_enough():
         ),
         (
             attrs.evolve(
-                SNAPSHOT, total=None, failed=0, ambiguous=0, reserved=0, refunded=0, held_for=3.0, wait=AWAY
+                SNAPSHOT, total=None, failed=0, ambiguous=0, reserved=0, refunded=0, cooldown=3.0, wait=AWAY
             ),
             "409 done, 56 in flight, 8:32 passed, held 3 s by the quota, the network is away, again in 8 s",
         ),

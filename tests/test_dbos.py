@@ -24,15 +24,15 @@ pytestmark = pytest.mark.slow
 NUMBER = 200
 PROGRAM = """
 import asyncio, json, logging, sys
-from qamera_async import QameraSession, PollPolicy, RequestBudget, Timeouts, VideoRequest
+from qamera_async import QameraSession, PollPolicy, RateLimiter, Timeouts, VideoRequest
 from qamera_async.dbos import Pipeline
 from qamera_async.ledger.sqlite.subsec import Connection
 async def main():
     asked = json.loads(sys.argv[1])
     logging.basicConfig(level="WARNING", stream=sys.stdout, format="%(message)s", force=True)
     session = QameraSession(
-        asked["key"], base_url=asked["url"], ledger=asked["ledger"], budget=RequestBudget(10**6, 0.001),
-        polling=PollPolicy(interval=0.2, stale_after=0.5), timeouts=Timeouts(lookup=0.5, close=1.0),
+        asked["key"], base_url=asked["url"], ledger=asked["ledger"], rate_limiter=RateLimiter(10**6, 0.001),
+        polling=PollPolicy(interval=0.2, stale_after=0.5), timeouts=Timeouts(reconcile=0.5, close=1.0),
     )
     async with session, Pipeline(
         session, executor_id=asked["name"], download_to=asked["clips"], sweep_every=1.0, concurrency=40
@@ -166,7 +166,7 @@ async def quick():
 @pytest.fixture
 def session(quick, path):
     """Give a function that makes a session with the ledger."""
-    polling, timeouts = q.PollPolicy(interval=0.05), q.Timeouts(lookup=0.2, close=1.0)
+    polling, timeouts = q.PollPolicy(interval=0.05), q.Timeouts(reconcile=0.2, close=1.0)
     retry = q.RetryPolicy(attempts=2, base=0.01, max_delay=0.05)
     return lambda **options: quick.session(
         **{"ledger": path, "polling": polling, "timeouts": timeouts, "retry": retry} | options

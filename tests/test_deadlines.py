@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from qamera_async.job.deadlines import Deadlines, TimeIsUp
+from qamera_async._jobs.deadlines import Deadlines, TimeIsUp
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -10,8 +10,9 @@ import sys
 import pytest
 from snippets import FILE, ROOT, Reader, blocks, leave_something_to_look_into, looks_like
 
+import pytest_qamera
 import qamera_async
-from qamera_async import pytest_plugin, sandbox
+from qamera_async import sandbox
 
 DOCS = ROOT / "docs"
 PAGES = {
@@ -68,7 +69,7 @@ def callables(name, value):
 
 MADE_BY_OTHERS = {qamera_async.Job}
 NOT_SHOWN = {
-    *(("qamera_async.RequestBudget", name) for name in vars(qamera_async.RequestBudget)),
+    *(("qamera_async.RateLimiter", name) for name in vars(qamera_async.RateLimiter)),
     ("qamera_async.sandbox.Record", "item"),
 }
 """What rooms use of each other: the reference leaves it out."""
@@ -88,9 +89,9 @@ def test_it_is_built_with_every_public_name(tmp_path):
     ).stdout
     known = {line.split()[0] for line in listed.splitlines() if line.startswith("    ")}
 
-    fixtures = {f"qamera_async.pytest_plugin.{name}" for name in ("qamera", "qamera_sandbox")}
+    fixtures = {f"pytest_qamera.{name}" for name in ("qamera", "qamera_sandbox")}
     assert {*PUBLIC, *fixtures} - known == set()
-    assert all(hasattr(pytest_plugin, name.rpartition(".")[2]) for name in fixtures)
+    assert all(hasattr(pytest_qamera, name.rpartition(".")[2]) for name in fixtures)
 
 
 def test_every_argument_is_documented():

@@ -14,7 +14,7 @@ import attrs
 import pytest
 from place import CLIP, ID, SIZE, halved, opened
 
-from qamera_async import RequestBudget, RetryPolicy, Timeouts
+from qamera_async import RateLimiter, RetryPolicy, Timeouts
 from qamera_async.download import parts, system
 from qamera_async.download.threads import awaited
 from qamera_async.download.writer import Writer
@@ -81,9 +81,9 @@ async def test_progress_is_told(place):
 
 async def test_a_download_takes_no_slot_of_the_quota(place, quick):
     """The CDN is not the API."""
-    budget = RequestBudget(60, 60.0)
+    budget = RateLimiter(60, 60.0)
     async with place.sandbox.session(
-        **(quick | {"budget": budget, "api_key": "mk_live_other.key"})
+        **(quick | {"rate_limiter": budget, "api_key": "mk_live_other.key"})
     ) as session:
         await place.another(transport=session._transport).file(place.video, place.target)
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from qamera_async import errors
+from qamera_async._models import Intent, JobState, Receipt, Video, VideoRequest
 from qamera_async.errors import (
     AmbiguityLimitError,
     AmbiguousSubmissionError,
@@ -33,7 +34,7 @@ from qamera_async.errors import (
     NotFoundError,
     PermissionDeniedError,
     QameraError,
-    QuotaExceededError,
+    RateLimitError,
     RefConflictError,
     RequestTimeoutError,
     ServerError,
@@ -42,7 +43,6 @@ from qamera_async.errors import (
     TransportError,
     shown,
 )
-from qamera_async.models import Intent, JobState, Receipt, Video, VideoRequest
 
 VIDEO = Video("vid_1", "FAILED", JobState.FAILED)
 INTENT = Intent("int_1", VideoRequest("img_1", ref="SKU-1"), datetime(2026, 3, 20, tzinfo=UTC))
@@ -63,7 +63,7 @@ ERRORS = [
     InsufficientCreditsError("Insufficient credits.", status=402, required=5, available=2, **API),
     PermissionDeniedError("scope", status=403, **API),
     NotFoundError("gone", status=404, **API),
-    QuotaExceededError("slow down", status=429, **API),
+    RateLimitError("slow down", status=429, **API),
     ServerError("oops", status=503, **API),
     InvalidResponseError("no JSON", status=200, expected="a list", excerpt="<html>", correlation_id="abc"),
     AmbiguousSubmissionError(
@@ -74,7 +74,7 @@ ERRORS = [
         shared=True,
     ),
     JobError("no video", record_ids=("vid_1",)),
-    JobFailedError("vid_1 failed", record_ids=("vid_1",), videos=(VIDEO,)),
+    JobFailedError("vid_1 failed", record_ids=("vid_1",), records=(VIDEO,)),
     JobTimeoutError(
         "vid_1 took too long",
         record_ids=("vid_1",),
@@ -83,7 +83,7 @@ ERRORS = [
         last_error=RequestTimeoutError("no answer"),
         list_age=12.0,
     ),
-    JobLostError("vid_1 is missing", record_ids=("vid_1",), video=VIDEO, absent_for=130.0),
+    JobLostError("vid_1 is missing", record_ids=("vid_1",), record=VIDEO, absent_for=130.0),
     BatchStoppedError("the batch stopped"),
     CreditLimitError("10 more would be too much", max_credits=100, spent=95, price=10),
     AmbiguityLimitError(

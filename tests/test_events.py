@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from qamera_async._models import Intent, JobState, Receipt, Video, VideoRequest
 from qamera_async.errors import ConfigurationError, RequestTimeoutError
 from qamera_async.events import (
     Ambiguous,
@@ -17,13 +18,12 @@ from qamera_async.events import (
     Failed,
     Finished,
     Polled,
-    QuotaWait,
+    RateLimitWait,
     Retrying,
     Submitted,
     Updated,
     guarded,
 )
-from qamera_async.models import Intent, JobState, Receipt, Video, VideoRequest
 
 REQUEST = VideoRequest("img_1", ref="SKU-1")
 VIDEO = Video("vid_1", "DONE", JobState.DONE)
@@ -34,7 +34,7 @@ EVENTS = [
     Finished(VIDEO),
     Failed(("vid_1",), ERROR),
     Ambiguous(Intent("int_1", REQUEST, datetime(2026, 3, 20, tzinfo=UTC))),
-    QuotaWait(1.5),
+    RateLimitWait(1.5),
     Retrying("GET /videos", 1, 2.0, ERROR),
     Polled(10, 2, 3),
     Downloading("vid_1", 1024, None),

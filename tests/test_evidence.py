@@ -11,12 +11,13 @@ import pytest
 from aiohttp import web
 
 import qamera_async as q
-from qamera_async import poller, protocol
-from qamera_async.budget.accounts import join
-from qamera_async.budget.window import Priority, Window
-from qamera_async.job.deadlines import TimeIsUp
-from qamera_async.poller.seen import Seen
-from qamera_async.protocol import Answer
+from qamera_async import _polling as poller
+from qamera_async import _protocol as protocol
+from qamera_async._jobs.deadlines import TimeIsUp
+from qamera_async._polling.seen import Seen
+from qamera_async._protocol import Answer
+from qamera_async._ratelimit.accounts import join
+from qamera_async._ratelimit.window import Priority, Window
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -201,7 +202,7 @@ async def test_nobody_waiting_in_a_hold_means_no_request(server, session):
 
     assert before > 0
     assert len(server.seen) == before
-    assert isinstance(waited.value.last_error, q.QuotaExceededError)
+    assert isinstance(waited.value.last_error, q.RateLimitError)
 
 
 async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
@@ -216,12 +217,12 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
         results = await asyncio.wait_for(asyncio.gather(queued, ordering, return_exceptions=True), 2)
 
     assert [type(result) for result in results] == [q.SessionClosedError] * 2
-    assert session.budget.waiting == 0
+    assert session.rate_limiter.waiting == 0
 
 
 async def test_budgets_that_alternate_count_each_slot_once():
     """What one takes over from the other, the other no longer counts."""
-    one, other = q.RequestBudget(), q.RequestBudget()
+    one, other = q.RateLimiter(), q.RateLimiter()
     used = []
     for budget in (one, other, one, other):
         _, leave = join("https://alternate", "key", budget)
@@ -236,19 +237,19 @@ async def test_budgets_that_alternate_count_each_slot_once():
 
 async def test_a_hold_outlives_its_session():
     """A Retry-After binds the next session of that key and origin as well."""
-    first = q.RequestBudget()
+    first = q.RateLimiter()
     _, leave = join("https://held", "key", first)
     (await first.acquire(Priority.POLL)).rejected(20.0, q.RetryPolicy())
     leave()
-    second, leave = join("https://held", "key", q.RequestBudget())
+    second, leave = join("https://held", "key", q.RateLimiter())
     leave()
 
-    assert 19 < second.held_for <= 20
+    assert 19 < second.cooldown <= 20
 
 
 def test_a_session_without_a_budget_has_the_documented_quota():
     """What a closed session asked for binds nobody; what it sent still counts."""
-    _, leave = join("https://inherit", "key", q.RequestBudget(5, 60.0))
+    _, leave = join("https://inherit", "key", q.RateLimiter(5, 60.0))
     leave()
     budget, leave = join("https://inherit", "key", None)
     leave()
@@ -291,7 +292,7 @@ def test_a_submission_is_let_through_when_time_alone_allows_it():
         {"base_url": "https://h:0"},
         {"base_url": "https://h\r\nx"},
         {"base_url": KEY},
-        {"budget": 3},
+        {"rate_limiter": 3},
         {"on_event": 3},
     ],
 )
@@ -328,7 +329,7 @@ def test_good_settings_are_taken():
 def test_a_limit_beyond_every_clock(value):
     """A window is refused, a wait has no limit then."""
     with pytest.raises(q.ConfigurationError):
-        q.RequestBudget(window=value)
+        q.RateLimiter(window=value)
 
 
 @pytest.mark.parametrize("limit", [10**400, 1e300, math.inf])
@@ -357,11 +358,11 @@ async def test_image_ids_without_an_order_are_refused(session, server, ids):
     assert server.seen == []
 
 
-@pytest.mark.parametrize("extra", [[], 0, ""])
-async def test_extra_that_is_no_mapping_is_refused(session, server, extra):
+@pytest.mark.parametrize("extra_body", [[], 0, ""])
+async def test_extra_that_is_no_mapping_is_refused(session, server, extra_body):
     """Also where it is empty."""
     with pytest.raises(q.InvalidRequestError):
-        await session.register_video(image_id="i", extra=extra)
+        await session.register_video(image_id="i", extra_body=extra_body)
     assert server.seen == []
 
 

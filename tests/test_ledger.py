@@ -17,7 +17,7 @@ import postgres
 import pytest
 
 import qamera_async as q
-from qamera_async.budget import accounts
+from qamera_async._ratelimit import accounts
 from qamera_async.ledger import ledger
 from qamera_async.ledger.rows import LedgerState, Row, decoded
 from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
@@ -109,7 +109,7 @@ async def test_a_failed_ref_gives_its_failed_job(session, sandbox):
         job = await order(second)
         with pytest.raises(q.JobFailedError) as again:
             await job
-        assert again.value.videos == failed.value.videos
+        assert again.value.records == failed.value.records
         assert len(sandbox.requests) == before
 
         assert (await (await order(second, retry_failed=True))).state is q.JobState.DONE
@@ -149,11 +149,11 @@ async def test_an_ambiguous_ref_is_never_sent_again(session, sandbox, path):
 async def test_a_doubt_is_told_without_candidates_where_no_list_comes_in_time(session, sandbox, caplog):
     """What is in the ledger is given all the same, and the log says why there is no more."""
     sandbox.trouble("error", status=500)
-    async with session(timeouts=q.Timeouts(lookup=0.0)) as first:
+    async with session(timeouts=q.Timeouts(reconcile=0.0)) as first:
         with pytest.raises(q.AmbiguousSubmissionError):
             await order(first)
     sandbox.trouble("hang", on="GET")
-    async with session(timeouts=q.Timeouts(lookup=0.05, close=0.1)) as second:
+    async with session(timeouts=q.Timeouts(reconcile=0.05, close=0.1)) as second:
         with caplog.at_level(logging.INFO, "qamera_async"):
             intents = await second.ambiguous()
 
@@ -301,9 +301,11 @@ async def test_rows_belong_to_an_origin(sandbox, quick, path):
 async def test_all_kinds_of_requests_come_back_as_they_were(session, sandbox):
     """Nothing is lost on the way through the file."""
     requests = [
-        q.VideoRequest("i", suggestion="näher", provider="pollo", ref="a", extra={"deep": [1, {"b": None}]}),
+        q.VideoRequest(
+            "i", suggestion="näher", provider="pollo", ref="a", extra_body={"deep": [1, {"b": None}]}
+        ),
         q.VideoRequest(generated_image_id="g", ref="b"),
-        q.ReelRequest(["x", "y"], ref="c", extra={"z": 1.5}),
+        q.ReelRequest(["x", "y"], ref="c", extra_body={"z": 1.5}),
     ]
     async with session() as first:
         for request in requests:
@@ -332,7 +334,7 @@ async def storage_of_a_dead_process(path, state):
         "from datetime import UTC, datetime\n"
         "import attrs\n"
         "from qamera_async import VideoRequest\n"
-        "from qamera_async.ledger import checked_place, ledger_at\n"
+        "from qamera_async.ledger.places import checked_place, ledger_at\n"
         "from qamera_async.ledger.rows import Row, LedgerState\n"
         "async def main():\n"
         "    storage = ledger_at(checked_place(sys.argv[1]), '').storage\n"
@@ -382,7 +384,7 @@ async def test_all_that_a_dead_process_was_sending_is_told(sandbox, quick, path)
         "import asyncio, os, sys\n"
         "import attrs\n"
         "from qamera_async import VideoRequest\n"
-        "from qamera_async.ledger import checked_place, ledger_at\n"
+        "from qamera_async.ledger.places import checked_place, ledger_at\n"
         "from qamera_async.ledger.rows import Row, LedgerState\n"
         "async def main():\n"
         "    storage = ledger_at(checked_place(sys.argv[1]), '').storage\n"
@@ -470,7 +472,7 @@ async def test_a_cancelled_caller_leaves_no_claim_behind(sandbox, quick, path):
         async with strict.session(**quick, ledger=path) as first:
             await order(first, ref="first")
             waiting = asyncio.ensure_future(order(first))
-            while first.budget.waiting == 0:
+            while first.rate_limiter.waiting == 0:
                 await asyncio.sleep(0.001)
             assert states(path)["sku-1"] == "claimed"
             waiting.cancel()
@@ -484,7 +486,7 @@ async def test_a_429_leaves_nothing_in_doubt_while_it_is_waited_out(session, san
     sandbox.trouble("too_many", retry_after=0.2)
     async with session(retry=q.RetryPolicy(max_delay=0.2)) as first:
         ordering = asyncio.ensure_future(order(first))
-        while first.budget.held_for == 0:
+        while first.rate_limiter.cooldown == 0:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         meanwhile = states(path)
@@ -601,7 +603,7 @@ async def test_a_full_disk_at_the_intent_means_no_post(session, sandbox):
         with pytest.raises(q.LedgerUnavailableError, match="full"):
             await first.register(BIG)
         assert posts(sandbox) == 0
-        assert first.budget.used == 0
+        assert first.rate_limiter.used == 0
         await roomy(first)
 
         assert (await first.register(BIG)).record_ids
@@ -960,7 +962,7 @@ def test_many_processes_may_open_a_new_ledger_at_once(path):
     """One makes it; none fails."""
     code = (
         "import asyncio, sys\n"
-        "from qamera_async.ledger import checked_place, ledger_at\n"
+        "from qamera_async.ledger.places import checked_place, ledger_at\n"
         "async def main():\n"
         "    storage = ledger_at(checked_place(sys.argv[1]), '').storage\n"
         "    await storage.open()\n"

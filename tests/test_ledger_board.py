@@ -8,7 +8,7 @@ from contextlib import closing
 import postgres
 import pytest
 
-from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.ledger.places import checked_place, ledger_at
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
@@ -384,7 +384,7 @@ async def test_a_name_that_is_given_up_is_free(storage, path):
 
 BECOMES = """
 import asyncio, sys
-from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.ledger.places import checked_place, ledger_at
 async def main():
     ledger = ledger_at(checked_place(sys.argv[1]), "https://api.example")
     print(await ledger.storage.become("one"), await ledger.storage.dead({"one"}))

@@ -17,7 +17,7 @@ import pytest
 from test_ledger_prune import OLD, ask, filled, row
 
 import qamera_async as q
-from qamera_async import LedgerFile, LedgerState, copy_ledger
+from qamera_async.ledger import LedgerFile, LedgerState, copy_ledger
 from qamera_async.ledger.copying import _Copying
 from qamera_async.ledger.intents import Intents
 from qamera_async.ledger.postgres.session import Session
@@ -31,13 +31,13 @@ KILLS = 20 if os.environ.get("QAMERA_SWEEPS") == "full" else 3
 SEED = int(os.environ.get("QAMERA_SEED") or random.SystemRandom().randrange(2**32))
 COPYING = """
 import asyncio, sys
-from qamera_async import copy_ledger
+from qamera_async.ledger import copy_ledger
 print("begins", flush=True)
 print(asyncio.run(copy_ledger(*sys.argv[1:])), flush=True)
 """
 LOOKING = """
 import asyncio, sys
-from qamera_async import LedgerFile
+from qamera_async.ledger import LedgerFile
 async def main():
     async with LedgerFile(sys.argv[1]):
         print("in", flush=True)

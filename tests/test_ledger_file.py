@@ -12,9 +12,9 @@ import postgres
 import pytest
 
 import qamera_async as q
-from qamera_async import LedgerEntry, LedgerFile, LedgerState
-from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.ledger import LedgerEntry, LedgerFile, LedgerState
 from qamera_async.ledger.intents import digest_of
+from qamera_async.ledger.places import checked_place, ledger_at
 from qamera_async.ledger.rows import Row
 from qamera_async.ledger.sqlite import SqliteStorage
 from qamera_async.sandbox import Sandbox
@@ -235,7 +235,7 @@ async def test_all_of_a_long_ledger_is_shown_in_its_order(path, sandbox):
 
 async def test_what_waits_for_the_quota_is_claimed_and_busy(session, path):
     """As long as somebody waits with it; nothing of it was sent."""
-    async with session(budget=q.RequestBudget(1, 60.0)) as qamera:
+    async with session(rate_limiter=q.RateLimiter(1, 60.0)) as qamera:
         await order(qamera, "first")
         waiting = asyncio.ensure_future(order(qamera, "second"))
         while len(found := await entries(path)) < 2:
@@ -272,7 +272,7 @@ async def test_a_claim_of_a_dead_process_is_not_busy(path, sandbox):
     code = (
         "import asyncio, os, sys\n"
         "from qamera_async import VideoRequest\n"
-        "from qamera_async.ledger import checked_place, ledger_at\n"
+        "from qamera_async.ledger.places import checked_place, ledger_at\n"
         "from qamera_async.ledger.rows import Row\n"
         "async def main():\n"
         "    row = Row('int_1', sys.argv[2], VideoRequest('img_1', ref='sku-1'))\n"
@@ -444,7 +444,7 @@ async def test_one_that_is_open_is_not_opened_again(quick, tmp_path):
     """A second entry says so, and the first goes on."""
     async with Sandbox(quota=None) as sandbox, sandbox.session(ledger=tmp_path / "jobs.db", **quick):
         pass
-    ledger = q.LedgerFile(tmp_path / "jobs.db")
+    ledger = LedgerFile(tmp_path / "jobs.db")
     async with ledger:
         with pytest.raises(q.LedgerError, match="open already"):
             await ledger.__aenter__()

@@ -9,10 +9,10 @@ import postgres
 import pytest
 
 import qamera_async as q
-from qamera_async import LedgerFile, LedgerState
-from qamera_async.budget.window import Priority
-from qamera_async.ledger import checked_place, storage_apart
+from qamera_async._ratelimit.window import Priority
+from qamera_async.ledger import LedgerFile, LedgerState
 from qamera_async.ledger.intents import Numbered
+from qamera_async.ledger.places import checked_place, storage_apart
 from qamera_async.ledger.rows import Row
 from qamera_async.ledger.sqlite import SqliteStorage, opening
 from qamera_async.sandbox import Sandbox

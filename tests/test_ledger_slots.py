@@ -6,8 +6,8 @@ import threading
 import postgres
 import pytest
 
-from qamera_async.budget.window import Priority
-from qamera_async.ledger import checked_place
+from qamera_async._ratelimit.window import Priority
+from qamera_async.ledger.places import checked_place
 from qamera_async.ledger.postgres import PostgresStorage
 from qamera_async.ledger.postgres.slots import PostgresSlots
 from qamera_async.ledger.postgres.worker import Worker as PostgresWorker

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qamera_async.errors import InvalidRequestError
-from qamera_async.models import (
+from qamera_async._models import (
     FrozenMapping,
     Intent,
     JobState,
@@ -23,6 +22,7 @@ from qamera_async.models import (
     VideoRequest,
     frozen,
 )
+from qamera_async.errors import InvalidRequestError
 
 WHEN = datetime(2026, 3, 20, 17, tzinfo=UTC)
 VALUES = [
@@ -122,13 +122,13 @@ def test_a_reel_keeps_the_order_of_any_iterable_as_a_tuple():
 
 def test_a_request_does_not_see_later_changes_of_what_it_was_made_from():
     """The caller's list and mapping stay the caller's."""
-    extra, ids = {"tags": ["a"]}, ["img_1"]
-    request = ReelRequest(ids, extra=extra)
+    extra_body, ids = {"tags": ["a"]}, ["img_1"]
+    request = ReelRequest(ids, extra_body=extra_body)
 
-    extra["tags"].append("b")
+    extra_body["tags"].append("b")
     ids.append("img_2")
 
-    assert request == ReelRequest(["img_1"], extra={"tags": ["a"]})
+    assert request == ReelRequest(["img_1"], extra_body={"tags": ["a"]})
 
 
 def cyclic():
@@ -139,28 +139,28 @@ def cyclic():
 
 
 @pytest.mark.parametrize(
-    ("extra", "named"),
+    ("extra_body", "named"),
     [
-        ([("a", 1)], "extra must be a mapping"),
-        ("a", "extra must be a mapping"),
-        ([], "extra must be a mapping"),
-        ({1: "a"}, "extra must have names that are str, not 1"),
-        ({"a": {None: 1}}, r"extra\['a'\] must have names that are str"),
-        ({"a": float("nan")}, r"extra\['a'\] must be a JSON value"),
-        ({"a": [0, float("inf")]}, r"extra\['a'\]\[1\] must be a JSON value"),
+        ([("a", 1)], "extra_body must be a mapping"),
+        ("a", "extra_body must be a mapping"),
+        ([], "extra_body must be a mapping"),
+        ({1: "a"}, "extra_body must have names that are str, not 1"),
+        ({"a": {None: 1}}, r"extra_body\['a'\] must have names that are str"),
+        ({"a": float("nan")}, r"extra_body\['a'\] must be a JSON value"),
+        ({"a": [0, float("inf")]}, r"extra_body\['a'\]\[1\] must be a JSON value"),
         ({"a": 10**5000}, "int of at most 64 bits"),
-        ({"a": WHEN}, r"extra\['a'\] must be a JSON value"),
-        ({"a": {1, 2}}, r"extra\['a'\] must be a JSON value"),
-        ({"a": b"x"}, r"extra\['a'\] must be a JSON value"),
+        ({"a": WHEN}, r"extra_body\['a'\] must be a JSON value"),
+        ({"a": {1, 2}}, r"extra_body\['a'\] must be a JSON value"),
+        ({"a": b"x"}, r"extra_body\['a'\] must be a JSON value"),
         ({"a": "\ud800"}, "without lone surrogates"),
-        ({"\ud800": 1}, "a name in extra"),
+        ({"\ud800": 1}, "a name in extra_body"),
         (cyclic(), "nested at most"),
     ],
 )
-def test_extra_takes_json_values_only_and_says_where_another_is(extra, named):
+def test_extra_takes_json_values_only_and_says_where_another_is(extra_body, named):
     """What can't be sent is found when the request is made, not when it is paid for."""
     with pytest.raises(InvalidRequestError, match=named):
-        VideoRequest("img_1", extra=extra)
+        VideoRequest("img_1", extra_body=extra_body)
 
 
 @given(st.dictionaries(texts, json_values, max_size=4))
@@ -192,7 +192,7 @@ def test_what_is_frozen_already_is_taken_as_it_is():
     """A mapping that many requests share is kept once."""
     mapping = frozen({"a": 1})
 
-    assert VideoRequest("img_1", extra=mapping).extra is mapping
+    assert VideoRequest("img_1", extra_body=mapping).extra_body is mapping
     assert frozen({"b": mapping})["b"] is mapping
 
 
@@ -202,12 +202,12 @@ def test_all_requests_without_extra_share_one_empty_mapping():
     twin = pickle.loads(pickle.dumps(request))  # noqa: S301 - own bytes
 
     empties = [
-        twin.extra,
-        VideoRequest("a", extra={}).extra,
-        VideoRequest("a", extra=None).extra,
+        twin.extra_body,
+        VideoRequest("a", extra_body={}).extra_body,
+        VideoRequest("a", extra_body=None).extra_body,
         frozen(FrozenMapping()),
     ]
-    assert all(empty is request.extra for empty in empties)
+    assert all(empty is request.extra_body for empty in empties)
 
 
 class Seed(enum.StrEnum):

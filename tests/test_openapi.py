@@ -213,7 +213,7 @@ async def test_every_answer_that_it_has_is_looked_at(document):
 @pytest.mark.parametrize(
     "request_",
     [
-        VideoRequest(image_id="i", suggestion="Slow zoom in", provider="pollo", extra={"more": 1}),
+        VideoRequest(image_id="i", suggestion="Slow zoom in", provider="pollo", extra_body={"more": 1}),
         VideoRequest(generated_image_id="g"),
         ReelRequest(["a", "b"]),
     ],

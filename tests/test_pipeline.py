@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import qamera_async as q
+from qamera_async.events import Downloading, Finished
 from qamera_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.slow]
@@ -193,8 +194,8 @@ async def test_downloads_run_beside_the_jobs_and_are_told(session, sandbox, clip
     kinds = [type(event) for event in events]
 
     assert result.failures == ()
-    assert kinds.index(q.Downloading) < len(kinds) - 1 - kinds[::-1].index(q.Finished)
-    assert {event.record_id for event in events if isinstance(event, q.Downloading)} == set(sandbox.records)
+    assert kinds.index(Downloading) < len(kinds) - 1 - kinds[::-1].index(Finished)
+    assert {event.record_id for event in events if isinstance(event, Downloading)} == set(sandbox.records)
 
 
 async def test_a_job_and_a_video_can_be_downloaded(session, sandbox, tmp_path):

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qamera_async.errors import ConfigurationError
-from qamera_async.models import JobState
-from qamera_async.policies import (
+from qamera_async._config import (
     PollPolicy,
     RetryPolicy,
     StatusRules,
     Timeouts,
 )
+from qamera_async._models import JobState
+from qamera_async.errors import ConfigurationError
 
 NEVER = [True, False, "3", b"3", math.nan, -1, -0.5, -math.inf, [], 1j, 10**400]
 SECONDS = [
@@ -30,8 +30,8 @@ SECONDS = [
     (Timeouts, "request", set()),
     (Timeouts, "job", {"infinite"}),
     (Timeouts, "appear", {"zero", "none"}),
-    (Timeouts, "gone", {"zero"}),
-    (Timeouts, "lookup", {"zero"}),
+    (Timeouts, "missing", {"zero"}),
+    (Timeouts, "reconcile", {"zero"}),
     (Timeouts, "close", {"zero"}),
 ]
 SPECIAL = {"zero": 0, "infinite": math.inf, "none": None}

@@ -16,9 +16,10 @@ import psycopg
 import pytest
 
 import qamera_async as q
-from qamera_async.budget.window import Priority
-from qamera_async.ledger import checked_place, ledger_at, shared
+from qamera_async._ratelimit.window import Priority
+from qamera_async.ledger import LedgerFile, shared
 from qamera_async.ledger.ledger import Ledger
+from qamera_async.ledger.places import checked_place, ledger_at
 from qamera_async.ledger.postgres import PostgresStorage, opening, schema, worker
 from qamera_async.ledger.postgres.session import Session
 from qamera_async.ledger.postgres.worker import Alone
@@ -173,7 +174,7 @@ async def test_a_restart_of_the_database_neither_doubles_nor_loses(session, sand
     """In the middle of a batch, which goes on."""
     server, number = postgres.server(), 60
     # A database that crashed takes as long as it takes on a busy machine.
-    async with session(timeouts=q.Timeouts(job=60.0, lookup=0.3)) as qamera:
+    async with session(timeouts=q.Timeouts(job=60.0, reconcile=0.3)) as qamera:
 
         async def run():
             return await qamera.batch(
@@ -550,7 +551,7 @@ async def test_a_wrong_address_is_told_without_its_password(
 )
 def test_what_is_no_address_is_refused_when_the_session_is_built(address):
     """By an error that shows nothing of it."""
-    for make in (lambda: q.QameraSession("mk_live_a.b", ledger=address), lambda: q.LedgerFile(address)):
+    for make in (lambda: q.QameraSession("mk_live_a.b", ledger=address), lambda: LedgerFile(address)):
         with pytest.raises(q.ConfigurationError, match="allowed is") as refused:
             make()
 
@@ -562,11 +563,11 @@ def test_a_session_that_could_not_be_built_holds_nothing(tmp_path):
     key, path = "mk_live_built.not", tmp_path / "jobs.db"
     with pytest.raises(q.ConfigurationError):
         q.QameraSession(key, ledger="postgresql://h/db?nonsense=1")
-    held = q.QameraSession(key, budget=q.RequestBudget(5, 1.0))
+    held = q.QameraSession(key, rate_limiter=q.RateLimiter(5, 1.0))
     with pytest.raises(q.ConfigurationError, match="different one"):
-        q.QameraSession(key, budget=q.RequestBudget(7, 1.0), ledger=path)
+        q.QameraSession(key, rate_limiter=q.RateLimiter(7, 1.0), ledger=path)
 
-    assert held.budget.limit == 5
+    assert held.rate_limiter.limit == 5
     assert str(path) not in [name for _, _, name in shared._storages]
 
 
@@ -685,7 +686,7 @@ async def test_a_database_that_fails_while_it_is_entered_is_told(path, monkeypat
         await refused(path, q.LedgerUnavailableError, "out of everything")
     else:
         with pytest.raises(q.LedgerUnavailableError, match="out of everything"):
-            await q.LedgerFile(path).exists()
+            await LedgerFile(path).exists()
     monkeypatch.setattr(opening, "_SETTINGS", "SELECT 1 / 0")
     await refused(path, q.LedgerUnavailableError, "division")
 
@@ -755,7 +756,7 @@ async def test_what_was_downloaded_is_kept_by_its_whole_path(session, path, tmp_
     async with session() as qamera:
         await qamera.batch([q.VideoRequest("img_1", ref="sku-1")], download_to="clips")
     monkeypatch.chdir("/")
-    async with q.LedgerFile(path) as ledger:
+    async with LedgerFile(path) as ledger:
         (entry,) = [entry async for entry in ledger.entries()]
 
     whole = tmp_path / "clips" / "sku-1.mp4"
@@ -764,9 +765,9 @@ async def test_what_was_downloaded_is_kept_by_its_whole_path(session, path, tmp_
 
 async def test_looking_makes_no_ledger(path):
     """A name that was mistyped leaves nothing behind."""
-    assert not await q.LedgerFile(path).exists()
+    assert not await LedgerFile(path).exists()
     with pytest.raises(q.LedgerError, match="no such ledger"):
-        async with q.LedgerFile(path):
+        async with LedgerFile(path):
             pass
 
     assert postgres.execute(path, "SELECT 1 FROM pg_namespace WHERE nspname = 'qamera'") == []

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qamera_async as q
-from qamera_async import protocol
-from qamera_async.protocol import Answer
+from qamera_async import _protocol as protocol
+from qamera_async._protocol import Answer
 
 RULES = q.StatusRules()
 
@@ -23,7 +23,9 @@ def answer(body, status=200, **headers):
     ("request_", "path", "body"),
     [
         (
-            q.VideoRequest(image_id="a", suggestion="s", provider="p", ref="never sent", extra={"x": [1]}),
+            q.VideoRequest(
+                image_id="a", suggestion="s", provider="p", ref="never sent", extra_body={"x": [1]}
+            ),
             "/api/external/video-picker/register-videos",
             {"imageId": "a", "suggestion": "s", "provider": "p", "x": [1]},
         ),
@@ -42,9 +44,9 @@ def test_a_request_becomes_bytes(request_, path, body):
 
 
 def test_extra_cannot_replace_a_field():
-    """A field that the library sends is not for extra."""
+    """A field that the library sends is not for extra_body."""
     with pytest.raises(q.InvalidRequestError, match="imageId"):
-        protocol.encode(q.VideoRequest(image_id="a", extra={"imageId": "b"}))
+        protocol.encode(q.VideoRequest(image_id="a", extra_body={"imageId": "b"}))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_extra_cannot_replace_a_field():
         (403, q.PermissionDeniedError),
         (404, q.NotFoundError),
         (418, q.ApiError),
-        (429, q.QuotaExceededError),
+        (429, q.RateLimitError),
         (500, q.ServerError),
         (503, q.ServerError),
         (0, q.InvalidResponseError),

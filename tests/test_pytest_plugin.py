@@ -21,7 +21,7 @@ def run(code, *arguments):
 def test_importing_it_imports_nothing_heavy():
     """Each pytest run of an environment imports it, so it brings in no HTTP client and no models."""
     result = run(
-        "import sys, qamera_async.pytest_plugin as _;"
+        "import sys, pytest_qamera as _;"
         "print({'aiohttp', 'msgspec', 'attr', 'qamera_async.sandbox'} & set(sys.modules))"
     )
 
@@ -52,7 +52,7 @@ def test_without_pytest_asyncio_a_test_is_told_what_is_missing(tmp_path):
         sys.meta_path.insert(0, Missing())
         import pytest
 
-        options = ["-p", "qamera_async.pytest_plugin", "-p", "no:cacheprovider"]
+        options = ["-p", "pytest_qamera", "-p", "no:cacheprovider"]
         sys.exit(pytest.main([*options, "--rootdir", {str(tmp_path)!r}, {str(test)!r}]))
     """
     result = run(textwrap.dedent(code))

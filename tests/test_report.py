@@ -20,17 +20,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import qamera_async as q
-from qamera_async.cli.report import page, thumbnail_path, write_report
-from qamera_async.cli.report.axis import Axis
-from qamera_async.cli.report.clips import link
-from qamera_async.cli.report.timeline import MOST_BARS, timeline
-from qamera_async.cli.report.wording import duration, plural, visible
+from qamera_async.ledger import LedgerEntry, LedgerFile, LedgerState
+from qamera_async.report import page, thumbnail_path, write_report
+from qamera_async.report.axis import Axis
+from qamera_async.report.clips import link
+from qamera_async.report.timeline import MOST_BARS, timeline
+from qamera_async.report.wording import duration, plural, visible
 from qamera_async.sandbox import Sandbox
 
 VOID = {"meta", "img", "input", "br", "link"}
 NINE = datetime(2026, 11, 24, 9, tzinfo=UTC)
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-State = q.LedgerState
+State = LedgerState
 
 
 # --- looking at a page --------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def entry(number=0, state=State.DONE, **fields):
         "downloaded_at": at + timedelta(seconds=60),
     }
     request = fields.pop("request", None) or q.VideoRequest(f"img_{number}", ref=f"sku-{number}")
-    return q.LedgerEntry(f"intent-{number}", "https://app.qamera.ai", request, state, **usual | fields)
+    return LedgerEntry(f"intent-{number}", "https://app.qamera.ai", request, state, **usual | fields)
 
 
 def moments(*seconds):
@@ -237,7 +238,7 @@ async def test_the_commands_settle_what_is_ambiguous(sandbox, quick, tmp_path):
     written = await write_report(folder / "my jobs.db", folder / "report.html")
     texts = [code.text for code in cards(parsed(written))["sku-0"].all("code")]
     adopt, abandon = map(shlex.split, texts)
-    async with q.LedgerFile(adopt[2]) as ledger:
+    async with LedgerFile(adopt[2]) as ledger:
         await ledger.adopt(*adopt[4:])
     again = parsed(await write_report(folder / "my jobs.db", folder / "report.html"))
 
@@ -330,7 +331,7 @@ async def test_the_loop_is_free_meanwhile(session, tmp_path, monkeypatch):
 
 async def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch):
     """The extra isn't installed: a clear error, before the ledger is looked at."""
-    monkeypatch.delitem(sys.modules, "qamera_async.cli.report.page")
+    monkeypatch.delitem(sys.modules, "qamera_async.report.page")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(q.ConfigurationError, match=r"pip install 'qamera-async\[cli\]'"):
         await write_report(tmp_path / "none.db", tmp_path / "report.html")
@@ -338,7 +339,7 @@ async def test_without_jinja2_it_says_what_to_install(tmp_path, monkeypatch):
 
 def test_the_package_can_be_imported_without_jinja2():
     """The command asks it where thumbnails belong, and starts without any template."""
-    code = "import sys; sys.modules['jinja2'] = None; from qamera_async.cli.report import thumbnail_path"
+    code = "import sys; sys.modules['jinja2'] = None; from qamera_async.report import thumbnail_path"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert result.stderr == ""
@@ -442,7 +443,7 @@ def told_by_others(text):
     reel = q.ReelRequest([text, text], ref=text)
     generated = q.VideoRequest(generated_image_id=text)
     return [
-        q.LedgerEntry(
+        LedgerEntry(
             text,
             text,
             request,

@@ -10,8 +10,9 @@ import pytest_asyncio
 from browser import chromium
 
 import qamera_async as q
-from qamera_async.cli.report import thumbnail_path, write_report
-from qamera_async.cli.report.page import write_page
+from qamera_async.ledger import LedgerEntry, LedgerState
+from qamera_async.report import thumbnail_path, write_report
+from qamera_async.report.page import write_page
 from qamera_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
@@ -34,7 +35,7 @@ async def report(tmp_path_factory):
     """Give the report of 14 requests on the sandbox: one failed, one ambiguous, one refused, odd names."""
     folder = tmp_path_factory.mktemp("report")
     clips = folder / "clips"
-    quick = {"polling": q.PollPolicy(0.02, 0.1, 0.1), "timeouts": q.Timeouts(lookup=0.2)}
+    quick = {"polling": q.PollPolicy(0.02, 0.1, 0.1), "timeouts": q.Timeouts(reconcile=0.2)}
     async with Sandbox(job_seconds=0.1, quota=None) as sandbox:
         async with sandbox.session(**quick, ledger=folder / "jobs.db") as qamera:
             sandbox.trouble("fail_job")
@@ -50,7 +51,7 @@ async def report(tmp_path_factory):
                 (outcome,) = (await qamera.batch([one], download_to=clips / name)).outcomes
                 thumbnail = thumbnail_path(outcome.path)
                 thumbnail.parent.mkdir()
-                await qamera.download_thumbnail(outcome.video, thumbnail)
+                await qamera.download_thumbnail(outcome.record, thumbnail)
     return await write_report(folder / "jobs.db", folder / "the report #1.html", title="Spring")
 
 
@@ -294,11 +295,11 @@ async def test_the_labels_of_the_axis_keep_apart(look, tmp_path, seconds):
     """However long a batch took, its times and dates can be read on a phone."""
     at = datetime(2026, 11, 24, 9, 0, 1, tzinfo=UTC)
     jobs = [
-        q.LedgerEntry(
+        LedgerEntry(
             f"{part}",
             "https://app.qamera.ai",
             q.VideoRequest("i", ref=f"a-name-that-takes-its-room-{part}"),
-            q.LedgerState.DONE,
+            LedgerState.DONE,
             claimed_at=at + timedelta(seconds=seconds * part / 40),
             sent_at=at + timedelta(seconds=seconds * (part + 1) / 40),
         )

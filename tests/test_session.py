@@ -7,6 +7,7 @@ import math
 import pytest
 
 import qamera_async as q
+from qamera_async.events import Submitted
 from qamera_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
@@ -153,7 +154,7 @@ async def test_a_failed_job_raises_and_refunds(session, sandbox):
     with pytest.raises(q.JobFailedError):
         await job
 
-    assert failed.value.videos[0].status == "FAILED"
+    assert failed.value.records[0].status == "FAILED"
     assert job.state is q.JobState.FAILED
     assert sandbox.credits == 1000
     assert len(sandbox.requests) == before
@@ -203,14 +204,14 @@ async def test_a_record_that_takes_its_time_is_waited_for(session, sandbox, trou
 async def test_a_vanished_record_is_lost(quick):
     """A record that was seen and is gone raises JobLostError, which is not final."""
     async with Sandbox(job_seconds=math.inf, quota=None) as sandbox:
-        timeouts = q.Timeouts(gone=0.05)
+        timeouts = q.Timeouts(missing=0.05)
         async with sandbox.session(**quick | {"timeouts": timeouts}) as session:
             sandbox.trouble("vanish", after=0.06)
             job = await session.register_video(image_id="i")
             with pytest.raises(q.JobLostError) as lost:
                 await job
 
-    assert lost.value.video.status in ("PENDING", "PROCESSING")
+    assert lost.value.record.status in ("PENDING", "PROCESSING")
 
 
 LOST = [
@@ -234,7 +235,7 @@ LOST = [
 async def test_a_post_whose_answer_is_lost_is_ambiguous_and_never_sent_twice(sandbox, quick, name, details):
     """P3: one POST on the wire; the new record among the candidates, no old one."""
     sandbox.add_records(3)
-    options = quick | {"timeouts": q.Timeouts(request=0.2, lookup=0.5)}
+    options = quick | {"timeouts": q.Timeouts(request=0.2, reconcile=0.5)}
     async with sandbox.session(**options) as session:
         await session.list_videos()
         sandbox.trouble(name, **details)
@@ -335,7 +336,7 @@ async def test_an_unreachable_server_is_typed_and_costs_no_slot(unused_tcp_port,
     async with session:
         with pytest.raises(q.ConnectionFailedError):
             await session.register_video(image_id="i")
-        assert session.budget.used == 0
+        assert session.rate_limiter.used == 0
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -374,7 +375,7 @@ async def test_a_cancelled_callers_receipt_is_in_the_log_and_an_event(sandbox, q
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    assert [e.receipt.record_ids for e in events if isinstance(e, q.Submitted)] == [("vid_001",)]
+    assert [e.receipt.record_ids for e in events if isinstance(e, Submitted)] == [("vid_001",)]
     assert [r for r in caplog.records if r.levelno == logging.WARNING and "vid_001" in r.getMessage()]
 
 
@@ -384,11 +385,11 @@ async def test_a_caller_cancelled_while_queueing_withdraws(quick):
         await session.list_videos()
         task = asyncio.ensure_future(session.register_video(image_id="i"))
         await asyncio.sleep(0.01)
-        assert session.budget.waiting == 1
+        assert session.rate_limiter.waiting == 1
         task.cancel()
         await asyncio.wait([task])
 
-        assert session.budget.waiting == 0
+        assert session.rate_limiter.waiting == 0
         assert posts(sandbox) == []
 
 

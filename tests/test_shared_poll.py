@@ -14,17 +14,18 @@ import pytest
 from canary import KEY
 
 import qamera_async as q
+from qamera_async._polling import others
 from qamera_async.errors import LedgerUnavailableError
-from qamera_async.ledger import checked_place, ledger_at
+from qamera_async.events import Updated
 from qamera_async.ledger.board import Look
-from qamera_async.poller import others
+from qamera_async.ledger.places import checked_place, ledger_at
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 INTERVAL = 0.1
 POLLING = q.PollPolicy(interval=INTERVAL, stale_after=1.0, max_interval=0.4)
-TIMEOUTS = q.Timeouts(connect=1.0, request=1.0, job=10.0, gone=0.5, lookup=0.3, close=1.0)
+TIMEOUTS = q.Timeouts(connect=1.0, request=1.0, job=10.0, missing=0.5, reconcile=0.3, close=1.0)
 on_postgres = pytest.mark.parametrize("path", ["postgres"], indirect=True)
 
 
@@ -203,7 +204,7 @@ async def test_each_change_reaches_who_does_not_poll(sandbox, sessions, follower
     assert video.state is q.JobState.DONE
     assert video.video_url.startswith(sandbox.cdn_url)
     if follower == 1:
-        assert [event.video.status for event in events if isinstance(event, q.Updated)] == [before, "DONE"]
+        assert [event.record.status for event in events if isinstance(event, Updated)] == [before, "DONE"]
 
 
 async def test_what_was_seen_long_ago_is_no_answer_to_who_comes_now(sandbox, sessions, path):
@@ -219,7 +220,7 @@ async def test_what_was_seen_long_ago_is_no_answer_to_who_comes_now(sandbox, ses
     await asyncio.sleep(2 * INTERVAL)
     for each in order:
         await each.aclose()
-    (late,) = await sessions(1, budget=q.RequestBudget(1, 5 * INTERVAL))
+    (late,) = await sessions(1, rate_limiter=q.RateLimiter(1, 5 * INTERVAL))
     await late.list_videos()
     before = polls(sandbox)
     await late.job(record_id)
@@ -608,13 +609,14 @@ async def test_who_has_lost_the_connection_listens_again(sandbox, sessions, path
 
 PROGRAM = """
 import asyncio, json, sys
-from qamera_async import Polled, PollPolicy, QameraSession, RequestBudget
+from qamera_async import PollPolicy, QameraSession, RateLimiter
+from qamera_async.events import Polled
 def told(event):
     if isinstance(event, Polled):
         print("polled", flush=True)
 async def main():
     url, key, ledger, record_id, interval = json.loads(sys.argv[1])
-    options = {"budget": RequestBudget(10**6, 0.001), "polling": PollPolicy(interval=interval)}
+    options = {"rate_limiter": RateLimiter(10**6, 0.001), "polling": PollPolicy(interval=interval)}
     async with QameraSession(key, base_url=url, ledger=ledger, on_event=told, **options) as qamera:
         print((await qamera.job(record_id)).status, flush=True)
 asyncio.run(main())

@@ -12,7 +12,7 @@ import pytest
 from canary import FORMS, KEY, SECRET, Search
 
 import qamera_async as q
-from qamera_async import protocol
+from qamera_async import _protocol as protocol
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 sys.path.insert(0, str(SWEEPS))
@@ -53,7 +53,7 @@ async def test_a_soak_that_writes_the_key_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(q.QameraError, "__str__", lambda error: KEY)
     monkeypatch.setattr(soak, "DOWN", 0.0)
     monkeypatch.setattr(
-        soak, "QUICK", soak.QUICK | {"timeouts": attrs.evolve(soak.QUICK["timeouts"], lookup=0.0)}
+        soak, "QUICK", soak.QUICK | {"timeouts": attrs.evolve(soak.QUICK["timeouts"], reconcile=0.0)}
     )
     options = argparse.Namespace(jobs=60, seed=1, ledger=True)
     wrong = await soak.soak(options, tmp_path)

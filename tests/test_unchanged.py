@@ -6,8 +6,10 @@ import gc
 import pytest
 
 import qamera_async as q
-from qamera_async import poller, protocol
-from qamera_async.poller import latest
+from qamera_async import _polling as poller
+from qamera_async import _protocol as protocol
+from qamera_async._polling import latest
+from qamera_async.events import Failed, Updated
 from qamera_async.sandbox import Sandbox
 
 
@@ -143,7 +145,7 @@ async def test_what_nobody_was_told_of_settles_nothing(tagged, quick):
 
     def on_event(event):
         told.append(event)
-        if isinstance(event, q.Failed) and event.record_ids == first.record_ids:
+        if isinstance(event, Failed) and event.record_ids == first.record_ids:
             waiting.close()
 
     async with tagged.session(on_event=on_event, **quick) as session:
@@ -162,7 +164,7 @@ async def test_what_nobody_was_told_of_settles_nothing(tagged, quick):
 
         with pytest.raises(q.JobFailedError):
             await second
-    assert len([event for event in told if isinstance(event, q.Failed)]) == 2
+    assert len([event for event in told if isinstance(event, Failed)]) == 2
 
 
 async def test_what_no_event_tells_is_no_update(tagged, quick):
@@ -203,7 +205,7 @@ async def test_a_word_that_is_cut_is_told_of_once(tagged, quick):
         await asyncio.wait([waiting])
 
     assert job.status == "x" * 100
-    assert [e.video.status for e in told if isinstance(e, q.Updated)].count("x" * 100) == 1
+    assert [e.record.status for e in told if isinstance(e, Updated)].count("x" * 100) == 1
 
 
 async def test_a_304_is_a_look_at_the_list(tagged, quick):

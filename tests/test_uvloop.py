@@ -18,8 +18,8 @@ async def run_batch(failures):
     requests = [q.VideoRequest(image_id=f"img_{n}", ref=f"sku-{n}") for n in range(JOBS)]
     polling = q.PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
     async with Sandbox(job_seconds=0.05, quota=(20, 0.25)) as sandbox:
-        budget = q.RequestBudget(20, 0.25)
-        async with sandbox.session(polling=polling, budget=budget) as session, asyncio.timeout(60):
+        budget = q.RateLimiter(20, 0.25)
+        async with sandbox.session(polling=polling, rate_limiter=budget) as session, asyncio.timeout(60):
             result = await session.batch(requests)
         return result, sandbox.requests
 
@@ -32,5 +32,5 @@ def test_batch_that_waits_for_slots_finishes_on_uvloop():
     assert failures == []
     assert result.stopped is None
     assert result.failures == ()
-    assert len(result.videos) == JOBS
+    assert len(result.records) == JOBS
     assert [request.method for request in requests].count("POST") == JOBS

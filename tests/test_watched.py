@@ -2,8 +2,8 @@
 
 import random
 
-from qamera_async.poller.records import Record
-from qamera_async.poller.watched import Watched
+from qamera_async._polling.records import Record
+from qamera_async._polling.watched import Watched
 
 
 def test_records_of_one_id_come_and_go():

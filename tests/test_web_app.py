@@ -20,10 +20,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 APPS = ["web_app.py", "web_app_fastapi.py"]
 
 WITHOUT_WAITING = """
-from qamera_async import PollPolicy, QameraSession, RequestBudget
+from qamera_async import PollPolicy, QameraSession, RateLimiter
 
 QameraSession.__init__.__kwdefaults__["polling"] = PollPolicy(0.05, 0.2, 0.2)
-QameraSession.__init__.__kwdefaults__["budget"] = RequestBudget(limit=10**6, window=0.001)
+QameraSession.__init__.__kwdefaults__["budget"] = RateLimiter(limit=10**6, window=0.001)
 """
 """Keeps an app of a test from waiting for polls and for the quota: Python runs it first."""
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web as aiohttp_web
 from test_web_app import EXAMPLES
 
-from qamera_async import QameraSession, ReelRequest, RequestBudget, Timeouts, VideoRequest
+from qamera_async import QameraSession, RateLimiter, ReelRequest, Timeouts, VideoRequest
 from qamera_async.events import Polled
 from qamera_async.sandbox import Sandbox
 
@@ -176,7 +176,7 @@ async def test_memory_stays_flat(quick, tmp_path):
 
     @asynccontextmanager
     async def open_board():
-        options = {"ledger": tmp_path / "jobs.db", "budget": RequestBudget(limit=10**6, window=0.001)}
+        options = {"ledger": tmp_path / "jobs.db", "rate_limiter": RateLimiter(limit=10**6, window=0.001)}
         async with (
             QameraSession(key, base_url=origin, on_event=on_event, **options, **quick) as qamera,
             Board(
@@ -398,7 +398,7 @@ async def test_looking_again_finds_what_shows_up_late(sandbox, board):
     """What was made of an order is a candidate as soon as the server lists it."""
     sandbox.trouble("late", seconds=0.4)
     sandbox.trouble("reset_after")
-    async with board({"timeouts": Timeouts(lookup=0.1)}, patience=0.01) as one:
+    async with board({"timeouts": Timeouts(reconcile=0.1)}, patience=0.01) as one:
         await one.order(request())
         first = await until(one, State.AMBIGUOUS)
         async with asyncio.timeout(20):
@@ -436,12 +436,12 @@ async def test_an_order_of_the_app_before_is_waited_for(sandbox, board):
 
 async def test_what_was_never_sent_is_not_sent_after_a_restart(sandbox, board, quick):
     """It waited for the quota when the app ended: nothing was paid for, and nothing is kept of it."""
-    budget = RequestBudget(limit=1, window=600.0)
-    async with board({"budget": budget}, patience=0.01) as one:
+    budget = RateLimiter(limit=1, window=600.0)
+    async with board({"rate_limiter": budget}, patience=0.01) as one:
         await one.order(request(1))
         await until(one, State.PENDING, 1)
         await one.order(request(2))
-    async with board({"budget": RequestBudget(limit=10**6, window=0.001)}) as one:
+    async with board({"rate_limiter": RateLimiter(limit=10**6, window=0.001)}) as one:
         await until(one, State.DONE, 1)
         left = one.feed.get("form-00002")
 

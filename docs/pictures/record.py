@@ -17,11 +17,11 @@ from pathlib import Path
 from playwright.async_api import async_playwright
 from rich.console import Console
 
-from qamera_async import PollPolicy, QameraError, ReelRequest, Request, Timeouts, VideoRequest, write_report
+from qamera_async import PollPolicy, QameraError, ReelRequest, Request, Timeouts, VideoRequest
 from qamera_async.cli.live import render
 from qamera_async.cli.progress import Progress
-from qamera_async.cli.report import thumbnail_path
 from qamera_async.cli.snapshot import JobKind, Snapshot
+from qamera_async.report import thumbnail_path, write_report
 from qamera_async.sandbox import Sandbox
 
 HERE = Path(__file__).parent
@@ -70,25 +70,25 @@ async def record(folder: Path) -> None:
             ledger=folder / "jobs.db",
             on_event=progress.on_event,
             polling=PollPolicy(interval=0.5, stale_after=2.0),
-            timeouts=Timeouts(lookup=3.0),
+            timeouts=Timeouts(reconcile=3.0),
         ) as session:
 
             async def watch() -> None:
                 nonlocal picture
                 while not picture:
                     await asyncio.sleep(0.05)
-                    snapshot = progress.snapshot(session.budget.used)
+                    snapshot = progress.snapshot(session.rate_limiter.used)
                     if is_telling(snapshot):
                         picture = drawn(snapshot)
 
             watching = asyncio.create_task(watch())
             async for outcome in session.batch(requests(), download_to=folder / "clips"):
                 progress.outcome(outcome)
-                if outcome.path is not None and outcome.video is not None:
+                if outcome.path is not None and outcome.record is not None:
                     thumbnail = thumbnail_path(outcome.path)
                     thumbnail.parent.mkdir(exist_ok=True)
                     try:
-                        await session.download_thumbnail(outcome.video, thumbnail)
+                        await session.download_thumbnail(outcome.record, thumbnail)
                     except QameraError as error:
                         print(error)
             watching.cancel()

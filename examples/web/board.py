@@ -17,10 +17,7 @@ from web.feed import Candidate, Card, Feed, State
 from qamera_async import (
     AmbiguousSubmissionError,
     JobFailedError,
-    LedgerEntry,
     LedgerError,
-    LedgerFile,
-    LedgerState,
     QameraError,
     QameraSession,
     Request,
@@ -28,6 +25,7 @@ from qamera_async import (
     Video,
     VideoRequest,
 )
+from qamera_async.ledger import LedgerEntry, LedgerFile, LedgerState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from web.feed import Clip
 
-from qamera_async import DownloadError, QameraSession, Video, safe_name
+from qamera_async import DownloadError, QameraSession, Video
+from qamera_async.download import safe_name
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from qamera_async import (
     LedgerUnavailableError,
     NotFoundError,
     QameraError,
-    QuotaExceededError,
+    RateLimitError,
     TransportError,
 )
 
@@ -39,7 +39,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (LedgerUnavailableError, 503),
     (LedgerCorruptError, 503),
     (LedgerError, 409),  # another request under that id, or nothing to settle there
-    (QuotaExceededError, 503),
+    (RateLimitError, 503),
     (BusyError, 503),
     (UnknownError, 404),
     (ApiError, 502),  # what is wrong is between this app and the API: its key, say

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from web.board import Board
 
-from qamera_async import PollPolicy, QameraSession, Timeouts, api_origin
+from qamera_async import PollPolicy, QameraSession, Timeouts
+from qamera_async._session import api_origin
 from qamera_async.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ async def _on_the_sandbox(folder: Path) -> AsyncIterator[Board]:
             sandbox.session(
                 ledger=ledger,
                 polling=PollPolicy(interval=1.0),
-                timeouts=Timeouts(lookup=3.0),
+                timeouts=Timeouts(reconcile=3.0),
                 trace_configs=[_trouble_on(sandbox)],
             ) as qamera,
             Board(qamera, ledger=ledger, origin=api_origin(sandbox.url), clips=clips) as board,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from .. import api_origin
+from .._session import api_origin
 from . import values
 from .connection import session_of
 from .plan import describe, plan

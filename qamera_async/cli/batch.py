@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .. import LedgerError, LedgerFile, LedgerState
+from .. import LedgerError
+from ..ledger import LedgerFile, LedgerState
+from ..report import write_report
 from . import values
 from .asking import agreed, say_first
 from .codes import Code, gravest
@@ -17,7 +19,6 @@ from .connection import session_of
 from .many import Bounds, Tally, doubts, run_batch
 from .paths import check_file, check_folder
 from .progress import Progress
-from .report import write_report
 from .rows import CatalogueError, read_rows
 from .running import run
 from .settling import is_address, ledger_command

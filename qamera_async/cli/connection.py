@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from .. import PollPolicy, QameraSession, RequestBudget, Timeouts
+from .. import PollPolicy, QameraSession, RateLimiter, Timeouts
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Callable
 
-    from .. import Event
+    from ..events import Event
     from .options import Api
     from .progress import Progress
     from .running import Running
@@ -32,9 +32,9 @@ def session_of(
     limit, window = api.limits
     return QameraSession(
         allow_http=api.allow_http,
-        budget=RequestBudget(limit, window),
+        rate_limiter=RateLimiter(limit, window),
         polling=PollPolicy(interval=api.interval),
-        timeouts=Timeouts(job=api.timeout, lookup=min(api.timeout, Timeouts().lookup)),
+        timeouts=Timeouts(job=api.timeout, reconcile=min(api.timeout, Timeouts().reconcile)),
         ledger=ledger,
         on_event=on_event,
     )
@@ -43,8 +43,8 @@ def session_of(
 @contextlib.asynccontextmanager
 async def shown(running: Running, progress: Progress, session: QameraSession) -> AsyncGenerator[None]:
     """Show the progress as long as this lasts."""
-    budget = session.budget
-    running.screen.live(lambda: progress.snapshot(budget.used, budget.held_for))
+    budget = session.rate_limiter
+    running.screen.live(lambda: progress.snapshot(budget.used, budget.cooldown))
     try:
         yield
     finally:

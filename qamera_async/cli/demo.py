@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from .. import PollPolicy, ReelRequest, VideoRequest, safe_name
+from .. import PollPolicy, ReelRequest, VideoRequest
+from ..download import safe_name
+from ..report import thumbnail_path
 from ..sandbox import Sandbox
 from .batch import REPORT, conclude
 from .codes import Code, gravest
 from .many import Bounds, Tally, run_batch
 from .progress import Progress
-from .report import thumbnail_path
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -74,7 +74,7 @@ class PlainDisplay(Display):
 
     def _tell(self, snapshot: Snapshot) -> None:
         trouble = snapshot.wait.reason if snapshot.wait is not None and snapshot.wait.trouble else ""
-        news = snapshot.settled, snapshot.submitted, snapshot.held_for > 0, trouble
+        news = snapshot.settled, snapshot.submitted, snapshot.cooldown > 0, trouble
         if news != self._told:
             self._told, self._told_at = news, self._clock()
             self._stream.write(f"{summary(snapshot)}\n")
@@ -160,8 +160,8 @@ def summary(snapshot: Snapshot) -> str:
     parts.append(f"{clock(snapshot.elapsed)} passed")
     if snapshot.remaining is not None and snapshot.settled < (snapshot.total or 0):
         parts.append(f"about {roughly(max(snapshot.remaining, 1))} left")
-    if snapshot.held_for > 0:
-        parts.append(f"held {roughly(max(snapshot.held_for, 1))} by the quota")
+    if snapshot.cooldown > 0:
+        parts.append(f"held {roughly(max(snapshot.cooldown, 1))} by the quota")
     if snapshot.wait is not None and snapshot.wait.trouble:
         parts.append(f"{snapshot.wait.reason}, again in {roughly(max(snapshot.wait.seconds, 1))}")
     return ", ".join(parts)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .. import LedgerFile, LedgerState, copy_ledger
+from ..ledger import LedgerFile, LedgerState, copy_ledger
 from .asking import answered
 from .codes import Code
 from .running import run
 from .settling import ledger_command, without_password
 
 if TYPE_CHECKING:
-    from .. import Pruned
+    from ..ledger import Pruned
     from .options import Manners
     from .running import Running
 

@@ -143,17 +143,17 @@ class _Drawing:
         if wait is not None and wait.trouble:
             yield Text(f"{self._data(wait.reason)}, again in {roughly(max(wait.seconds, 1))}", "yellow")
         full = snapshot.used >= snapshot.limit
-        style = "yellow" if full or snapshot.held_for else "blue"
+        style = "yellow" if full or snapshot.cooldown else "blue"
         quota = Text.assemble(("quota ", "dim"))
         quota.append_text(self._bar(_QUOTA_CELLS, snapshot.limit, (snapshot.used, style, self.signs.done)))
         quota.append(f" {snapshot.used:,}/{snapshot.limit:,}")
-        if snapshot.held_for > 0:
-            quota.append(f" held {roughly(max(snapshot.held_for, 1))}", "yellow")
+        if snapshot.cooldown > 0:
+            quota.append(f" held {roughly(max(snapshot.cooldown, 1))}", "yellow")
         yield quota
         if snapshot.reserved:
             credit = f"{snapshot.reserved:,} credits"
             yield Text(f"{credit}, {snapshot.refunded:,} back" if snapshot.refunded else credit)
-        if wait is not None and not wait.trouble and not snapshot.held_for:
+        if wait is not None and not wait.trouble and not snapshot.cooldown:
             yield Text(f"{self._data(wait.reason)} in {roughly(max(wait.seconds, 1))}", "dim")
 
     def _fitting(self, parts: Iterable[Text]) -> Text:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .. import LedgerEntry, LedgerFile, LedgerState
+from ..ledger import LedgerEntry, LedgerFile, LedgerState
+from ..report import write_report
 from . import values
 from .codes import Code
 from .many import how_to_settle
-from .report import write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -111,8 +111,8 @@ async def run_batch(
                 tally.count(outcome)
                 progress.outcome(outcome)
                 _tell(running, outcome, tally)
-                if outcome.path is not None and outcome.video is not None:
-                    thumbnails.fetch(outcome.video, outcome.path)
+                if outcome.path is not None and outcome.record is not None:
+                    thumbnails.fetch(outcome.record, outcome.path)
         except QameraError as reason:
             tally.stopped = reason
             running.report(reason, "stopped")

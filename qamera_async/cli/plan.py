@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from .. import LedgerFile, LedgerState, VideoRequest
+from .. import VideoRequest
+from ..ledger import LedgerFile, LedgerState
 from .estimate import submission_slots
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from .. import LedgerEntry, Request
+    from .. import Request
+    from ..ledger import LedgerEntry
 
 _VIDEO_CREDITS, _REEL_CREDITS = 10, 15  # the examples of the API's pages (both POST endpoints)
 _SHOWN_REFS = 10

@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING
 import attrs
 
 from .. import (
-    Ambiguous,
     AmbiguousSubmissionError,
     ApiError,
     DownloadError,
-    Downloading,
-    Failed,
-    Finished,
     JobFailedError,
     JobLostError,
     JobState,
     JobTimeoutError,
-    Polled,
-    QuotaWait,
     ReelRequest,
+    TransportError,
+)
+from ..events import (
+    Ambiguous,
+    Downloading,
+    Failed,
+    Finished,
+    Polled,
+    RateLimitWait,
     Retrying,
     Submitted,
-    TransportError,
     Updated,
 )
 from .estimate import Estimate
@@ -35,7 +37,8 @@ from .snapshot import JobKind, JobLine, Snapshot, Wait
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .. import Event, Outcome, Video
+    from .. import Outcome, Video
+    from ..events import Event
 
 _SHOWN = 6  # jobs
 _LATELY = 60.0  # seconds that a failure is worth seeing
@@ -118,16 +121,16 @@ class Progress:
             case Downloading():
                 self._downloading(event)
             case Updated():
-                self._updated(event.video)
+                self._updated(event.record)
             case Submitted():
                 self._accepted(event)
             case Finished():
-                self._settle((event.video.id,), failed=False)
+                self._settle((event.record.id,), failed=False)
             case Failed():
                 self._settle(event.record_ids, failed=isinstance(event.error, JobFailedError))
             case Retrying():
                 self._again(event)
-            case QuotaWait():
+            case RateLimitWait():
                 self._queueing = self._clock() + event.seconds
             case Polled():
                 self._retrying = None
@@ -231,12 +234,12 @@ class Progress:
 
     # --- what it tells --------------------------------------------------------------------------
 
-    def snapshot(self, used: int, held_for: float = 0.0) -> Snapshot:
+    def snapshot(self, used: int, cooldown: float = 0.0) -> Snapshot:
         """Give how far it has come.
 
         Args:
-            used: How many requests of the quota are used up: ``RequestBudget.used``.
-            held_for: For how many seconds it holds all requests: ``RequestBudget.held_for``.
+            used: How many requests of the quota are used up: ``RateLimiter.used``.
+            cooldown: For how many seconds it holds all requests: ``RateLimiter.cooldown``.
 
         """
         now = self._clock()
@@ -252,10 +255,10 @@ class Progress:
             refunded=self._refunded,
             used=used,
             limit=self._limit,
-            held_for=held_for,
+            cooldown=cooldown,
             wait=self._wait(now),
             elapsed=now - self._started,
-            remaining=self._remaining(now, held_for),
+            remaining=self._remaining(now, cooldown),
             jobs=jobs,
         )
 
@@ -266,7 +269,7 @@ class Progress:
             return Wait("next slot", self._queueing - now, trouble=False)
         return None
 
-    def _remaining(self, now: float, held_for: float) -> float | None:
+    def _remaining(self, now: float, cooldown: float) -> float | None:
         if self._total is None:
             return None
         unsettled = self._total - (self._done + self._failed + self._ambiguous)
@@ -279,7 +282,7 @@ class Progress:
             youngest=None if youngest is None else now - youngest.since,
             to_download=len(self._finished),
             unsettled=unsettled,
-            held=held_for,
+            held=cooldown,
         )
 
     def _worth_seeing(self, now: float) -> Iterator[JobLine]:
@@ -306,7 +309,7 @@ def _what(request: object) -> str:
 
 def _word(error: Exception) -> str:
     if isinstance(error, JobFailedError):
-        return next((video.status for video in error.videos if video.state is JobState.FAILED), "failed")
+        return next((video.status for video in error.records if video.state is JobState.FAILED), "failed")
     if isinstance(error, ApiError):
         return f"refused, {error.status}"
     return next((word for kind, word in _WORDS.items() if isinstance(error, kind)), "failed")

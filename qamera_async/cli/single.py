@@ -6,7 +6,9 @@ import asyncio
 import shlex
 from typing import TYPE_CHECKING, cast
 
-from .. import Outcome, Polled, QameraError, safe_name
+from .. import Outcome, QameraError
+from ..download import safe_name
+from ..events import Polled
 from . import values
 from .asking import agreed, say_first
 from .codes import Code, gravest
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-    from .. import Event, Job, QameraSession, Request, Video
+    from .. import Job, QameraSession, Request, Video
+    from ..events import Event
     from .options import Api, Delivery, Manners
     from .plan import Plan
     from .running import Running

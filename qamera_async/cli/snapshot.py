@@ -71,7 +71,7 @@ class Snapshot:
         refunded: The credits of it that came back, with jobs that failed.
         used: How many requests of the quota are used up.
         limit: How many it allows.
-        held_for: For how many seconds it holds all requests after a 429; 0 where it doesn't.
+        cooldown: For how many seconds it holds all requests after a 429; 0 where it doesn't.
         wait: What everything waits for just now; None: nothing.
         elapsed: Seconds since the start.
         remaining: Seconds until all is done; None while nobody can know.
@@ -89,7 +89,7 @@ class Snapshot:
     refunded: int
     used: int
     limit: int
-    held_for: float
+    cooldown: float
     wait: Wait | None
     elapsed: float
     remaining: float | None

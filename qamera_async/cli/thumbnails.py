@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 from .. import QameraError
-from .report import thumbnail_path
+from ..report import thumbnail_path
 
 if TYPE_CHECKING:
     from pathlib import Path

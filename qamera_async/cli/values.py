@@ -16,7 +16,8 @@ from .. import Intent
 if TYPE_CHECKING:
     from cattrs import Converter
 
-    from .. import LedgerEntry, Outcome, Video
+    from .. import Outcome, Video
+    from ..ledger import LedgerEntry
 
 
 def line(kind: str, fields: Mapping[str, object]) -> str:
@@ -54,7 +55,7 @@ def outcome(value: Outcome) -> dict[str, Any]:
         "ok": value.ok,
         "record_ids": [] if value.job is None else list(value.job.record_ids),
         "credits_reserved": None if receipt is None else receipt.credits_reserved,
-        "video": None if value.video is None else plain(value.video),
+        "video": None if value.record is None else plain(value.record),
         "path": None if value.path is None else str(value.path),
     }
     return fields if value.error is None else {**fields, **error(value.error)}

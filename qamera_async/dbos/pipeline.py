@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from .._models import Request
+    from .._session import QameraSession
     from ..ledger.ledger import Ledger
-    from ..models import Request
-    from ..session import QameraSession
     from .result import Said
 
 VERSION = "1"

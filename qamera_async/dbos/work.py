@@ -14,9 +14,9 @@ from ..ledger.rows import request_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ..models import Request
-    from ..policies import RetryPolicy
-    from ..session import QameraSession
+    from .._config import RetryPolicy
+    from .._models import Request
+    from .._session import QameraSession
     from .result import Said
 
 ORDERS, BATCHES = "qamera.orders", "qamera.batches"

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+    from .._config import RetryPolicy, Timeouts
+    from .._models import Video
+    from .._transport import Transport
+    from .._transport.fetch import Fetched
     from ..events import Emit
-    from ..models import Video
-    from ..policies import RetryPolicy, Timeouts
-    from ..transport import Transport
-    from ..transport.fetch import Fetched
 
     Progress = Callable[[int, int | None], None]
 

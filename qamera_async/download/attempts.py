@@ -9,9 +9,9 @@ from ..events import Retrying
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from .._config import RetryPolicy
     from ..errors import DownloadError
     from ..events import Emit
-    from ..policies import RetryPolicy
 
 _PROGRESS = 1024 * 1024  # bytes, after which attempts are counted anew
 

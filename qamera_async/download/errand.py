@@ -8,7 +8,7 @@ from ..errors import DownloadError
 from .guard import host_of
 
 if TYPE_CHECKING:
-    from ..models import Video
+    from .._models import Video
 
 
 class Errand:

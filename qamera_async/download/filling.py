@@ -15,7 +15,7 @@ from .whole import Proof
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..transport.fetch import Fetched
+    from .._transport.fetch import Fetched
     from .errand import Errand
     from .parts import Part
     from .route import Route

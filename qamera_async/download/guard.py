@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..transport.fetch import as_url
+from .._transport.fetch import as_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from ..transport.fetch import Fetched
+    from .._transport.fetch import Fetched
     from .note import Note
     from .parts import Part
 

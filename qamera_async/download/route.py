@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from yarl import URL
 
+from .._transport.fetch import AddressRefusedError
 from ..errors import InvalidResponseError, QameraError, SessionClosedError, TransportError
-from ..transport.fetch import AddressRefusedError
 from .attempts import Interrupted
 from .guard import is_public, why_not
 from .media import HEAD, is_media, is_page_type
@@ -17,9 +17,9 @@ from .ranges import PARTIAL, UNSATISFIABLE, is_encoded
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
+    from .._models import Video
+    from .._transport.fetch import Fetched, Fetcher
     from ..errors import DownloadError
-    from ..models import Video
-    from ..transport.fetch import Fetched, Fetcher
     from .errand import Errand
 
 _MOST_REDIRECTS = 5

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ..errors import LedgerError, LedgerUnavailableError
-from . import checked_place, ledger_is_there, shown_place, storage_apart
 from .moving import mark_moved
+from .places import checked_place, ledger_is_there, shown_place, storage_apart
 from .rows import LedgerState, Row
 
 if TYPE_CHECKING:

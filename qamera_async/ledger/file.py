@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import attrs
 
+from .._models import Intent, Receipt, Request, Video, checked_ids
 from ..errors import (
     AmbiguousSubmissionError,
     InvalidRequestError,
@@ -19,8 +20,7 @@ from ..errors import (
     SessionClosedError,
     shown,
 )
-from ..models import Intent, Receipt, Request, Video, checked_ids
-from . import checked_place, ledger_at, ledger_is_there, shown_place
+from .places import checked_place, ledger_at, ledger_is_there, shown_place
 from .rows import LedgerState
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from .._models import JobState
 from ..errors import (
     AmbiguousSubmissionError,
     InvalidRequestError,
@@ -17,16 +18,15 @@ from ..errors import (
     LedgerUnavailableError,
     shown,
 )
-from ..models import JobState
-from . import NoLedger
+from .places import NoLedger
 from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, LedgerState, Row
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from ..budget.shared import SlotLog
+    from .._models import Intent, Receipt, Video
+    from .._ratelimit.shared import SlotLog
     from ..errors import QameraError
-    from ..models import Intent, Receipt, Video
     from .board import Board
     from .storage import Found, Storage
 

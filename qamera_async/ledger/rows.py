@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
-from ..models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
+from .._models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -155,7 +155,7 @@ def _converter() -> Converter:
 def _keep_extra(converter: Converter, kind: type[VideoRequest | ReelRequest]) -> None:
     from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override  # noqa: PLC0415
 
-    # `extra` is any JSON, and the model's own converter freezes what comes back.
+    # `extra_body` is any JSON, and the model's own converter freezes what comes back.
     def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         if isinstance(value, tuple):
             return [plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
@@ -164,9 +164,9 @@ def _keep_extra(converter: Converter, kind: type[VideoRequest | ReelRequest]) ->
         return value
 
     converter.register_unstructure_hook(
-        kind, make_dict_unstructure_fn(kind, converter, extra=override(unstruct_hook=plain))
+        kind, make_dict_unstructure_fn(kind, converter, extra_body=override(unstruct_hook=plain))
     )
     converter.register_structure_hook(
         kind,
-        make_dict_structure_fn(kind, converter, extra=override(struct_hook=lambda value, _: value)),
+        make_dict_structure_fn(kind, converter, extra_body=override(struct_hook=lambda value, _: value)),
     )

@@ -8,8 +8,8 @@ import secrets
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..budget.shared import Elsewhere
-from ..budget.window import Priority
+from .._ratelimit.shared import Elsewhere
+from .._ratelimit.window import Priority
 from ..errors import LedgerUnavailableError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from datetime import datetime
 
-    from ..budget.shared import SlotLog
+    from .._ratelimit.shared import SlotLog
     from .board import Board
     from .pruning import Pruned
     from .rows import LedgerState, Row

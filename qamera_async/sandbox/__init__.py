@@ -20,7 +20,7 @@ from .world import World
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .. import QameraSession, RequestBudget
+    from .. import QameraSession, RateLimiter
 
 __all__ = ["ArrivedRequest", "Order", "Record", "Sandbox"]
 
@@ -82,7 +82,7 @@ class Sandbox:
         self.url = ""
         self.cdn_url = ""
         self._quota = quota
-        self._budget: RequestBudget | None = None
+        self._budget: RateLimiter | None = None
         self._log = Log()
         self._script = Script()
         self._world = World(
@@ -169,14 +169,14 @@ class Sandbox:
         Returns:
             The session, not yet entered. Those of one sandbox share one budget.
         """
-        from .. import QameraSession, RequestBudget  # noqa: PLC0415 - else it knows nothing of the client
+        from .. import QameraSession, RateLimiter  # noqa: PLC0415 - else it knows nothing of the client
 
         settings: dict[str, Any] = {"api_key": self.api_key, "base_url": self.url} | options
-        if "budget" not in settings:
+        if "rate_limiter" not in settings:
             if self._budget is None:
                 limit, window = self._quota or (1_000_000, 0.001)
-                self._budget = RequestBudget(limit=limit, window=window)
-            settings["budget"] = self._budget
+                self._budget = RateLimiter(limit=limit, window=window)
+            settings["rate_limiter"] = self._budget
         return QameraSession(**settings)
 
     def trouble(

@@ -23,8 +23,8 @@ from strategies import (
 )
 
 import qamera_async as q
-from qamera_async import protocol
-from qamera_async.protocol import Answer
+from qamera_async import _protocol as protocol
+from qamera_async._protocol import Answer
 
 RULES = q.StatusRules()
 FUZZ = settings.get_profile("values")

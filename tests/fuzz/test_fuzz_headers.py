@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import header_values, headers
 
-from qamera_async import protocol
-from qamera_async.protocol import Answer
+from qamera_async import _protocol as protocol
+from qamera_async._protocol import Answer
 
 FUZZ = settings.get_profile("values")
 

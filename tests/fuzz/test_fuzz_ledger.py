@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qamera_async as q
-from qamera_async import LedgerFile, LedgerState
-from qamera_async.ledger import ledger_at
+from qamera_async.ledger import LedgerFile, LedgerState
+from qamera_async.ledger.places import ledger_at
 from qamera_async.ledger.rows import Row
 from qamera_async.ledger.sqlite import SqliteStorage
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import TOKENS, anything, texts
 
 import qamera_async as q
-from qamera_async import protocol
+from qamera_async import _protocol as protocol
 from qamera_async.cli.rows import CatalogueError, read_rows
 
 FUZZ = settings.get_profile("values")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 FUZZ = settings.get_profile("sockets")
 KEY = "mk_live_fuzz.canary0canary"
-TIMEOUTS = q.Timeouts(connect=5.0, request=5.0, job=0.2, lookup=0.02, close=5.0)
+TIMEOUTS = q.Timeouts(connect=5.0, request=5.0, job=0.2, reconcile=0.02, close=5.0)
 LONGEST = 60.0  # seconds, on a machine that is busy with other things
 RECEIPT = b'{"createdRecordIds":["vid_1"]}'
 
@@ -128,10 +128,10 @@ def bounded(size):
 async def session_with(answer, quick):
     """List, order and wait once each; give what came of each, and what arrived."""
     options = quick | {"timeouts": TIMEOUTS, "retry": q.RetryPolicy(attempts=2, base=0.001, max_delay=0.002)}
-    budget = q.RequestBudget(100, 0.05)
+    budget = q.RateLimiter(100, 0.05)
     ends = []
     async with Server(answer) as server:
-        async with q.QameraSession(KEY, base_url=server.url, budget=budget, **options) as session:
+        async with q.QameraSession(KEY, base_url=server.url, rate_limiter=budget, **options) as session:
             for use in (
                 session.list_videos,
                 lambda: session.register_video(image_id="i"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import qamera_async as q
-from qamera_async.budget.window import Priority
+from qamera_async._ratelimit.window import Priority
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 WINDOW = 8.0  # seconds; it and all others are binary fractions, so that sums are exact
@@ -54,7 +54,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @initialize(limit=st.integers(1, 5))
     def begin(self, limit):
-        self.budget = q.RequestBudget(limit, WINDOW, clock=self.loop.time)
+        self.budget = q.RateLimiter(limit, WINDOW, clock=self.loop.time)
 
     # --- what the machine does ------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class BudgetMachine(RuleBasedStateMachine):
             else:
                 assert now + seconds <= max(self.hold_until, now)
             self.hold_until = max(self.hold_until, now + seconds)
-            assert self.budget.held_for >= seconds
+            assert self.budget.cooldown >= seconds
         for _ in range(then):
             self.start(POLL, OWNERS[0])
         self.turn(turns)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import qamera_async as q
-from qamera_async import protocol
+from qamera_async import _protocol as protocol
+from qamera_async._jobs import Job, JobContext
+from qamera_async._polling import Poller
 from qamera_async.events import Failed, Finished
-from qamera_async.job import Job, JobContext
-from qamera_async.ledger import NoLedger
-from qamera_async.poller import Poller
+from qamera_async.ledger.places import NoLedger
 
 INTERVAL, LONGEST, GONE, GRACE = 4.0, 16.0, 32.0, 60.0  # seconds
 IDS = ("a", "b")
@@ -145,9 +145,9 @@ class PollerMachine(RuleBasedStateMachine):
         self.appear = appear
         self.poller = Poller(
             self.wire,
-            q.RequestBudget(clock=self.loop.time),
+            q.RateLimiter(clock=self.loop.time),
             q.PollPolicy(interval=INTERVAL, max_interval=LONGEST),
-            q.Timeouts(appear=appear, gone=GONE),
+            q.Timeouts(appear=appear, missing=GONE),
             q.StatusRules(),
             self.told.append,
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from qamera_async import (
     AmbiguityLimitError,
-    Ambiguous,
     AmbiguousSubmissionError,
     ApiError,
     AuthenticationError,
@@ -17,10 +16,6 @@ from qamera_async import (
     ConnectionFailedError,
     CreditLimitError,
     DownloadError,
-    Downloading,
-    Event,
-    Failed,
-    Finished,
     InsufficientCreditsError,
     Intent,
     InvalidRequestError,
@@ -32,44 +27,48 @@ from qamera_async import (
     JobState,
     JobTimeoutError,
     LedgerCorruptError,
-    LedgerEntry,
     LedgerError,
-    LedgerFile,
-    LedgerState,
     LedgerUnavailableError,
     LedgerVersionError,
     NotFoundError,
     Outcome,
     PermissionDeniedError,
-    Polled,
     PollPolicy,
-    Pruned,
     QameraError,
     QameraSession,
-    QuotaExceededError,
-    QuotaWait,
+    RateLimiter,
+    RateLimitError,
     Receipt,
     ReelRequest,
     RefConflictError,
     Request,
-    RequestBudget,
     RequestTimeoutError,
-    Retrying,
     RetryPolicy,
     ServerError,
     SessionClosedError,
     StatusRules,
-    Submitted,
+    TargetExistsError,
     Timeouts,
     TransportError,
-    Updated,
     Video,
     VideoRequest,
-    api_origin,
-    copy_ledger,
-    safe_name,
-    write_report,
 )
+from qamera_async._session import api_origin
+from qamera_async.download import safe_name
+from qamera_async.events import (
+    Ambiguous,
+    Downloading,
+    Event,
+    Failed,
+    Finished,
+    Polled,
+    RateLimitWait,
+    Retrying,
+    Submitted,
+    Updated,
+)
+from qamera_async.ledger import LedgerEntry, LedgerFile, LedgerState, Pruned, copy_ledger
+from qamera_async.report import write_report
 
 
 def watch(event: Event) -> None:
@@ -84,14 +83,14 @@ async def use() -> None:
     async with QameraSession(
         "mk_live_a.b",
         base_url="https://example.com",
-        budget=RequestBudget(60, 60.0),
+        rate_limiter=RateLimiter(60, 60.0),
         polling=PollPolicy(interval=1.0),
         retry=RetryPolicy(attempts=2),
         timeouts=Timeouts(job=math.inf, appear=None),
         statuses=StatusRules(done=["DONE"], failed=["FAILED"]),
         on_event=watch,
     ) as qamera:
-        request: Request = VideoRequest(image_id="a", extra={"quality": 3})
+        request: Request = VideoRequest(image_id="a", extra_body={"quality": 3})
         job: Job = await qamera.register(request)
         job = await qamera.register(ReelRequest(["a", "b"]))
         job = await qamera.register_reel(("a", "b"), ref="r")
@@ -104,7 +103,7 @@ async def use() -> None:
         try:
             await qamera.job("vid_1")
         except JobFailedError as error:
-            print(error.videos)
+            print(error.records)
         except AmbiguousSubmissionError as error:
             intent: Intent = error.intent
             print(intent.id)
@@ -173,14 +172,14 @@ def tell(event: Event) -> str:  # noqa: PLR0911 - one for each event
     """Tell the events apart: each field has its type."""
     match event:
         case Submitted(ref, request, receipt):
-            return f"{ref or ''} {request.extra} {receipt.record_ids[0].upper()}"
+            return f"{ref or ''} {request.extra_body} {receipt.record_ids[0].upper()}"
         case Updated(video) | Finished(video):
             return video.id.upper()
         case Failed(record_ids, error):
             return f"{record_ids[0].upper()} {error}"
         case Ambiguous(intent):
             return intent.id.upper()
-        case QuotaWait(seconds):
+        case RateLimitWait(seconds):
             return f"{seconds:.1f}"
         case Retrying(what, attempt, delay, error):
             return f"{what.upper()} {attempt + 1} {delay:.1f} {error}"
@@ -200,7 +199,7 @@ def explain(error: QameraError) -> str:  # noqa: PLR0911 - one for each error
             | AuthenticationError()
             | PermissionDeniedError()
             | NotFoundError()
-            | QuotaExceededError()
+            | RateLimitError()
             | ServerError()
             | ApiError()
         ):
@@ -212,7 +211,7 @@ def explain(error: QameraError) -> str:  # noqa: PLR0911 - one for each error
         case JobTimeoutError():
             return f"{error.timeout:.1f} {error.status} {error.last_error} {error.list_age}"
         case JobLostError():
-            return f"{error.absent_for:.1f} {error.video}"
+            return f"{error.absent_for:.1f} {error.record}"
         case JobError():
             return error.record_ids[0].upper()
         case ConfigurationError() | InvalidRequestError() | SessionClosedError():
@@ -228,6 +227,8 @@ def explain_more(error: QameraError) -> str:  # noqa: PLR0911 - one for each err
             return f"{error.max_credits - error.spent} {error.price}"
         case AmbiguityLimitError():
             return error.errors[0].intent.id.upper()
+        case TargetExistsError():
+            return error.path or ""
         case DownloadError():
             return f"{error.record_id} {error.path} {error.status} {error.host}"
         case LedgerVersionError():

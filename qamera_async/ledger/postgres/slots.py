@@ -17,8 +17,8 @@ from .worker import Alone
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...budget.shared import Elsewhere
-    from ...budget.window import Priority
+    from ..._ratelimit.shared import Elsewhere
+    from ..._ratelimit.window import Priority
     from .worker import Worker
 
 CLOCK = "extract(epoch FROM clock_timestamp())::float8"

@@ -16,8 +16,8 @@ from ..slots import Slots, elsewhere_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...budget.shared import Elsewhere
-    from ...budget.window import Priority
+    from ..._ratelimit.shared import Elsewhere
+    from ..._ratelimit.window import Priority
     from .worker import Worker
 
 

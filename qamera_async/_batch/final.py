@@ -1,0 +1,44 @@
+"""Which errors end a batch."""
+
+from __future__ import annotations
+
+from .._polling.records import is_final
+from ..errors import (
+    ApiError,
+    AuthenticationError,
+    BatchStoppedError,
+    InsufficientCreditsError,
+    LedgerError,
+    PermissionDeniedError,
+    QameraError,
+    RefConflictError,
+    SessionClosedError,
+    TransportError,
+)
+
+_PROXY_REFUSES = 407
+
+
+def ends_a_batch(error: Exception, *, registering: bool = False, polling: bool = False) -> bool:
+    """Tell whether every other request would meet the same.
+
+    Args:
+        error: What one request met.
+        registering: Whether it met that while it was registered.
+        polling: Whether it met that while it waited for its job: without the list nobody learns what becomes
+            of what is paid for.
+
+    """
+    if polling and isinstance(error, QameraError) and is_final(error):
+        return True
+    if isinstance(error, AuthenticationError | PermissionDeniedError | InsufficientCreditsError):
+        return not error.foreign
+    if isinstance(error, ApiError):
+        # A proxy that refuses one CONNECT refuses each. A POST that got a 407 in a foreign shape through an
+        # open connection is an AmbiguousSubmissionError instead.
+        return error.status == _PROXY_REFUSES
+    if isinstance(error, TransportError):
+        return error.permanent
+    if isinstance(error, LedgerError):
+        return registering and not isinstance(error, RefConflictError)
+    return isinstance(error, BatchStoppedError | SessionClosedError)

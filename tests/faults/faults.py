@@ -1,0 +1,228 @@
+"""A server on loopback that says what no HTTP framework would: bytes as they are, ended as it is told."""
+
+import asyncio
+import json
+import socket
+import struct
+import uuid
+
+import pytest
+
+import qamera_async as q
+
+RECEIPT = b'{"createdRecordIds":["vid_1"]}'
+LIST = b'{"videos":[{"id":"vid_1","status":"DONE","videoUrl":"https://cdn.example.com/a.mp4"}],"count":1}'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+class Connection:
+    """One connection, as a fault sees it: it reads a request or doesn't, sends bytes, and ends it."""
+
+    def __init__(self, server, reader, writer):
+        self._server = server
+        self._reader = reader
+        self._writer = writer
+        self._begun = b""
+        self.ended = False
+        self.secure = False
+
+    async def another(self):
+        """Wait for a further request; give whether one comes."""
+        self._begun = await self._reader.read(1)
+        return bool(self._begun)
+
+    async def request(self):
+        """Read a request and note it; give its method."""
+        head = self._begun + await self._reader.readuntil(b"\r\n\r\n")
+        body = b""
+        if head.startswith(b"POST"):
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            body = await self._reader.readexactly(int(length.partition(b":")[2]))
+        self._server.requests.append((head, body))
+        return head.split(b" ", 1)[0].decode()
+
+    async def some(self):
+        """Give bytes as they come, whatever they are."""
+        return await self._reader.read(65_536)
+
+    async def send(self, answer):
+        self._writer.write(answer)
+        await self._writer.drain()
+
+    async def shut(self):
+        """Say with a FIN that nothing will come, then read a request, note it, and close.
+
+        To close with something unread would be no FIN but an RST.
+        """
+        self._writer.write_eof()
+        await self.request()
+        self.fin()
+
+    def fin(self):
+        """Close it."""
+        self.ended = True
+        self._writer.close()
+
+    def rst(self):
+        """Reset it."""
+        self.ended = True
+        linger = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._writer.transport.abort()
+
+    async def hang(self):
+        """Say nothing more, until the client has gone."""
+        while await self.some():
+            pass
+        self.fin()
+
+    async def speak_tls(self, context):
+        """Encrypt it, unless it is."""
+        if not self.secure:
+            self.secure = True
+            await self._writer.start_tls(context)
+
+    def drop(self):
+        """Let go of it where nobody has ended it."""
+        if not self.ended:
+            self._writer.transport.abort()
+
+
+class FaultServer:
+    """Meets each request with the next of its faults; the last one goes on.
+
+    Each has a key of its own, since sessions with the same key and origin share what they have used of the
+    quota, and ports come again.
+
+    Args:
+        faults: async functions of a ``Connection``.
+    """
+
+    def __init__(self, *faults):
+        self._faults = list(faults)
+        self._tasks = set()
+        self._server = None
+        self._failures = []
+        self.key = f"mk_live_a.{uuid.uuid4()}"
+        self.connections = 0
+        self.requests = []
+
+    @property
+    def methods(self):
+        return [head.split(b" ", 1)[0].decode() for head, _ in self.requests]
+
+    async def listen(self, listening=None):
+        listening = listening or socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = await asyncio.start_server(self._accept, sock=listening, backlog=500)
+
+    def session(self, base_url=None, **options):
+        """Give a session on it."""
+        return q.QameraSession(self.key, base_url=base_url or self.url, **options)
+
+    async def __aenter__(self):
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+        assert self._failures == []
+
+    def _accept(self, reader, writer):
+        self.connections += 1
+        task = asyncio.get_running_loop().create_task(self._serve(Connection(self, reader, writer)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection):
+        more = True
+        try:
+            while more and not connection.ended:
+                fault = self._faults.pop(0) if len(self._faults) > 1 else self._faults[0]
+                await fault(connection)
+                more = connection.ended or await connection.another()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client has gone
+        except Exception as error:
+            self._failures.append(error)
+        finally:
+            connection.drop()
+
+
+def http(body, status="200 OK", headers=b"", content_type=b"application/json"):
+    """Give a whole HTTP answer; a body that is no bytes is sent as JSON."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
+        status.encode(),
+        content_type,
+        len(raw),
+        headers,
+        raw,
+    )
+
+
+def answers(answer, end=None):
+    """Give the fault that reads a request, sends these bytes, and ends it by "fin", "rst" or "hang".
+
+    None: the connection is kept.
+    """
+
+    async def fault(connection):
+        await connection.request()
+        await connection.send(answer)
+        if end == "hang":
+            await connection.hang()
+        elif end is not None:
+            getattr(connection, end)()
+
+    return fault
+
+
+def by_method(post=RECEIPT, *lists):
+    """Give the fault that answers a POST with one body, and GETs with lists, of which the last goes on."""
+    left = list(lists or [LIST])
+
+    async def fault(connection):
+        if await connection.request() == "POST":
+            await connection.send(http(post))
+        else:
+            await connection.send(http(left.pop(0) if len(left) > 1 else left[0]))
+
+    return fault
+
+
+GOOD = by_method()
+OFTEN = q.PollPolicy(interval=0.005, stale_after=0.1, max_interval=0.1)
+ASK = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
+
+
+async def ambiguous(server, options, *, read=True, **more):
+    """Order a video whose answer is lost; give the error. It was sent once, and nothing is left.
+
+    Args:
+        server: what it is sent to.
+        options: the session's.
+        read: whether the fault reads what is sent: what nobody reads can't be counted but by its connection.
+        more: time limits.
+    """
+    timeouts = {"request": 5.0, "reconcile": 0.0} | more
+    async with server.session(**options | {"timeouts": q.Timeouts(**timeouts)}) as session:
+        with pytest.raises(q.AmbiguousSubmissionError) as lost:
+            await asyncio.wait_for(session.register_video(image_id="i", ref="sku-1"), 30)
+        assert session.rate_limiter.used == 1
+    nothing_left(session)
+    assert server.connections == 1
+    assert server.methods == (["POST"] if read else [])
+    assert (lost.value.request.ref, lost.value.candidates) == ("sku-1", ())
+    return lost.value
+
+
+def nothing_left(session):
+    """See that a closed session has left no task and nothing that waits."""
+    assert session.rate_limiter.waiting == 0
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("qamera")] == []
