@@ -1,6 +1,7 @@
-"""Paid POSTs: each is sent at most once, and what became of it is never lost."""
+"""Paid POSTs: each is sent at most once, and its outcome is never lost."""
 
+from .claim import Claim
 from .reconcile import Reconciler
-from .submit import Claim, Submitter
+from .submit import Submitter
 
 __all__ = ["Claim", "Reconciler", "Submitter"]
