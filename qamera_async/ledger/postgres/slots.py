@@ -39,7 +39,11 @@ _IN_FLIGHT = (
     IN_FLIGHT.replace("?", "%(locks)s")
     + " AND (split_part(process, ':', 2) <> %(owner)s OR id = ANY(%(in_flight)s))"
 )
-_EXPIRE = "DELETE FROM slots WHERE account = %(account)s AND expires <= {now} AND NOT (" + _IN_FLIGHT + ")"
+_EXPIRE = (
+    "DELETE FROM slots WHERE account = %(account)s AND expires <= {now} AND NOT ("  # noqa: S608 - our own words
+    + _IN_FLIGHT
+    + ")"
+)
 # If this process dies, the slot counts for as long as the request could have been in flight.
 _TAKE = (
     "INSERT INTO slots "
