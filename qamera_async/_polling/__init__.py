@@ -24,11 +24,12 @@ from ..errors import (
     QameraError,
     SessionClosedError,
     TransportError,
+    is_permanent,
 )
 from ..events import Polled, Updated
 from .latest import Coming, Latest
 from .others import Others
-from .records import GONE_POLLS, URL_GRACE, Record, is_final
+from .records import GONE_POLLS, URL_GRACE, Record
 from .seen import Seen
 from .watched import Watched
 
@@ -328,7 +329,7 @@ class Poller:
         self._tell_some(records, answer, listing, now - look.sent, complete=look.complete)
 
     def _trouble(self, error: QameraError) -> None:
-        if is_final(error):
+        if is_permanent(error):
             self._fail_all(error)
             return
         self._last_error = error

@@ -1,14 +1,14 @@
-"""What is known of one record, and which trouble waiting can't cure."""
+"""The state of one watched record."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from .._models import JobState
-from ..errors import ApiError, ConnectionFailedError, InvalidResponseError, QameraError, SessionClosedError
 
 if TYPE_CHECKING:
     from .._models import Video
+    from ..errors import QameraError
 
 URL_GRACE = 60.0  # seconds that a DONE record without a videoUrl is given for it to show up
 GONE_POLLS = 3
@@ -68,14 +68,3 @@ class Record:
         """Keep what was seen of it, if it was."""
         if video is not None:
             self.kept, self.status = video, video.status
-
-
-def is_final(error: QameraError) -> bool:
-    """Tell whether waiting can't help: the same request would get the same answer."""
-    if isinstance(error, ConnectionFailedError):
-        return error.permanent
-    if isinstance(error, SessionClosedError):
-        return True
-    if isinstance(error, ApiError):
-        return error.status == 407 or (error.status in (400, 401, 403, 404) and not error.foreign)  # noqa: PLR2004
-    return isinstance(error, InvalidResponseError) and error.status is not None and 300 <= error.status < 400  # noqa: PLR2004
