@@ -1,4 +1,4 @@
-"""A session as a batch sees it, without a server: what it claims, sends and downloads, and what that costs."""
+"""A session as a batch sees it, without a server: it claims, sends and downloads, and counts the cost."""
 
 import asyncio
 import logging

@@ -5,7 +5,18 @@ import json
 import random
 
 import pytest
-from fake_access import Answer, FakeAccess, FakeJob, ambiguous, collect, make_batch, refused, script, until, videos
+from fake_access import (
+    Answer,
+    FakeAccess,
+    FakeJob,
+    ambiguous,
+    collect,
+    make_batch,
+    refused,
+    script,
+    until,
+    videos,
+)
 
 import qamera_async as q
 from qamera_async import AmbiguityLimitError, CreditLimitError
@@ -146,7 +157,9 @@ async def test_extra_body_belongs_to_the_price_class():
 
 
 async def test_values_that_are_equal_only_in_python_are_different_price_classes():
-    access = FakeAccess(lambda request: Answer(price=3000 if "true" in json.dumps(dict(request.extra_body)) else 10))
+    access = FakeAccess(
+        lambda request: Answer(price=3000 if "true" in json.dumps(dict(request.extra_body)) else 10)
+    )
     requests = [q.VideoRequest("i", extra_body={"hd": value}) for value in (1, *[True] * 20)]
     await make_batch(access, requests, max_credits=200)
 

@@ -5,7 +5,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_access import Answer, Counted, FakeAccess, FakeJob, ambiguous, consume, make_batch, refused, script, until, videos
+from fake_access import (
+    Answer,
+    Counted,
+    FakeAccess,
+    FakeJob,
+    ambiguous,
+    consume,
+    make_batch,
+    refused,
+    script,
+    until,
+    videos,
+)
 
 import qamera_async as q
 
@@ -136,8 +148,12 @@ async def test_with_overwrite_an_existing_file_is_no_reason_to_refuse(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("refs", [("a", "a"), ("Straße", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("É", "e\u0301")])
-async def test_the_second_request_with_the_same_target_is_refused_before_it_is_paid_for(tmp_path, refs, overwrite):
+@pytest.mark.parametrize(
+    "refs", [("a", "a"), ("Straße", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("É", "e\u0301")]
+)
+async def test_the_second_request_with_the_same_target_is_refused_before_it_is_paid_for(
+    tmp_path, refs, overwrite
+):
     access = FakeAccess()
     requests = [q.VideoRequest("i", ref=refs[0]), *videos(3), q.VideoRequest("j", ref=refs[1])]
     result = await make_batch(access, requests, download_to=tmp_path, overwrite=overwrite)
@@ -151,7 +167,9 @@ async def test_a_new_request_with_the_target_of_an_earlier_job_is_refused(tmp_pa
     known = {"sku-0": FakeJob("vid_old")}
     access = FakeAccess(known=known)
     requests = [*videos(1), *[q.VideoRequest("i", ref="SKU-0")] * 2]
-    running = asyncio.ensure_future(consume(make_batch(access, requests, download_to=tmp_path, overwrite=True)))
+    running = asyncio.ensure_future(
+        consume(make_batch(access, requests, download_to=tmp_path, overwrite=True))
+    )
     await asyncio.sleep(0.02)
     known["sku-0"].finish()
     outcomes, _ = await running

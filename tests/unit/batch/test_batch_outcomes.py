@@ -5,7 +5,19 @@ import gc
 import tracemalloc
 
 import pytest
-from fake_access import Answer, Counted, FakeAccess, FakeJob, ambiguous, collect, consume, make_batch, script, until, videos
+from fake_access import (
+    Answer,
+    Counted,
+    FakeAccess,
+    FakeJob,
+    ambiguous,
+    collect,
+    consume,
+    make_batch,
+    script,
+    until,
+    videos,
+)
 
 import qamera_async as q
 from qamera_async import BatchResult, Outcome
@@ -179,7 +191,9 @@ async def test_counters_change_while_the_batch_runs():
 
 
 async def test_stopped_is_known_before_the_last_outcome():
-    access = FakeAccess(script(Answer(), then=Answer(q.AuthenticationError("revoked", status=401))), job_seconds=None)
+    access = FakeAccess(
+        script(Answer(), then=Answer(q.AuthenticationError("revoked", status=401))), job_seconds=None
+    )
     batch = make_batch(access, videos(9))
     running = asyncio.ensure_future(consume(batch))
     await until(lambda: batch.stopped)
