@@ -550,13 +550,17 @@ class _Runner:
         """Start a task for each request, until the iterable ends or the batch stops."""
         index = 0
         try:
-            while not self._ending:
-                if not self._may_read():
+            while self.stopped is None:
+                # While the batch is being left, this task waits to be cancelled: a cancellation that came
+                # after the loop would interrupt the closing of the iterable.
+                if self.leaving or not self._may_read():
                     await self._until_limits_change()
                     continue
                 request = await self.source.read()
-                if request is _END or self._ending:
+                if request is _END:
                     return
+                if self._ending:
+                    continue
                 item = _Item(index, cast("Request", request))
                 self.in_flight += 1
                 self.preparing += 1
