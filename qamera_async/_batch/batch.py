@@ -519,9 +519,7 @@ class _Runner:
 
     def _cancel(self) -> None:
         if self.main is not None and not self.main.done():
-            # A second cancellation would interrupt the closing of the iterable.
-            if not self.main.cancelling():
-                self.main.cancel()
+            self.main.cancel()
         else:
             self._log_rest()
 
