@@ -312,6 +312,10 @@ class Video:
     created_at: datetime | None = None
 
 
+Record: TypeAlias = Video
+"""What the lists of the API hold."""
+
+
 @attrs.frozen
 class Intent:
     """A paid request that was meant to be sent, and when it was.
