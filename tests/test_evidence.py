@@ -292,7 +292,7 @@ def test_a_submission_is_let_through_when_time_alone_allows_it():
         {"base_url": "https://h:0"},
         {"base_url": "https://h\r\nx"},
         {"base_url": KEY},
-        {"budget": 3},
+        {"rate_limiter": 3},
         {"on_event": 3},
     ],
 )
