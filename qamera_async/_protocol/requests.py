@@ -40,7 +40,7 @@ def encode(request: Request) -> tuple[str, bytes]:
     taken = fields.keys() & request.extra_body.keys()
     if taken:
         raise InvalidRequestError(
-            f"extra_body: got {', '.join(sorted(taken))}, allowed are only fields that the request doesn't have"
+            f"extra_body must not have fields of the request, got {', '.join(sorted(taken))}."
         )
     body = {name: value for name, value in fields.items() if value is not None} | dict(request.extra_body)
     return path, msgspec.json.encode(body, enc_hook=dict)
