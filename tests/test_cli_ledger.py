@@ -285,16 +285,16 @@ async def test_a_newer_ledger_is_refused_by_the_command(ledger):
 
 
 @pytest.mark.parametrize(
-    ("path", "remedy", "text"),
+    ("path", "fix", "text"),
     [
         ("jobs.db", "Make room on its disk", "Make room on its disk, then try again."),
         ("jobs.db", None, "Look at what keeps it from being read or written, then try again."),
     ],
 )
-def test_the_advice_is_about_what_happened(path, remedy, text):
+def test_the_advice_is_about_what_happened(path, fix, text):
     """With a receipt, what to do with that comes after it."""
-    error = q.LedgerUnavailableError("it failed", path=path, remedy=remedy)
-    paid = q.LedgerUnavailableError("it failed", receipt=q.Receipt(("vid_1",)), remedy=remedy)
+    error = q.LedgerUnavailableError("it failed", path=path, fix=fix)
+    paid = q.LedgerUnavailableError("it failed", receipt=q.Receipt(("vid_1",)), fix=fix)
 
     assert str(error).endswith(f"Nothing was ordered. {text}")
     assert f"{text.partition(',')[0]}, then settle it with session.adopt" in str(paid)

@@ -56,7 +56,7 @@ def status_of(error: Exception) -> int:
 def words_of(error: Exception) -> str:
     """Give the words of an error for a page: what happened, without paths and what to do in Python."""
     if isinstance(error, AmbiguousSubmissionError) and error.cause is not None:
-        return error.cause.what_happened
+        return error.cause.summary
     if isinstance(error, QameraError) and not isinstance(error, LedgerError):
-        return error.what_happened
+        return error.summary
     return error.message if isinstance(error, LedgerError) else str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigurationError, shown
+from ..errors import ConfigurationError, short_repr
 from .folder import checked
 from .iterator import Outcomes
 from .outcome import BatchResult, Outcome
@@ -115,5 +115,5 @@ class Batch:
 
 def _check(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number from {least}, not {shown(value)}.")
+        raise ConfigurationError(f"{name} must be a whole number from {least}, not {short_repr(value)}.")
     return value

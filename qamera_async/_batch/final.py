@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .._polling.records import is_final
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -14,6 +13,7 @@ from ..errors import (
     RefConflictError,
     SessionClosedError,
     TransportError,
+    is_permanent,
 )
 
 _PROXY_REFUSES = 407
@@ -29,7 +29,7 @@ def ends_a_batch(error: Exception, *, registering: bool = False, polling: bool =
             of what is paid for.
 
     """
-    if polling and isinstance(error, QameraError) and is_final(error):
+    if polling and isinstance(error, QameraError) and is_permanent(error):
         return True
     if isinstance(error, AuthenticationError | PermissionDeniedError | InsufficientCreditsError):
         return not error.foreign

@@ -7,7 +7,7 @@ import os
 import uuid
 from pathlib import Path
 
-from ..errors import ConfigurationError, shown
+from ..errors import ConfigurationError, short_repr
 
 
 def checked(path: str | os.PathLike[str] | None) -> Path | None:
@@ -26,7 +26,7 @@ def checked(path: str | os.PathLike[str] | None) -> Path | None:
             return Path(path)
     except (AttributeError, TypeError, UnicodeEncodeError):
         pass
-    raise ConfigurationError(f"download_to must be the path of a folder or None, not {shown(path)}.")
+    raise ConfigurationError(f"download_to must be the path of a folder or None, not {short_repr(path)}.")
 
 
 async def make(folder: Path) -> None:

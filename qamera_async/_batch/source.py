@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from typing import Final, Protocol, cast, runtime_checkable
 
-from ..errors import ConfigurationError, shown
+from ..errors import ConfigurationError, short_repr
 
 _log = logging.getLogger("qamera_async")
 
@@ -32,7 +32,7 @@ class Source:
     def __init__(self, requests: object) -> None:
         if isinstance(requests, str | bytes) or not isinstance(requests, AsyncIterable | Iterable | _Indexed):
             raise ConfigurationError(
-                f"requests must be an iterable or async iterable of requests, not {shown(requests)}."
+                f"requests must be an iterable or async iterable of requests, not {short_repr(requests)}."
             )
         self._requests: object = requests
         self._iterator: Iterator[object] | AsyncIterator[object] | None = None

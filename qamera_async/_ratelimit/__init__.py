@@ -12,8 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .._config import is_number
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, is_number
 from .hold import Hold
 from .logs import Logs
 from .slot import Slot

@@ -16,7 +16,7 @@ from yarl import URL
 from .. import _protocol as protocol
 from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from .._jobs import Job, JobContext
-from .._models import Intent, ReelRequest, Request, Video, VideoRequest, checked_ids
+from .._models import Intent, ReelRequest, Request, Video, VideoRequest, check_record_ids
 from .._polling import Poller
 from .._ratelimit import RateLimiter
 from .._ratelimit.accounts import join, left_behind
@@ -32,7 +32,7 @@ from ..errors import (
     ServerError,
     TransportError,
 )
-from ..events import guarded
+from ..events import event_emitter
 from ..ledger.places import NoLedger, checked_place, ledger_at
 from .binding import Binding
 from .kept import Kept
@@ -135,7 +135,7 @@ class QameraSession:
             raise ConfigurationError(
                 f"rate_limiter: got {type(rate_limiter).__name__}, allowed is a RateLimiter or None"
             )
-        self._emit = guarded(on_event)
+        self._emit = event_emitter(on_event)
         # It may hold a password, which is no local's business from here on.
         self._place, ledger = None if ledger is None else checked_place(ledger), None
         origin = str(URL(self._origin).origin())
@@ -392,7 +392,7 @@ class QameraSession:
             InvalidRequestError: no id, or one that is none.
             SessionClosedError: the session is closed.
         """
-        ids = checked_ids(record_ids)
+        ids = check_record_ids(record_ids)
         self._binding.check_open()
         return Job(self._job_context, ids)
 
@@ -604,7 +604,7 @@ class QameraSession:
             ConfigurationError: the session has no ledger.
             LedgerError: the ledger can't be used, or has nothing to settle there.
         """
-        ids = checked_ids(record_ids)
+        ids = check_record_ids(record_ids)
         self._binding.check()
         return await self._kept.adopt(intent, ids)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from .. import _protocol as protocol
 from .._jobs import Job
 from .._models import Request, Video
-from ..errors import InvalidRequestError, TargetExistsError, shown
+from ..errors import InvalidRequestError, TargetExistsError, short_repr
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,9 @@ class Results:
             return await video_or_job
         if isinstance(video_or_job, Video):  # pyright: ignore[reportUnnecessaryIsInstance]
             return video_or_job
-        raise InvalidRequestError(f"video_or_job: got {shown(video_or_job)}, allowed are a Video and a Job")
+        raise InvalidRequestError(
+            f"video_or_job: got {short_repr(video_or_job)}, allowed are a Video and a Job"
+        )
 
     async def fetch(self, job: Job, video: Video, path: Path) -> Path:
         """Fetch a batch's clip, unless the ledger says that the file is it.

@@ -312,14 +312,14 @@ class Submitter:
         self, order: Order, cause: QameraError, candidates: tuple[Video, ...]
     ) -> AmbiguousSubmissionError:
         intent = order.intent = attrs.evolve(order.intent, candidates=candidates)
-        await _kept(order, self._ledger.ambiguous(intent, cause.what_happened))
+        await _kept(order, self._ledger.ambiguous(intent, cause.summary))
         error = AmbiguousSubmissionError(
             "The request was sent, and whether it was accepted is not known.",
             intent=intent,
             candidates=candidates,
             record_ids=cause.record_ids if isinstance(cause, InvalidResponseError) else (),
             cause=copy.copy(cause),
-            shared=order.shared,
+            may_share_candidates=order.shared,
         )
         self._emit(Ambiguous(intent))
         return error

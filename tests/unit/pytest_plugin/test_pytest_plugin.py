@@ -1,4 +1,4 @@
-"""The pytest plugin: two fixtures, and no cost where they are not used."""
+"""The pytest plugin: its fixtures and its import cost."""
 
 import os
 import subprocess
@@ -18,18 +18,16 @@ def run(code, *arguments):
     )
 
 
-def test_importing_it_imports_nothing_heavy():
-    """Each pytest run of an environment imports it, so it brings in no HTTP client and no models."""
+def test_importing_the_plugin_does_not_import_the_package():
     result = run(
         "import sys, pytest_qamera as _;"
-        "print({'aiohttp', 'msgspec', 'attr', 'qamera_async.sandbox'} & set(sys.modules))"
+        "print({'aiohttp', 'msgspec', 'attr', 'qamera_async'} & set(sys.modules))"
     )
 
     assert result.stdout.strip() == "set()", result.stderr
 
 
-async def test_the_fixtures_need_no_set_up(qamera, qamera_sandbox):
-    """A session on a sandbox without a quota, whose jobs take 50 ms."""
+async def test_fixtures_provide_a_session_on_a_sandbox(qamera, qamera_sandbox):
     video = await (await qamera.register_video(image_id="img_1"))
 
     assert video.id in qamera_sandbox.records
@@ -37,8 +35,7 @@ async def test_the_fixtures_need_no_set_up(qamera, qamera_sandbox):
     assert qamera_sandbox.orders[0].body == {"imageId": "img_1"}
 
 
-def test_without_pytest_asyncio_a_test_is_told_what_is_missing(tmp_path):
-    """The plugin itself can be imported; only a test that uses a fixture fails, and says why."""
+def test_fixture_without_pytest_asyncio_fails_with_its_name(tmp_path):
     test = tmp_path / "test_user.py"
     test.write_text("def test_other(): pass\ndef test_uses_it(qamera_sandbox): pass\n", "utf-8")
     code = f"""
