@@ -16,8 +16,6 @@ from qamera_async import _protocol as protocol
 from qamera_async._jobs.deadlines import TimeIsUp
 from qamera_async._polling.seen import Seen
 from qamera_async._protocol import Answer
-from qamera_async._ratelimit.accounts import join
-from qamera_async._ratelimit.window import Priority, Window
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -220,64 +218,6 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
     assert session.rate_limiter.waiting == 0
 
 
-async def test_budgets_that_alternate_count_each_slot_once():
-    """What one takes over from the other, the other no longer counts."""
-    one, other = q.RateLimiter(), q.RateLimiter()
-    used = []
-    for budget in (one, other, one, other):
-        _, leave = join("https://alternate", "key", budget)
-        if budget is one and not used:
-            for _ in range(3):
-                (await budget.acquire(Priority.POLL)).answered()
-        used.append(budget.used)
-        leave()
-
-    assert used == [3, 3, 3, 3]
-
-
-async def test_a_hold_outlives_its_session():
-    """A Retry-After binds the next session of that key and origin as well."""
-    first = q.RateLimiter()
-    _, leave = join("https://held", "key", first)
-    (await first.acquire(Priority.POLL)).rejected(20.0, q.RetryPolicy())
-    leave()
-    second, leave = join("https://held", "key", q.RateLimiter())
-    leave()
-
-    assert 19 < second.cooldown <= 20
-
-
-def test_a_session_without_a_budget_has_the_documented_quota():
-    """What a closed session asked for binds nobody; what it sent still counts."""
-    _, leave = join("https://inherit", "key", q.RateLimiter(5, 60.0))
-    leave()
-    budget, leave = join("https://inherit", "key", None)
-    leave()
-
-    assert budget.limit == 60
-
-
-def test_a_submission_is_let_through_when_time_alone_allows_it():
-    """With nobody polling, the reserve moves on; the moment at which it lets go is known."""
-    window = Window(60, 6.0)
-    window.reserve("session", 1.5)
-    for _ in range(10):
-        window.take(Priority.POLL, 0.0)
-        window.settle(Priority.POLL, 0.0)
-    granted = 0
-    while window.free and window.may_submit(3.0):
-        window.take(Priority.SUBMISSION, 3.0)
-        window.settle(Priority.SUBMISSION, 3.0)
-        granted += 1
-    now = 3.0
-    while not window.may_submit(now):
-        assert window.next_allowed(now) > now
-        now = window.next_allowed(now)
-
-    assert granted >= 44
-    assert now < window.next_free
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -323,13 +263,6 @@ def test_good_settings_are_taken():
     assert "SECRETCANARY" not in repr(session._wire)
     with pytest.raises(TypeError):
         pickle.dumps(session._wire)
-
-
-@pytest.mark.parametrize("value", [10**400, math.inf, 1e300])
-def test_a_limit_beyond_every_clock(value):
-    """A window is refused, a wait has no limit then."""
-    with pytest.raises(q.ConfigurationError):
-        q.RateLimiter(window=value)
 
 
 @pytest.mark.parametrize("limit", [10**400, 1e300, math.inf])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from .._models import Intent, Receipt, Video
-    from .._ratelimit.shared import SlotLog
+    from .._ratelimit import SharedSlots
     from ..errors import QameraError
     from .board import Board
     from .storage import Found, Storage
@@ -67,7 +67,7 @@ class Ledger(NoLedger):
         """Let go of what was never opened, or of what nobody has closed."""
         self.storage.release()
 
-    def slots(self, account: str, grace: float) -> SlotLog | None:
+    def slots(self, account: str, grace: float) -> SharedSlots | None:
         """Give the log of the slots that all processes with this ledger and account take."""
         return self.storage.slots(account, grace)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from .._models import Intent, Receipt, Video
-    from .._ratelimit.shared import SlotLog
+    from .._ratelimit import SharedSlots
     from ..errors import QameraError
     from .board import Board
     from .ledger import Ledger
@@ -41,7 +41,7 @@ class NoLedger:
     def release(self) -> None:
         """Let go of what was never opened, or of what nobody has closed."""
 
-    def slots(self, account: str, grace: float) -> SlotLog | None:  # noqa: ARG002
+    def slots(self, account: str, grace: float) -> SharedSlots | None:  # noqa: ARG002
         """Give the log of the slots that all processes with this ledger and account take."""
         return None
 
