@@ -110,14 +110,14 @@ class FakeLedger:
 class Polling:
     """A poller, a job registry, and everything that they use."""
 
-    def __init__(self, *, interval=0.01, emit=None, board=None, max_interval=0.05, **timeouts):
+    def __init__(self, *, interval=0.01, emit=None, board=None, max_interval=None, **timeouts):
         self.api = FakeApi()
         self.limiter = FakeLimiter()
         self.ledger = FakeLedger()
         self.events = []
         self.emit = self.events.append if emit is None else emit
         self.timeouts = Timeouts(**timeouts)
-        self.polling = PollPolicy(interval=interval, max_interval=max_interval)
+        self.polling = PollPolicy(interval=interval, max_interval=max_interval or 5 * interval)
         self.poller = Poller(
             VIDEOS,
             self.api,
