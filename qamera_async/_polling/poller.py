@@ -18,7 +18,7 @@ import attrs
 
 from .._models import JobState
 from .._protocol import RecordList, Response, list_request, parse_error, parse_list
-from .._ratelimit.limiter import Priority
+from .._ratelimit import Priority
 from .._transport.api import is_transient, retry
 from ..errors import (
     LedgerError,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .._models import Record
     from .._protocol import RecordListSpec
-    from .._ratelimit.limiter import SessionLimiter, Slot
+    from .._ratelimit import SessionLimiter, Slot
     from .._transport.api import ApiClient
     from ..events import Emit
     from ..ledger.board import Board, Look
@@ -62,7 +62,12 @@ class RecordListener(Protocol):
 
     since: float
     """When it began to wait, in the loop's time."""
-    waiters: Sized
+
+    @property
+    def waiters(self) -> Sized:
+        """The tasks that wait for the job."""
+        ...
+
     """The tasks that wait."""
 
     def record_changed(self, record: TrackedRecord) -> None:
