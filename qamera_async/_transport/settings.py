@@ -9,9 +9,8 @@ import os
 import re
 import ssl
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, NoReturn, TypeVar, cast
-from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
@@ -100,7 +99,7 @@ class ConnectionSettings:
 
     __slots__ = (
         "_origin",
-        "_redact",
+        "_secrets",
         "api_key",
         "base_url",
         "headers",
@@ -153,7 +152,7 @@ class ConnectionSettings:
         self.trust_env = trust_env
         self.ssl_context = ssl_context
         self.trace_configs = tuple(trace_configs)
-        self._redact = make_redactor(self.api_key.value)
+        self._secrets = _secret_pattern(self.api_key.value)
 
     def __repr__(self) -> str:
         return f"<ConnectionSettings {getattr(self, 'base_url', '(invalid)')}>"
@@ -165,7 +164,7 @@ class ConnectionSettings:
 
     def redact(self, text: str) -> str:
         """Return a text with ``***`` in place of the API key and of its secret part."""
-        return self._redact(text)
+        return self._secrets.sub("***", text)
 
     async def proxy_for(self, url: URL) -> str | None:
         """Return the URL of the proxy that a request goes through; None means no proxy.
@@ -206,27 +205,16 @@ def api_origin(base_url: str | None = None, *, allow_http: bool = False) -> str:
     return str(_resolve_base_url(address, allow_http=allow_http).origin())
 
 
-def make_redactor(api_key: str) -> Callable[[str], str]:
-    """Return a function that replaces the key in a text, in whatever way its characters are escaped there.
-
-    Args:
-        api_key: The whole key. Its secret part, the text after the first dot, is replaced too where it stands
-            alone.
-
-    """
+def _secret_pattern(api_key: str) -> re.Pattern[str]:
+    """Return a pattern for the key and, where it is long enough, for its secret part after the first dot."""
     secret = api_key.partition(".")[2]
     hidden = [api_key, secret] if len(secret) >= _MIN_SECRET_LENGTH else [api_key]
-    pattern = re.compile("|".join("".join(map(_escaped, text)) for text in hidden), re.IGNORECASE)
-
-    def redact(text: str) -> str:
-        return pattern.sub("***", text)
-
-    return redact
+    return re.compile("|".join("".join(map(_escaped, text)) for text in hidden), re.IGNORECASE)
 
 
 def _escaped(char: str) -> str:
     """Return a pattern for one character: as it is, or escaped for a URL, for JSON or for HTML."""
-    forms = {char, quote(char, safe=""), f"\\{char}", f"\\u{ord(char):04x}", html.escape(char)}
+    forms = {char, f"%{ord(char):02x}", f"\\{char}", f"\\u{ord(char):04x}", html.escape(char)}
     return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})"
 
 
