@@ -23,7 +23,7 @@ ECHO = KEY.encode()
 
 
 def long_header(before):
-    """Return a response whose header is too long; aiohttp quotes its first characters, which end inside the key."""
+    """Return a response with a header so long that aiohttp quotes only its beginning."""
     return HEAD + b"X-Echo: " + b"e" * before + ECHO + b"e" * 20_000 + b"\r\n\r\n"
 
 
