@@ -401,22 +401,35 @@ async def test_304_counts_as_a_list_without_the_record():
 # --- long lists -------------------------------------------------------------------------------------
 
 
-async def test_long_list_is_processed_in_several_iterations_of_the_loop(polling):
-    """A waiter that leaves while the list is read is not notified; the list is remembered all the same."""
+LONG = response([done("vid_1"), *[item(f"other_{n}", name="x" * 50) for n in range(2_000)]])
+
+
+async def test_other_tasks_run_while_a_long_list_is_processed(polling):
+    task = await polling.waiting(polling.job("vid_1"))
+    await polling.api.sent.wait()
+    polling.api.answer(LONG)
+    iterations = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        iterations += 1
+
+    assert iterations >= 4
+
+
+async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, monkeypatch):
+    """The list is remembered all the same."""
+    calls = []
+
+    async def let_others_run(_):
+        calls.append(None)
+        if len(calls) == 2:  # the list is read, and no waiter is notified yet
+            task.cancel()
+            await asyncio.wait([task])
+
+    monkeypatch.setattr("qamera_async._polling.poller._let_others_run", let_others_run)
     job = polling.job("vid_1")
     task = await polling.waiting(job)
-    await polling.api.sent.wait()
-    polling.api.answer(response([done("vid_1"), *[item(f"other_{n}", name="x" * 50) for n in range(2_000)]]))
-    steps = []
-
-    async def others():
-        while not steps or steps[-1] == 0:
-            steps.append(polling.poller.list_number)
-            await asyncio.sleep(0)
-
-    await others()
-    task.cancel()
-    await asyncio.wait([task])
+    await polling.api.respond(LONG)
 
     assert task.cancelled()
     assert not job.done()
