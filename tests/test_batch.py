@@ -13,7 +13,7 @@ from qamera_async._batch import Batch, BatchResult, Outcome
 from qamera_async.errors import TargetExistsError
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
 
 
 class Stand:
@@ -304,7 +304,7 @@ def test_an_outcome_gives_its_video_or_raises():
     video = q.Video("vid_1", "DONE", q.JobState.DONE)
     error = q.BadRequestError("no", status=400)
     request = q.VideoRequest("i")
-    good, bad = Outcome(0, request, video=video), Outcome(1, request, error=error)
+    good, bad = Outcome(0, request, record=video), Outcome(1, request, error=error)
 
     assert (good.ok, bad.ok) == (True, False)
     assert good.unwrap() is video
@@ -317,7 +317,7 @@ def test_a_summary_counts_and_says_why_it_stopped():
     request = q.VideoRequest("i")
     intent = q.Intent("1", request, None)
     outcomes = (
-        Outcome(0, request, video=q.Video("vid_1", "DONE", q.JobState.DONE)),
+        Outcome(0, request, record=q.Video("vid_1", "DONE", q.JobState.DONE)),
         Outcome(1, request, error=q.BadRequestError("no", status=400)),
         Outcome(2, request, error=q.AmbiguousSubmissionError("lost", intent=intent)),
     )

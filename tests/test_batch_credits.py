@@ -1,6 +1,7 @@
 """max_credits of a batch, on the sandbox: what may be spent, to the credit."""
 
 import asyncio
+import random
 
 import attrs
 import pytest
@@ -77,12 +78,12 @@ async def collected(batch):
 
 async def test_the_first_of_each_kind_is_waited_for(session, sandbox):
     """No second of its kind goes out before its receipt; the first of another kind does."""
-    sandbox.trouble("slow", seconds=0.3, times=3)
+    sandbox.trouble("slow", seconds=0.3, times=2)
     requests = [*videos(2), q.ReelRequest(["a"]), q.ReelRequest(["a", "b"]), *videos(1), *videos(3)]
     result = await make_batch(session, requests, max_credits=1000)
     firsts = [order for order in sandbox.orders if order.at < sandbox.orders[0].at + 0.3]
 
-    assert sorted(order.kind for order in firsts) == ["reel", "reel", "video"]
+    assert sorted(order.kind for order in firsts) == ["reel", "video"]
     assert len(result.records) == 8
 
 
@@ -263,17 +264,104 @@ async def test_a_failed_job_refunds_only_what_its_receipt_can_have_reserved(sess
     assert (result.credits_reserved, result.credits_refunded) == (10, 10)
 
 
-async def test_providers_and_lengths_are_kinds_of_their_own(session, sandbox):
-    """The first of each may pass the limit, but none begins with the limit reached."""
+async def test_providers_and_lengths_are_price_classes_of_their_own(session, sandbox):
+    """The first request of a class is estimated at the highest price of its kind."""
     requests = [
         q.VideoRequest("i"),
         q.VideoRequest("i", provider="x"),
         q.ReelRequest(["a"]),
         q.ReelRequest(["a", "b"]),
     ]
-    result = await make_batch(session, requests, max_credits=34, max_in_flight=1)
+    result = await make_batch(session, requests, max_credits=49, max_in_flight=1)
     other = await make_batch(session, requests[:3], max_credits=15, max_in_flight=1)
 
-    assert [order.credits for order in sandbox.orders] == [10, 10, 15, 10, 10]
-    assert (result.stopped.spent, result.stopped.price) == (35, None)
-    assert (other.stopped.spent, other.stopped.price) == (20, None)
+    assert [order.credits for order in sandbox.orders] == [10, 10, 15, 10]
+    assert (result.stopped.spent, result.stopped.price) == (35, 15)
+    assert (other.stopped.spent, other.stopped.price) == (10, 10)
+
+
+class PricedByExtra(Stand):
+    """A session whose receipts state the credits that the request's ``extra_body`` asks for, else 10."""
+
+    async def _order(self, request, **options):
+        job = await super()._order(request, **options)
+        job._receipt = attrs.evolve(job.receipt, credits_reserved=request.extra_body.get("costs", 10))
+        return job
+
+
+def costing(*prices):
+    """Make one video request for each price, with the same image, provider and suggestion."""
+    return [q.VideoRequest("img", extra_body={"costs": price}) for price in prices]
+
+
+async def test_extra_belongs_to_the_price_class(session, sandbox):
+    requests = [*videos(1), *costing(*[300] * 20)]
+    result = await make_batch(PricedByExtra(session), requests, max_credits=200)
+
+    assert result.credits_reserved == 310
+    assert len(sandbox.orders) == 2
+    assert isinstance(result.stopped, CreditLimitError)
+    assert (result.stopped.spent, result.stopped.price) == (310, 300)
+
+
+@pytest.mark.parametrize("prices", [(10, 15, 3000), (3000, 10, 15), (15, 3000, 10), (10, 10, 15, 15, 3000)])
+async def test_nothing_is_sent_after_a_price_that_exceeds_the_limit(session, sandbox, prices):
+    result = await make_batch(PricedByExtra(session), costing(*prices * 10), max_credits=200)
+    expected = prices[: prices.index(3000) + 1]
+
+    assert result.credits_reserved == sum(expected)
+    assert len(sandbox.orders) == len(expected)
+    assert isinstance(result.stopped, CreditLimitError)
+    assert result.stopped.spent == sum(expected)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_one_request_of_a_kind_exceeds_the_limit_at_most(session, sandbox, seed):
+    chance = random.Random(seed)  # noqa: S311 - the same prices in each run
+    prices = [chance.choice([0, 5, 10, 15, 40, 150, 3000]) for _ in range(60)]
+    result = await make_batch(PricedByExtra(session), costing(*prices), max_credits=200)
+    paid = [order.body["costs"] for order in sandbox.orders]
+
+    assert sum(paid) == result.credits_reserved
+    assert sum(paid) - max(paid) <= 200
+    assert isinstance(result.stopped, CreditLimitError)
+
+
+@pytest.mark.parametrize(("limit", "orders"), [(1, 1), (10, 1), (95, 9), (100, 10)])
+async def test_requests_that_differ_in_a_seed_keep_the_limit(session, sandbox, limit, orders):
+    requests = [q.VideoRequest("img", extra_body={"seed": n}) for n in range(30)]
+    result = await make_batch(PricedByExtra(session), requests, max_credits=limit)
+
+    assert len(sandbox.orders) == orders
+    assert (result.stopped.spent, result.stopped.price) == (orders * 10, 10)
+
+
+async def test_an_unknown_price_is_estimated_at_the_highest_of_its_kind(session, sandbox):
+    requests = costing(80, 10, 20)
+    result = await make_batch(PricedByExtra(session), requests, max_credits=165)
+
+    assert result.credits_reserved == 90
+    assert (result.stopped.spent, result.stopped.price) == (90, 80)
+
+
+async def test_requests_with_an_unknown_price_are_sent_one_at_a_time(session, sandbox):
+    """No other request of the kind is sent before the receipt states the price."""
+    sandbox.trouble("slow", seconds=0.0)
+    sandbox.trouble("slow", seconds=0.3, times=2)
+    requests = [*costing(10, 20), q.ReelRequest(["a"]), *costing(10, 30)]
+    result = await make_batch(PricedByExtra(session), requests, max_credits=1000)
+    meanwhile = [order for order in sandbox.orders[1:] if order.at < sandbox.orders[1].at + 0.3]
+
+    assert sorted(order.kind for order in meanwhile) == ["reel", "video"]
+    assert len(result.records) == 5
+
+
+async def test_an_ambiguous_request_with_an_unknown_price_is_the_last_with_one(session, sandbox):
+    sandbox.trouble("slow", seconds=0.0)
+    sandbox.trouble("error", status=500, taken=True)
+    requests = [*videos(1), *costing(10), *videos(5), *costing(20), *videos(5)]
+    result = await make_batch(PricedByExtra(session), requests, max_credits=1000, max_in_flight=1)
+
+    assert len(sandbox.orders) == 7
+    assert isinstance(result.stopped, CreditLimitError)
+    assert (result.stopped.price, result.stopped.spent) == (None, 70)

@@ -78,6 +78,7 @@ async def test_a_folder_without_a_name_will_do_with_a_ledger(sandbox, tmp_path):
     assert len(list((tmp_path / "clips").glob("*.mp4"))) == 1
 
 
+@pytest.mark.slow
 async def test_what_is_in_doubt_comes_with_how_to_settle_it(sandbox, tmp_path):
     """Python that runs: with the intent, the candidate and the ledger in it."""
     sandbox.trouble("error", status=500, taken=True)
@@ -113,6 +114,7 @@ async def test_what_is_in_doubt_comes_with_how_to_settle_it(sandbox, tmp_path):
     assert len(sandbox.orders) == 1
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_away_is_told(sandbox, tmp_path, unused_tcp_port):
     """Each attempt is a line, and so is the pause."""
     file = catalogue(tmp_path / "catalogue.csv", 1)

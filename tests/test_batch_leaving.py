@@ -11,7 +11,7 @@ import qamera_async as q
 from qamera_async.errors import LedgerUnavailableError
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
 
 
 @pytest.fixture

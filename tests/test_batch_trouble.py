@@ -10,7 +10,7 @@ import qamera_async as q
 from qamera_async.errors import AmbiguityLimitError, LedgerUnavailableError, RefConflictError
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
 
 
 @pytest.fixture
@@ -41,6 +41,17 @@ async def collected(batch):
 
 
 # --- a row of ambiguous answers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [407, 429])
+async def test_foreign_407_and_429_to_submissions_stop_the_batch_after_five(sandbox, session, status):
+    """P10: each of the five POSTs may have been processed, and none is sent again."""
+    sandbox.trouble("error", status=status, html=True, times=1000)
+    result = await make_batch(session, videos(20))
+
+    assert isinstance(result.stopped, AmbiguityLimitError)
+    assert [type(outcome.error) for outcome in result.failures[:5]] == [q.AmbiguousSubmissionError] * 5
+    assert len(posts(sandbox)) == 5
 
 
 async def test_what_is_being_looked_into_counts(sandbox, quick):
@@ -109,7 +120,7 @@ STOPS = [
     ({"status": 401}, q.AuthenticationError),
     ({"status": 403}, q.PermissionDeniedError),
     ({"status": 402}, q.InsufficientCreditsError),
-    ({"status": 407, "html": True}, q.ApiError),
+    ({"status": 407}, q.ApiError),
 ]
 
 

@@ -187,6 +187,7 @@ async def test_a_copy_is_said_and_what_was_left_is_refused(ledger, tmp_path):
     assert WORD not in ran.out + ran.err + shown.out + shown.err
 
 
+@pytest.mark.slow
 async def test_a_copy_to_a_database_shows_no_password(tmp_path):
     """Neither what it says nor what is written down in the file that was left."""
     path, address = (
@@ -223,6 +224,7 @@ async def test_one_that_is_kept_can_be_used(ledger, tmp_path):
 # --- what is no ledger to work with -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "code", "text"),
     [
@@ -244,6 +246,7 @@ async def test_a_bad_address_is_told_in_a_line(change, code, text):
         assert WORD not in ran.out + ran.err
 
 
+@pytest.mark.slow
 async def test_a_role_without_rights_is_told_the_statement_by_the_command(tmp_path):
     """A batch says what has to be run, and orders nothing."""
     address = postgres.server().database()

@@ -83,7 +83,7 @@ async def test_a_download_takes_no_slot_of_the_quota(place, quick):
     """The CDN is not the API."""
     budget = RateLimiter(60, 60.0)
     async with place.sandbox.session(
-        **(quick | {"budget": budget, "api_key": "mk_live_other.key"})
+        **(quick | {"rate_limiter": budget, "api_key": "mk_live_other.key"})
     ) as session:
         await place.another(transport=session._transport).file(place.video, place.target)
 

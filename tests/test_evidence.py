@@ -232,7 +232,7 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
         {"base_url": "https://h:0"},
         {"base_url": "https://h\r\nx"},
         {"base_url": KEY},
-        {"budget": 3},
+        {"rate_limiter": 3},
         {"on_event": 3},
     ],
 )

@@ -132,8 +132,13 @@ def test_retry_after_is_bounded_and_garbage_ignored(value, seconds):
         (400, b"<html>", False),
         (408, {"error": "x"}, False),
         (409, {"error": "x"}, False),
-        (407, b"<html>", True),
-        (429, b"<html>", True),
+        *((status, {"error": "x"}, True) for status in (407, 429)),
+        *((status, {"error": {"code": "x"}}, True) for status in (407, 429)),
+        *(
+            (status, body, False)
+            for status in (407, 429)
+            for body in (b"<html>", b"", {"message": "x"}, {"error": 429}, {"error": None}, ["error"])
+        ),
         (500, {"error": "x"}, False),
         (307, {"error": "x"}, False),
     ],

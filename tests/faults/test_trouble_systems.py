@@ -247,7 +247,7 @@ async def test_a_session_opened_and_closed_100_times_provokes_no_429():
     """Each thinks that it has a window of its own, and none has: one quota counts them all."""
     async with Sandbox(job_seconds=0.01, quota=(30, 0.3), credits=10**6, count_delay=0.01) as sandbox:
         for number in range(100):
-            options = {"base_url": sandbox.url, "budget": q.RateLimiter(30, 0.3)}
+            options = {"base_url": sandbox.url, "rate_limiter": q.RateLimiter(30, 0.3)}
             async with q.QameraSession(sandbox.api_key, **options) as session:
                 if number % 2:
                     await session.register_video(image_id="i")

@@ -146,7 +146,7 @@ def test_any_answer_that_says_no_is_an_error_of_ours(body, status, sent_headers)
     if isinstance(error, q.ApiError):
         assert error.retry_after is None or 0 <= error.retry_after <= 3600
         refusal = protocol.is_refusal(answer(body, status, sent_headers))
-        assert not refusal or status in (407, 429) or (400 <= status < 500 and not error.foreign)
+        assert not refusal or (400 <= status < 500 and not error.foreign)
     else:
         assert not protocol.is_refusal(answer(body, status, sent_headers))
 
