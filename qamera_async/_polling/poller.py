@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import logging
 import math
@@ -251,6 +252,8 @@ class Poller:
         self._outage: Iterator[float] | None = None
         self._backoff = 0.0  # least pause in an outage, in seconds
         self._task: asyncio.Task[None] | None = None
+        # The task must not keep the context of whichever waiter came first.
+        self._context = contextvars.copy_context()
         self._busy = False  # whether a poll is on the wire or being processed
         self._wake = asyncio.Event()
         self._closed = False
@@ -423,7 +426,7 @@ class Poller:
             self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
-                self._run(), name=f"qamera-poller-{self._spec.key}"
+                self._run(), name=f"qamera-poller-{self._spec.key}", context=self._context
             )
             self._task.add_done_callback(self._on_task_end)
 
