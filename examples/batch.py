@@ -124,10 +124,12 @@ async def make(qamera: QameraSession, asked: argparse.Namespace, requests: list[
     done, failed, stopped = 0, 0, False
     batch = qamera.batch(requests, download_to=asked.folder, max_credits=asked.max_credits)
     try:
-        async for outcome in batch:
-            done += outcome.ok
-            failed += not outcome.ok
-            print(f"{done + failed}/{len(requests)} {outcome.request.ref}: {outcome.path or outcome.error}")
+        async with batch as outcomes:
+            async for outcome in outcomes:
+                done += outcome.ok
+                failed += not outcome.ok
+                result = outcome.path or outcome.error
+                print(f"{done + failed}/{len(requests)} {outcome.request.ref}: {result}")
     except QameraError as reason:
         print(f"It stopped: {reason}", file=sys.stderr)
         stopped = True

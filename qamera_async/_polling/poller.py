@@ -63,7 +63,12 @@ class RecordListener(Protocol):
 
     since: float
     """When it began to wait, in the loop's time."""
-    waiters: Sized
+
+    @property
+    def waiters(self) -> Sized:
+        """The tasks that wait for the job."""
+        ...
+
     """The tasks that wait."""
 
     def record_changed(self, record: TrackedRecord) -> None:
