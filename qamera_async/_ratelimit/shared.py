@@ -1,4 +1,4 @@
-"""One quota for several processes: a log of slots that they share, and what each knows of the others."""
+"""One rate limit for several processes: the store of slots that they share."""
 
 from __future__ import annotations
 
@@ -13,55 +13,88 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen(eq=False)
-class Elsewhere:
-    """What others have taken of the quota, as one look at the log showed it.
+class ExternalUsage:
+    """The slots that other processes have taken, as one reading of the store showed them.
 
     Args:
-        submissions: when each settled slot of theirs is free again, in seconds of ``time.monotonic()``,
-            sorted.
-        polls: the same of their polls.
-        submitting: requests of theirs that are under way.
-        polling: the same of their polls.
-        reserve: the slots of a window that submissions leave to their polls.
+        submissions: when each settled slot of a submission becomes free, in seconds of
+            ``time.monotonic()``, sorted.
+        polls: the same for polls.
+        submissions_in_flight: number of submissions whose response has not arrived.
+        polls_in_flight: the same for polls.
+        reserve: slots of a window that the other processes keep for their polls.
     """
 
     submissions: tuple[float, ...] = ()
     polls: tuple[float, ...] = ()
-    submitting: int = 0
-    polling: int = 0
+    submissions_in_flight: int = 0
+    polls_in_flight: int = 0
     reserve: float = 0.0
 
 
-class SlotLog(Protocol):
-    """Where processes write down the slots they take. Each method may be called in any thread or loop."""
+class SharedSlots(Protocol):
+    """The store in which processes record the slots they take. Methods may be called from any thread."""
 
     async def take(
         self, priority: Priority, limit: int, window: float, reserve: float
-    ) -> tuple[object | None, Elsewhere]:
-        """Take a slot if fewer than ``limit`` are taken in all, by whomever; durable when it returns.
+    ) -> tuple[object | None, ExternalUsage]:
+        """Take a slot if all processes together have taken fewer than ``limit``.
 
-        Cancelling it leaks no slot: the log sees to that.
+        The slot is durable when this returns. Cancelling leaks no slot: the store sees to that.
 
         Args:
-            priority: whose slot it is.
-            limit: the slots in a window.
-            window: its length in seconds.
-            reserve: the slots of a window that submissions leave to the polls of this process.
+            priority: priority of the request.
+            limit: number of slots in a window.
+            window: length of the window in seconds.
+            reserve: slots of a window that this process keeps for its polls.
 
         Returns:
-            A ticket to settle, None where there is no slot; and what others have taken.
+            The id of the slot, or None if none is left; and the usage of the other processes.
+
+        Raises:
+            Exception: the store can't be used.
         """
         ...
 
-    def settle(self, ticket: object, until: float | None) -> None:
-        """Let a slot be free again; never waits and never raises, also when the log is closed.
+    def settle(self, slot_id: object, until: float | None) -> None:
+        """Record when a slot becomes free; never waits and never raises, not even after closing.
 
         Args:
-            ticket: what ``take`` gave.
-            until: the moment in seconds of ``time.monotonic()``; None means at once.
+            slot_id: the id that ``take`` returned.
+            until: the moment in seconds of ``time.monotonic()``; None means now.
         """
         ...
 
-    def look(self, tell: Callable[[Elsewhere], None]) -> None:
-        """Tell soon, from any thread, what others have taken; never waits and never raises."""
+    def fetch_usage(self, on_usage: Callable[[ExternalUsage], None]) -> None:
+        """Read the usage of the other processes; never waits and never raises.
+
+        Args:
+            on_usage: called soon with the usage, from any thread; not called if the reading fails.
+        """
         ...
+
+
+class Attachment:
+    """A store that is attached to a rate limiter, and the newest usage read from it."""
+
+    __slots__ = ("_newest", "count", "read_at", "slots", "usage")
+
+    def __init__(self, slots: SharedSlots, now: float) -> None:
+        self.slots = slots
+        self.count = 0  # how many sessions attached it
+        self.usage = ExternalUsage()
+        self.read_at = now
+        self._newest = -1
+
+    def update(self, number: int, usage: ExternalUsage, now: float) -> None:
+        """Keep a reading, unless a reading that began later has arrived already.
+
+        Args:
+            number: readings are numbered in the order in which they began.
+            usage: what the reading showed.
+            now: the current time in seconds.
+        """
+        if number > self._newest:
+            self._newest = number
+            self.usage = usage
+            self.read_at = now

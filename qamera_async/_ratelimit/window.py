@@ -1,188 +1,286 @@
-"""The sliding window: which slots are taken, and what submissions leave to the polls. No clock, no loop."""
+"""The arithmetic of the rate limit: the exact sliding window and the cooldown. No clock, no event loop.
+
+Every moment is passed in by the caller, in seconds of one monotonic clock.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
+import random
 from bisect import bisect_right, insort
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .shared import Elsewhere
+    from .._config import RetryPolicy
+    from .shared import ExternalUsage
+
+_EXHAUSTED_AFTER = 5  # windows of nothing but 429
 
 
 class Priority(enum.Enum):
-    """Who goes first when a slot is free."""
+    """The order in which waiting requests get a slot: submissions first."""
 
     SUBMISSION = "submission"
     POLL = "poll"
 
 
 class Window:
-    """At most ``limit`` slots in any ``length`` seconds; each moment is the caller's, in seconds."""
+    """At most ``limit`` requests in any ``length`` seconds, counted at the server.
+
+    A slot is taken before its request is sent and settled when the response has arrived. It becomes free
+    one window after that. So no delay in the network can make the server count one request too many.
+
+    Args:
+        limit: slots in a window.
+        length: length of the window in seconds.
+    """
 
     def __init__(self, limit: int, length: float) -> None:
         self.limit = limit
         self.length = length
-        # When each settled slot is free again, sorted; and how many requests are not settled.
+        self.in_flight = 0  # slots taken and not settled
+        self._submissions_in_flight = 0
+        # When each settled slot becomes free, sorted.
         self._expiries: dict[Priority, list[float]] = {priority: [] for priority in Priority}
-        self.under_way = 0
-        self._submitting = 0
-        # The same of other processes that keep one quota with this one.
-        self._theirs: dict[Priority, list[float]] = {priority: [] for priority in Priority}
-        self._their_used = 0
-        self._their_submitting = 0
-        self._their_polling = 0
-        self._their_reserve = 0.0
-        self._lists = (*self._expiries.values(), *self._theirs.values())
+        # The same for other processes that share the rate limit.
+        self._external_expiries: dict[Priority, list[float]] = {priority: [] for priority in Priority}
+        self._external_in_flight = 0
+        self._external_submissions_in_flight = 0
+        self._external_used = 0
+        self._external_reserve = 0.0
+        self._all_expiries = (*self._expiries.values(), *self._external_expiries.values())
         self._reserves: dict[object, float] = {}
-        self._reserved = 0  # what all come to, since each request asks for it
+        self._reserved = 0  # slots of each window that are kept for polls
         self._last_poll = -math.inf
 
     def expire(self, now: float) -> None:
-        """Forget the slots that are free by ``now``; to be called before anything is asked."""
+        """Drop the slots that are free by ``now``. Call this before any of the questions below."""
         for expiries in self._expiries.values():
             if expiries and expiries[0] <= now:
                 del expiries[: bisect_right(expiries, now)]
-        if self._their_used:
-            for expiries in self._theirs.values():
+        if self._external_used:
+            for expiries in self._external_expiries.values():
                 del expiries[: bisect_right(expiries, now)]
-            self._count_theirs()
+            self._count_external()
 
     @property
     def used(self) -> int:
-        """How many slots are taken."""
-        polls, submissions = self._expiries.values()
-        return len(polls) + len(submissions) + self.under_way + self._their_used
+        """Slots that are taken: requests in flight and those of the last window."""
+        return self.in_flight + sum(map(len, self._expiries.values())) + self._external_used
 
     @property
     def free(self) -> int:
-        """How many slots are left."""
+        """Slots that are left; negative if other processes were not known when slots were taken."""
         return self.limit - self.used
 
     @property
     def next_free(self) -> float:
-        """When time alone will next free a slot; infinity where it won't."""
-        return min((expiries[0] for expiries in self._lists if expiries), default=math.inf)
+        """When the next slot becomes free by time alone; infinity if none does."""
+        return min((expiries[0] for expiries in self._all_expiries if expiries), default=math.inf)
 
     def take(self, priority: Priority, now: float) -> None:
-        """Take a slot for a request that is now under way."""
-        self.under_way += 1
+        """Take a slot for a request that is in flight from now on."""
+        self.in_flight += 1
         if priority is Priority.POLL:
             self._last_poll = now
         else:
-            self._submitting += 1
+            self._submissions_in_flight += 1
 
     def settle(self, priority: Priority, counted_until: float | None) -> None:
         """Settle a slot.
 
         Args:
-            priority: whose it was.
+            priority: priority of the request.
             counted_until: the last moment at which the server may have counted the request; None means
-                never.
+                that the request never left, and the slot is free at once.
         """
-        self.under_way -= 1
+        self.in_flight -= 1
         if priority is Priority.SUBMISSION:
-            self._submitting -= 1
+            self._submissions_in_flight -= 1
         if counted_until is not None:
             insort(self._expiries[priority], counted_until + self.length)
 
+    # --- slots kept for polls -------------------------------------------------------------------
+
     def reserve(self, owner: object, stale_after: float) -> None:
-        """From now on leave slots to the polls of ``owner``: one for each ``stale_after`` seconds."""
+        """Keep slots for the polls of ``owner``: one for each ``stale_after`` seconds of a window."""
         self._reserves[owner] = min(self.length / stale_after, self.limit // 2)
-        self._add_up()
+        self._add_up_reserves()
 
     def release(self, owner: object) -> None:
-        """Take back what ``owner`` had reserved."""
+        """Undo ``reserve``."""
         self._reserves.pop(owner, None)
-        self._add_up()
+        self._add_up_reserves()
 
     @property
-    def reserved_here(self) -> float:
-        """How many slots of a window the owners here have reserved."""
+    def own_reserve(self) -> float:
+        """Slots of a window that the sessions of this process keep for polls."""
         return float(sum(self._reserves.values()))
 
-    def _add_up(self) -> None:
-        # Who keeps one quota shares one poll, too: whoever polls, polls for all.
-        self._reserved = min(math.ceil(max(self.reserved_here, self._their_reserve)), self.limit // 2)
+    def _add_up_reserves(self) -> None:
+        # Processes that share the rate limit share one poll too: whichever process polls, polls for all.
+        reserve = max(self.own_reserve, self._external_reserve)
+        self._reserved = min(math.ceil(reserve), self.limit // 2)
 
     def may_submit(self, now: float) -> bool:
-        """Whether a submission leaves the polls what is theirs.
+        """Return whether a submission now leaves enough slots for the polls of the next window.
 
-        One slot for each poll that is due within the window, unless an older slot is free by then.
+        A poll is due every ``length / reserved`` seconds. For each of them there must be a slot: one that
+        is free now, or one that becomes free by then.
         """
         reserved = self._reserved
         free = self.free - 1
         if free >= reserved:
             return True
-        submissions = self._submitting + len(self._expiries[Priority.SUBMISSION])
-        submissions += self._their_submitting + len(self._theirs[Priority.SUBMISSION])
+        submissions = self._submissions_in_flight + len(self._expiries[Priority.SUBMISSION])
+        submissions += self._external_submissions_in_flight
+        submissions += len(self._external_expiries[Priority.SUBMISSION])
         if submissions >= self.limit - reserved:
             return False
         pause = self.length / reserved
-        last = max(self._last_poll_of_all(now), now - pause)
+        last = max(self._newest_poll(now), now - pause)
         return all(free + self._freed_by(last + due * pause) >= due for due in range(1, reserved + 1))
 
-    def left_enough(self, now: float) -> bool:
-        """Whether a submission that has its slot already leaves the polls what is theirs."""
+    def may_keep_submitting(self, now: float) -> bool:
+        """Return whether a submission that has taken its slot already leaves enough slots for polls."""
         if not self._reserved:
             return True
-        self.under_way -= 1
-        self._submitting -= 1
+        self.in_flight -= 1
+        self._submissions_in_flight -= 1
         may_submit = self.may_submit(now)
-        self.under_way += 1
-        self._submitting += 1
+        self.in_flight += 1
+        self._submissions_in_flight += 1
         return may_submit
 
-    def next_allowed(self, now: float) -> float:
-        """When time alone may next let a submission pass that polls to come are holding up.
+    def next_submission(self, now: float) -> float:
+        """Return when time alone may next allow a submission that waits because of the polls to come.
 
-        Without polls, those to come move on, until an older slot is free in time for them.
+        While nobody polls, the polls to come move on, until an older slot becomes free in time for them.
         """
         reserved = self._reserved
         pause = self.length / max(reserved, 1)
-        moments = [self._last_poll_of_all(now) + pause]
+        moments = [self._newest_poll(now) + pause]
         for due in range(reserved):
-            for expiries in self._lists:
-                place = bisect_right(expiries, now + due * pause)
-                if place < len(expiries):
-                    moments.append(expiries[place] - due * pause)
+            for expiries in self._all_expiries:
+                index = bisect_right(expiries, now + due * pause)
+                if index < len(expiries):
+                    moments.append(expiries[index] - due * pause)
         return min((moment for moment in moments if moment > now), default=math.inf)
 
     def _freed_by(self, moment: float) -> int:
-        return sum(bisect_right(expiries, moment) for expiries in self._lists)
+        return sum(bisect_right(expiries, moment) for expiries in self._all_expiries)
 
-    def _last_poll_of_all(self, now: float) -> float:
-        polls = self._theirs[Priority.POLL]
+    def _newest_poll(self, now: float) -> float:
+        polls = self._external_expiries[Priority.POLL]
         return max(self._last_poll, min(polls[-1] - self.length, now)) if polls else self._last_poll
 
-    # --- what other processes take --------------------------------------------------------------
+    # --- slots of other processes ---------------------------------------------------------------
 
-    def count_elsewhere(self, looks: Iterable[Elsewhere]) -> None:
-        """From now on count what others have taken, and nothing else of theirs."""
-        looks = tuple(looks)
-        self._theirs[Priority.SUBMISSION][:] = sorted(at for look in looks for at in look.submissions)
-        self._theirs[Priority.POLL][:] = sorted(at for look in looks for at in look.polls)
-        self._their_submitting = sum(look.submitting for look in looks)
-        self._their_polling = sum(look.polling for look in looks)
-        self._their_reserve = max((look.reserve for look in looks), default=0.0)
-        self._count_theirs()
-        self._add_up()
+    def set_external(self, usages: Iterable[ExternalUsage]) -> None:
+        """Replace what is counted for other processes."""
+        usages = tuple(usages)
+        expiries = self._external_expiries
+        expiries[Priority.SUBMISSION][:] = sorted(at for usage in usages for at in usage.submissions)
+        expiries[Priority.POLL][:] = sorted(at for usage in usages for at in usage.polls)
+        self._external_submissions_in_flight = sum(usage.submissions_in_flight for usage in usages)
+        polls_in_flight = sum(usage.polls_in_flight for usage in usages)
+        self._external_in_flight = self._external_submissions_in_flight + polls_in_flight
+        self._external_reserve = max((usage.reserve for usage in usages), default=0.0)
+        self._count_external()
+        self._add_up_reserves()
 
-    def _count_theirs(self) -> None:
-        self._their_used = self._their_submitting + self._their_polling + sum(map(len, self._theirs.values()))
-
-    def fill(self, until: float) -> None:
-        """Count what is free as taken by others, until a moment or until more is known of them."""
-        polls = self._theirs[Priority.POLL]
+    def assume_full(self, until: float) -> None:
+        """Count all free slots as taken by other processes, until a moment or the next ``set_external``."""
+        polls = self._external_expiries[Priority.POLL]
         polls[:] = sorted([*polls, *([until] * self.free)])
-        self._count_theirs()
+        self._count_external()
 
-    def absorb(self, other: Window, shift: float) -> None:
-        """Take over the slots that another window still counts; its clock is ``shift`` seconds behind."""
-        for priority, expiries in other._expiries.items():
-            own = self._expiries[priority]
-            own[:] = sorted([*own, *(at + shift for at in expiries)])
-            expiries.clear()  # they are counted here now, and once only
+    def _count_external(self) -> None:
+        settled = sum(map(len, self._external_expiries.values()))
+        self._external_used = self._external_in_flight + settled
+
+    # --- replacing a window ---------------------------------------------------------------------
+
+    def copy_settled(self, other: Window, shift: float) -> None:
+        """Count the settled slots of another window too.
+
+        Args:
+            other: the other window.
+            shift: what to add to a moment of its clock to get a moment of this one's, in seconds.
+        """
+        for priority, expiries in self._expiries.items():
+            added = [at + shift for at in other._expiries[priority]]
+            expiries[:] = sorted([*expiries, *added])
+
+    def forget_settled(self) -> None:
+        """Stop counting the settled slots: another window counts them."""
+        for expiries in self._expiries.values():
+            expiries.clear()
+
+
+class Cooldown:
+    """The pause of all requests after a 429, and the run of 429s without a success in between.
+
+    Args:
+        window: length of the rate limit's window in seconds.
+    """
+
+    def __init__(self, window: float) -> None:
+        self.until = -math.inf
+        self._window = window
+        self._run_began: float | None = None  # when the first 429 of the run arrived
+        self._last_429 = -math.inf
+        self._rejections = 0  # 429s of the run
+
+    @property
+    def probing(self) -> bool:
+        """Whether only one request at a time may be sent: no request has succeeded since the last 429."""
+        return self._run_began is not None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all responses of the last five windows were 429."""
+        began = self._run_began
+        return began is not None and self._last_429 - began >= _EXHAUSTED_AFTER * self._window
+
+    def on_success(self, granted_at: float) -> None:
+        """Note a response other than 429 to a request that got its slot at ``granted_at``."""
+        # A request that was sent before the last 429 says nothing about the time after it.
+        if granted_at >= self._last_429:
+            self._run_began = None
+
+    def on_429(self, granted_at: float, now: float, retry_after: float | None, policy: RetryPolicy) -> None:
+        """Note a 429.
+
+        The pause is what the server asks for, or 1, 2, 4, ... times ``policy.base``. From the second 429
+        of a run on it is at least ``policy.base``, since a server may say ``Retry-After: 0`` for ever.
+
+        Args:
+            granted_at: when the request got its slot.
+            now: when the response arrived.
+            retry_after: the seconds that the server asks for; None if it asks for none.
+            policy: the first and the longest pause.
+        """
+        if self._run_began is None or granted_at - self.until > self._window:
+            # Nobody sent a request for a window: the earlier run is over.
+            self._run_began, self._rejections = now, 0
+        elif granted_at < self._last_429:
+            return  # sent before the last 429: the pause has begun already
+        pause = retry_after
+        if pause is None:
+            jitter = random.uniform(0, 0.5)  # noqa: S311 - spreads load, guards nothing
+            pause = policy.base * (2.0 ** min(self._rejections, 30) + jitter)
+        elif self._rejections:
+            pause = max(pause, policy.base)
+        self._rejections += 1
+        self._last_429 = now
+        self.until = max(self.until, now + min(pause, policy.max_delay))
+
+    def copy(self, other: Cooldown, shift: float) -> None:
+        """Take over another cooldown if it lasts longer; ``shift`` as for ``Window.copy_settled``."""
+        if other._run_began is not None and other.until + shift > self.until:
+            self.until, self._last_429 = other.until + shift, other._last_429 + shift
+            self._run_began, self._rejections = other._run_began + shift, other._rejections

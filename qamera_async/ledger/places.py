@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from .._models import Intent, Receipt, Video
-    from .._ratelimit.shared import SlotLog
+    from .._ratelimit import SharedSlots
     from ..errors import QameraError
     from .board import Board
     from .ledger import Ledger
@@ -41,7 +41,7 @@ class NoLedger:
     def release(self) -> None:
         """Let go of what was never opened, or of what nobody has closed."""
 
-    def slots(self, account: str, grace: float) -> SlotLog | None:  # noqa: ARG002
+    def slots(self, account: str, grace: float) -> SharedSlots | None:  # noqa: ARG002
         """Give the log of the slots that all processes with this ledger and account take."""
         return None
 
@@ -137,7 +137,7 @@ def ledger_is_there(place: str | Address) -> bool:
 
 def _postgres() -> ModuleType:
     try:
-        return import_module(".postgres", __name__)
+        return import_module(".postgres", __package__)
     except ImportError as error:
         raise ConfigurationError(
             "ledger: an address needs psycopg, which isn't installed: pip install 'qamera-async[postgres]'"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from datetime import datetime
 
-    from .._ratelimit.shared import SlotLog
+    from .._ratelimit import SharedSlots
     from .board import Board
     from .pruning import Pruned
     from .rows import LedgerState, Row
@@ -107,7 +107,7 @@ class Storage(Protocol):
         """Give those of the records that a row has."""
         ...
 
-    def slots(self, account: str, grace: float) -> SlotLog:
+    def slots(self, account: str, grace: float) -> SharedSlots:
         """Give the log of an account's slots; ``grace``: seconds that a request may be under way."""
         ...
 

@@ -10,7 +10,7 @@ from .opening import LONG_DEAD, is_there, living
 from .place import Place
 from .schema import ADOPTING, LOCKS
 from .session import Session
-from .slots import CLOCK, PostgresSlots
+from .slots import CLOCK, IN_FLIGHT, PostgresSlots
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PostgresStorage(SqlStorage[Session]):
         return cls(cast("Address", name))
 
     def _new_slots(self, account: str, grace: float) -> PostgresSlots:
-        return PostgresSlots(self._worker, account, grace)
+        return PostgresSlots(self._worker, account, grace, lambda: self._owner)
 
     def board(self, account: str) -> PostgresBoard:
         """Give the board of an account's polls, for one poller."""
@@ -64,7 +64,8 @@ class PostgresStorage(SqlStorage[Session]):
         return bool(living(connection) - {self._owner})
 
     def _tidy(self, connection: Session) -> None:
-        connection.execute(f"DELETE FROM slots WHERE expires <= {CLOCK}")  # noqa: S608 - our own clock
+        expired = f"DELETE FROM slots WHERE expires <= {CLOCK} AND NOT ({IN_FLIGHT})"  # noqa: S608 - our own words
+        connection.execute(expired, (LOCKS,))
         connection.execute(f"DELETE FROM owners WHERE {LONG_DEAD}", (LOCKS,))  # noqa: S608 - our own words
 
     def _alone(self, connection: Session) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..._boot import boot_id
 from ...errors import LedgerError, LedgerUnavailableError
+from ..slots import owner_of
 from ..sql import SqlStorage
 from .board import SqliteBoard
 from .opening import closed, opened, shrink
@@ -50,7 +51,7 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
         return cls(str(name))
 
     def _new_slots(self, account: str, grace: float) -> SqliteSlots:
-        return SqliteSlots(self._worker, account, grace)
+        return SqliteSlots(self._worker, account, grace, lambda: self._owner, self._lives)
 
     def board(self, account: str) -> SqliteBoard:
         """Give the board of an account's polls, for one poller."""
@@ -75,7 +76,7 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
             raise LedgerUnavailableError(
                 "The ledger was replaced or removed while it was in use.",
                 path=self.path,
-                remedy="Open it anew",
+                fix="Open it anew",
             )
 
     def _disconnect(self, connection: sqlite3.Connection) -> None:
@@ -91,7 +92,15 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
 
     def _tidy(self, connection: sqlite3.Connection) -> None:
         # Those of another boot may count for one more window from now.
-        connection.execute("DELETE FROM slots WHERE boot = ? AND expires <= ?", (boot_id(), time.monotonic()))
+        expired = connection.execute(
+            "SELECT id, settled, process FROM slots WHERE boot = ? AND expires <= ?",
+            (boot_id(), time.monotonic()),
+        ).fetchall()
+        for ticket, settled, process in expired:
+            owner = owner_of(process)
+            # A process that lives may send the request of a slot in flight yet.
+            if settled or owner is None or not self._lives(owner):
+                connection.execute("DELETE FROM slots WHERE id = ?", (ticket,))
         others = self._entered(connection)
         dead = others - {*self._living(connection, others)}
         connection.executemany("DELETE FROM owners WHERE id = ?", [(owner,) for owner in dead])

@@ -1,0 +1,139 @@
+"""The rate limiter in forked processes: each has its own state, and none touches the locks of its parent."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PROGRAM = """
+    import asyncio, os, sys, threading, time
+    from qamera_async import ConfigurationError, RateLimiter, RetryPolicy
+    from qamera_async._ratelimit import Priority, session_limiter
+
+    ORIGIN = "https://forked.example"
+    limiter = RateLimiter(2, 60.0)
+
+    async def use(session, number=1):
+        slots = [await asyncio.wait_for(session.acquire(Priority.POLL), 5) for _ in range(number)]
+        session.reserve_polls(15.0)
+        session.poll_delay(3.0, 15.0)
+        slots[0].give_back()
+        return session.rate_limiter.used
+
+    def in_child(function):
+        pid = os.fork()
+        if not pid:
+            try:
+                function()
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        return "stuck"
+"""
+
+UNUSED = """
+    session = session_limiter(ORIGIN, "key", limiter)
+
+    def child():
+        assert asyncio.run(use(session)) == 0  # one that was built before the fork
+        session.leave()
+        other = session_limiter(ORIGIN, "key", limiter)
+        assert asyncio.run(use(other, 2)) == 1
+        assert limiter.used == 1
+
+    print(in_child(child), limiter.used)
+"""
+
+IN_USE = """
+    async def main():
+        session = session_limiter(ORIGIN, "key", limiter)
+        slots = [await session.acquire(Priority.POLL) for _ in range(2)]
+        slots[0].on_429(1000.0, RetryPolicy(max_delay=1000.0))
+        waiting = asyncio.ensure_future(session.acquire(Priority.POLL))
+        await asyncio.sleep(0.01)
+
+        def child():
+            asyncio.events._set_running_loop(None)
+            assert (limiter.used, limiter.waiting, limiter.cooldown) == (0, 0, 0)
+            slots[1].on_response()  # of the parent, as a finally clause may call it
+            assert limiter.used == 0
+            assert asyncio.run(use(session_limiter(ORIGIN, "key", limiter), 2)) == 1
+            session.leave()
+            session_limiter("https://other.example", "key", RateLimiter(3)).leave()
+
+        print(in_child(child), limiter.used, limiter.waiting)
+        waiting.cancel()
+
+    asyncio.run(main())
+"""
+
+OTHER_NUMBERS = """
+    session = session_limiter(ORIGIN, "key", limiter)
+
+    def child():  # each worker takes its share
+        assert asyncio.run(use(session_limiter(ORIGIN, "key", RateLimiter(1, 60.0)))) == 0
+        try:
+            session_limiter(ORIGIN, "key", limiter)
+        except ConfigurationError:
+            return
+        os._exit(2)
+
+    print(in_child(child), limiter.used)
+"""
+
+LOCKED = """
+    session = session_limiter(ORIGIN, "key", limiter)
+    stop = threading.Event()
+
+    def busy(task):
+        while not stop.is_set():
+            task()
+
+    def build():
+        session_limiter(ORIGIN, "key", limiter).leave()
+
+    threads = [threading.Thread(target=busy, args=(task,)) for task in (lambda: limiter.used, build)]
+    for thread in threads:
+        thread.start()
+
+    def child():
+        assert asyncio.run(use(session_limiter(ORIGIN, "key", limiter))) == 0
+        assert limiter.waiting == 0
+
+    results = {in_child(child) for _ in range(40)}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(*results, limiter.used)
+"""
+
+
+@pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="this system can't fork")
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [(UNUSED, "0 0"), (IN_USE, "0 2 1"), (OTHER_NUMBERS, "0 0"), (LOCKED, "0 0")],
+    ids=["unused", "in-use", "other-numbers", "locked"],
+)
+def test_forked_process_has_its_own_state(program, expected):
+    """The child works; the parent's state is as before."""
+    code = textwrap.dedent(PROGRAM) + textwrap.dedent(program)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert (run.stdout.strip(), run.returncode) == (expected, 0), run.stderr

@@ -1,0 +1,77 @@
+"""What the tests of the rate limiter share: a clock that the test moves, and a session's limiter on it."""
+
+import asyncio
+from itertools import count
+
+from qamera_async import RateLimiter, RetryPolicy
+from qamera_async._ratelimit import Priority, session_limiter
+from qamera_async._ratelimit.engine import Engine
+from qamera_async._ratelimit.limiter import limiter_of
+
+SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
+POLICY = RetryPolicy(base=1.0, max_delay=60.0)
+_origins = count()
+
+
+class Clock:
+    """A clock that only the test moves, in seconds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def limiter_on(clock, limit=60, window=60.0) -> RateLimiter:
+    """Return a RateLimiter that goes by a clock."""
+    return limiter_of(Engine(limit, window, clock))
+
+
+async def run_ready():
+    """Let every task that can go on do so."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+class Limited:
+    """A session's limiter for an origin of its own, on a clock that the test moves."""
+
+    def __init__(self, limit=60, window=60.0, clock=None):
+        self.clock = clock or Clock()
+        self.engine = Engine(limit, window, self.clock)
+        self.rate_limiter = limiter_of(self.engine)
+        self.origin = f"https://{next(_origins)}.example"
+        self.session = self.another_session()
+
+    def another_session(self):
+        """Return the limiter of another session with the same key and origin."""
+        return session_limiter(self.origin, "key", self.rate_limiter)
+
+    async def acquire(self, priority=SUBMISSION, **options):
+        """Acquire a slot in the first session."""
+        return await self.session.acquire(priority, **options)
+
+    async def waiting(self, priority=SUBMISSION, **options):
+        """Return a task that acquires a slot, after it has got as far as it can."""
+        task = asyncio.ensure_future(self.session.acquire(priority, **options))
+        await run_ready()
+        return task
+
+    async def pass_time(self, seconds):
+        """Move the clock, and do what is due then."""
+        self.clock.now += seconds
+        self.engine.tick()
+        await run_ready()
+
+    @property
+    def counts(self):
+        """Return the slots used and the requests waiting."""
+        return self.rate_limiter.used, self.rate_limiter.waiting
+
+
+async def drop(*tasks):
+    """Cancel tasks and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -1,0 +1,513 @@
+"""The rate limiter: an exact window, two priorities, one cooldown, nothing leaked."""
+
+import asyncio
+import gc
+import threading
+import time
+
+import pytest
+import uvloop
+from limiters import POLICY, POLL, SUBMISSION, Clock, Limited, drop, limiter_on, run_ready
+
+from qamera_async import ConfigurationError, RateLimiter, SessionClosedError
+from qamera_async._ratelimit import session_limiter
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit": 0},
+        {"limit": 1.5},
+        {"limit": True},
+        {"window": 0},
+        {"window": "6"},
+        {"window": float("nan")},
+        {"window": float("inf")},
+        {"window": 10**400},
+        {"window": True},
+    ],
+)
+def test_invalid_numbers_are_refused(options):
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        RateLimiter(**options)
+
+
+def test_only_numbers_are_public():
+    public = {name for name in dir(RateLimiter) if not name.startswith("_")}
+
+    assert public == {"limit", "window", "used", "waiting", "cooldown"}
+
+
+# --- the window -----------------------------------------------------------------------------------
+
+
+async def test_slot_is_free_one_window_after_its_response():
+    """P2: not after its request, since the server may count that late."""
+    limited = Limited(limit=1)
+    slot = await limited.acquire()
+    limited.clock.now += 30
+    slot.on_response()
+    waiting = await limited.waiting()
+    await limited.pass_time(59.9)
+    assert not waiting.done()
+    await limited.pass_time(0.2)
+
+    assert waiting.done()
+
+
+async def test_lost_request_keeps_its_slot_for_the_grace():
+    """P2: a window and the grace, since the server may still receive it."""
+    limited = Limited(limit=1)
+    (await limited.acquire()).on_lost(10.0)
+    limited.clock.now += 69
+    assert limited.rate_limiter.used == 1
+    limited.clock.now += 2
+
+    assert limited.rate_limiter.used == 0
+
+
+@pytest.mark.parametrize("settle", [lambda slot: slot.on_response(), lambda slot: slot.on_lost(10.0)])
+async def test_suspended_process_keeps_its_slots_in_flight(settle):
+    """P2: a request whose process stood still for an hour is sent late, and counts a window from then on."""
+    limited = Limited(limit=2)
+    slot = await limited.acquire()
+    await limited.pass_time(3600)
+    assert limited.counts == (1, 0)
+    other = await limited.acquire()
+    waiting = await limited.waiting()
+    settle(slot)
+    await limited.pass_time(59)
+
+    assert not waiting.done()
+    other.give_back()
+    await drop(waiting)
+
+
+async def test_request_that_never_left_gives_its_slot_back():
+    """However often it is settled."""
+    limited = Limited()
+    slot = await limited.acquire(POLL)
+    slot.give_back()
+    slot.on_response()
+    slot.on_429(5.0, POLICY)
+
+    assert limited.counts == (0, 0)
+    assert limited.session.cooldown == 0
+
+
+# --- priorities and polls -------------------------------------------------------------------------
+
+
+async def test_submissions_go_first():
+    limited = Limited(limit=2)
+    first = [await limited.acquire() for _ in range(2)]
+    poll = await limited.waiting(POLL)
+    submission = await limited.waiting()
+    first[0].give_back()
+    await run_ready()
+
+    assert submission.done()
+    assert not poll.done()
+    await drop(poll)
+
+
+async def test_burst_leaves_slots_to_polls():
+    """With stale_after a quarter of the window, four slots of sixty are left."""
+    limited = Limited()
+    limited.session.reserve_polls(15.0)
+    limited.session.reserve_polls(15.0)
+    waiting = [asyncio.ensure_future(limited.acquire()) for _ in range(100)]
+    await run_ready()
+
+    assert sum(task.done() for task in waiting) == 56
+    for _ in range(4):
+        await asyncio.wait_for(limited.acquire(POLL), 1)
+    assert limited.rate_limiter.used == 60
+    await drop(*waiting)
+    assert limited.rate_limiter.waiting == 0
+
+
+async def test_reserves_add_up_to_half_the_limit_at_most():
+    """Many sessions can't leave submissions without slots."""
+    limited = Limited()
+    sessions = [limited.another_session() for _ in range(20)]
+    for session in sessions:
+        session.reserve_polls(15.0)
+    waiting = [asyncio.ensure_future(limited.acquire()) for _ in range(60)]
+    await run_ready()
+
+    assert sum(task.done() for task in waiting) == 30
+    for session in sessions:
+        session.leave()
+    await run_ready()
+    assert sum(task.done() for task in waiting) == 60
+
+
+async def test_burst_after_steady_polls_does_not_stop_them():
+    """Earlier polls don't count as those to come: a poll is due every stale_after seconds."""
+    limited = Limited()
+    limited.session.reserve_polls(15.0)
+    for _ in range(20):
+        (await limited.acquire(POLL)).on_response()
+        limited.clock.now += 1.0
+    waiting = [asyncio.ensure_future(limited.acquire()) for _ in range(100)]
+    for _ in range(4):
+        await limited.pass_time(15.0)
+        poll = await limited.waiting(POLL)
+        assert poll.done()
+        poll.result().on_response()
+    await drop(*waiting)
+
+
+async def test_polls_spread_over_the_slots_left():
+    """The interval if there is room; else the time to the next free slot over the free ones."""
+    limited = Limited()
+    assert limited.session.poll_delay(3.0, 15.0) == 3.0
+    for _ in range(56):
+        (await limited.acquire()).on_response()
+
+    assert limited.session.poll_delay(3.0, 20.0) == pytest.approx(15.0)
+    assert limited.session.poll_delay(3.0, 12.0) == 12.0
+
+
+async def test_polls_go_at_stale_after_while_submissions_wait():
+    limited = Limited(limit=1)
+    await limited.acquire()
+    waiting = await limited.waiting()
+
+    assert limited.session.poll_delay(3.0, 15.0) == 15.0
+    await drop(waiting)
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+async def test_on_wait_gets_a_lower_bound():
+    limited = Limited(limit=1)
+    waits = []
+    (await limited.acquire(on_wait=waits.append)).on_response()
+    limited.clock.now += 20
+    waiting = await limited.waiting(on_wait=waits.append)
+    behind = await limited.waiting(on_wait=waits.append)
+
+    assert waits == [40.0, 40.0]
+    await drop(waiting, behind)
+
+
+async def test_cancelled_waiter_leaks_no_slot():
+    """Neither while it waits nor in the moment in which it gets its slot."""
+    limited = Limited(limit=1)
+    slot = await limited.acquire()
+    waiting, behind = await limited.waiting(), await limited.waiting()
+    slot.give_back()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    (await behind).give_back()
+
+    assert limited.counts == (0, 0)
+
+
+async def test_stop_ends_waiters_and_later_calls():
+    """Each gets an exception of its own; other sessions go on; no slot is lost."""
+    limited = Limited(limit=1)
+    slot = await limited.acquire()
+    granted, waiting = await limited.waiting(), await limited.waiting(POLL)
+    other = asyncio.ensure_future(limited.another_session().acquire(SUBMISSION))
+    await run_ready()
+    error = SessionClosedError("closed")
+    slot.give_back()  # the first waiter gets it in the same moment
+    limited.session.stop(error)
+    limited.session.stop(error)
+    await run_ready()
+    raised = [task.exception() for task in (granted, waiting)]
+    with pytest.raises(SessionClosedError):
+        await limited.acquire()
+
+    assert [type(one) for one in raised] == [SessionClosedError] * 2
+    assert len({id(one) for one in [error, *raised]}) == 3
+    (await asyncio.wait_for(other, 1)).give_back()
+    assert limited.counts == (0, 0)
+
+
+async def test_waiter_of_a_closed_loop_takes_no_slot():
+    limited = Limited(limit=1)
+    slot = await limited.acquire()
+    loop = asyncio.new_event_loop()
+
+    async def wait():
+        await limited.another_session().acquire(SUBMISSION)
+
+    task = loop.create_task(wait())
+    loop.call_soon(loop.stop)
+    await asyncio.to_thread(loop.run_forever)
+    loop.close()
+    task._log_destroy_pending = False
+    assert limited.rate_limiter.waiting == 1
+    behind = await limited.waiting()
+    slot.give_back()
+
+    (await asyncio.wait_for(behind, 5)).give_back()
+    assert limited.counts == (0, 0)
+
+
+async def test_slot_granted_to_an_abandoned_loop_comes_back():
+    """The loop is closed after the slot was granted: the garbage collector ends the waiter."""
+    limited = Limited(limit=1)
+    slot = await limited.acquire()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(limited.another_session().acquire(SUBMISSION))
+    loop.call_soon(loop.stop)
+    await asyncio.to_thread(loop.run_forever)
+    slot.give_back()
+    behind = await limited.waiting()
+    assert not behind.done()
+    loop.close()
+    task._log_destroy_pending = False
+    del task, loop
+    gc.collect()
+
+    (await asyncio.wait_for(behind, 5)).give_back()
+    assert limited.counts == (0, 0)
+
+
+async def test_slot_freed_in_another_thread_wakes_the_waiter():
+    limited = Limited(limit=1)
+    slot = await limited.acquire()
+    waiting = await limited.waiting()
+    thread = threading.Thread(target=slot.give_back)
+    thread.start()
+
+    assert await asyncio.wait_for(waiting, 5)
+    thread.join()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_timers_wake_waiters_in_several_loops(run):
+    """Also on uvloop, whose timer handles don't tell when they are due."""
+
+    def one_loop():
+        async def some():
+            session = session_limiter("https://timers.example", "key", RateLimiter(3, 0.2))
+            for _ in range(4):
+                (await asyncio.wait_for(session.acquire(SUBMISSION), 30)).on_response()
+                await asyncio.sleep(0)
+            session.leave()
+
+        run(some())
+
+    threads = [threading.Thread(target=one_loop) for _ in range(3)]
+    begun = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    # Twelve requests, three in a window: the last ones begin after three windows.
+    assert time.monotonic() - begun >= 0.6
+
+
+@pytest.mark.parametrize("end", ["cancel", "stop"])
+async def test_many_waiters_cost_little_each(end):
+    """Ten times as many waiters take about ten times as long, not a hundred times."""
+    # A loop that waits for nothing else can't be measured by the wall clock on a busy machine.
+    seconds = {}
+    for number in (1_000, 10_000):
+        limited = Limited(limit=60)
+        limited.session.reserve_polls(15.0)
+        begun = time.thread_time()
+        tasks = [asyncio.ensure_future(limited.acquire()) for _ in range(number)]
+        await run_ready()
+        assert limited.rate_limiter.waiting == number - 56
+        if end == "stop":
+            limited.session.stop(SessionClosedError("closed"))
+        else:
+            for task in tasks:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        seconds[number] = time.thread_time() - begun
+        assert limited.rate_limiter.waiting == 0
+
+    assert seconds[10_000] < 40 * seconds[1_000]
+
+
+# --- cooldown -------------------------------------------------------------------------------------
+
+
+async def test_429_stops_everyone_until_one_probe_succeeds():
+    limited = Limited()
+    (await limited.acquire()).on_429(5.0, POLICY)
+    waiting = [await limited.waiting() for _ in range(3)]
+    assert limited.session.cooldown == limited.rate_limiter.cooldown == 5.0
+    assert not any(task.done() for task in waiting)
+    await limited.pass_time(5.1)
+    assert [task.done() for task in waiting] == [True, False, False]
+    waiting[0].result().on_response()
+    await run_ready()
+
+    assert all(task.done() for task in waiting)
+
+
+async def test_requests_in_flight_that_all_get_a_429_begin_one_cooldown():
+    limited = Limited()
+    slots = [await limited.acquire() for _ in range(10)]
+    limited.clock.now += 0.1
+    for slot in slots:
+        slot.on_429(None, POLICY)
+
+    assert limited.session.cooldown <= 1.5
+
+
+async def test_server_that_always_says_retry_after_zero_gets_few_requests():
+    """One at once, then one for each RetryPolicy.base seconds."""
+    limited, sent = Limited(), 0
+    for _ in range(40):
+        task = await limited.waiting()
+        if task.done():
+            sent += 1
+            task.result().on_429(0.0, POLICY)
+        else:
+            await drop(task)
+        await limited.pass_time(0.25)
+
+    assert sent <= 12
+
+
+async def test_exhausted_after_nothing_but_429():
+    limited = Limited(window=10.0)
+    begun = limited.clock.now
+    while not limited.session.exhausted:
+        (await limited.acquire()).on_429(2.0, POLICY)
+        limited.clock.now += 2.0
+    assert limited.clock.now - begun >= 50
+    (await limited.acquire()).on_response()
+
+    assert not limited.session.exhausted
+
+
+# --- which sessions share a rate limiter ----------------------------------------------------------
+
+
+async def test_sessions_of_one_key_and_origin_share():
+    one = session_limiter("https://shared.example", "key", None)
+    two = session_limiter("https://shared.example", "key", None)
+    other = session_limiter("https://shared.example", "other", None)
+    await one.acquire(POLL)
+
+    assert two.rate_limiter.used == one.rate_limiter.used == 1
+    assert other.rate_limiter.used == 0
+    for session in (one, two, other):
+        session.leave()
+
+
+async def test_equal_rate_limiters_are_one():
+    """The handle that came second shows the shared state."""
+    first, second = RateLimiter(30, 60.0), RateLimiter(30, 60)
+    one = session_limiter("https://equal.example", "key", first)
+    two = session_limiter("https://equal.example", "key", second)
+    slot = await two.acquire(POLL)
+
+    assert two.rate_limiter is second
+    assert first.used == second.used == one.rate_limiter.used == 1
+    slot.give_back()
+    assert first.used == second.used == 0
+    one.leave()
+    two.leave()
+
+
+def test_different_numbers_are_refused_while_a_session_is_open():
+    session = session_limiter("https://open.example", "key", RateLimiter(30, 60.0))
+    with pytest.raises(ConfigurationError, match="rate_limiter"):
+        session_limiter("https://open.example", "key", RateLimiter(31, 60.0))
+    session.leave()
+    session.leave()
+
+    session_limiter("https://open.example", "key", RateLimiter(31, 60.0)).leave()
+
+
+async def test_one_rate_limiter_may_serve_several_keys():
+    limiter = RateLimiter(30, 60.0)
+    one = session_limiter("https://several.example", "key", limiter)
+    two = session_limiter("https://several.example", "other", limiter)
+    await one.acquire(POLL)
+    await two.acquire(POLL)
+    assert limiter.used == 2
+    three = session_limiter("https://several.example", "third", RateLimiter(30, 60.0))
+    with pytest.raises(ConfigurationError, match="rate_limiter"):
+        session_limiter("https://several.example", "third", limiter)
+
+    for session in (one, two, three):
+        session.leave()
+
+
+async def test_key_left_by_a_shared_rate_limiter_keeps_what_it_sent():
+    """P2: a new limiter for one of two keys takes the log of that key over, and leaves it to the other."""
+    limiter = RateLimiter(30, 60.0)
+    sessions = [session_limiter("https://two-keys.example", key, limiter) for key in ("a", "b")]
+    for session in sessions:
+        (await session.acquire(POLL)).on_response()
+        session.leave()
+    session_limiter("https://two-keys.example", "a", RateLimiter(5, 60.0)).leave()
+    other = session_limiter("https://two-keys.example", "b", None)
+
+    assert other.rate_limiter.used >= 1
+    other.leave()
+
+
+async def test_log_outlives_its_sessions_by_one_window():
+    clock = Clock()
+    old = session_limiter("https://outlive.example", "key", limiter_on(clock, 60))
+    (await old.acquire(SUBMISSION)).on_response()
+    old.leave()
+    clock.now += 30
+    new = limiter_on(clock, 50)
+    session_limiter("https://outlive.example", "key", new).leave()
+
+    assert (new.limit, new.used) == (50, 1)
+    clock.now += 31
+    assert new.used == 0
+
+
+async def test_cooldown_outlives_its_sessions():
+    first = session_limiter("https://held.example", "key", RateLimiter(50))
+    (await first.acquire(POLL)).on_429(20.0, POLICY)
+    first.leave()
+    second = session_limiter("https://held.example", "key", RateLimiter(40))
+    second.leave()
+
+    assert 19 < second.cooldown <= 20
+
+
+async def test_limiters_that_alternate_count_each_slot_once():
+    one, other = RateLimiter(50), RateLimiter(40)
+    used = []
+    for limiter in (one, other, one, other):
+        session = session_limiter("https://alternate.example", "key", limiter)
+        if not used:
+            for _ in range(3):
+                (await session.acquire(POLL)).on_response()
+        used.append(limiter.used)
+        session.leave()
+
+    assert used == [3, 3, 3, 3]
+
+
+def test_numbers_of_a_closed_session_bind_nobody():
+    session_limiter("https://inherit.example", "key", RateLimiter(5, 60.0)).leave()
+    session = session_limiter("https://inherit.example", "key", None)
+    session.leave()
+
+    assert session.rate_limiter.limit == 60
+
+
+async def test_abandoned_session_leaves_when_the_next_one_is_built():
+    """What it kept for polls is free then, and its numbers bind nobody."""
+    limited = Limited(limit=4)
+    limited.session.reserve_polls(30.0)
+    limited.session.leave_later()
+    session_limiter("https://whatever.example", "key", None).leave()
+
+    for _ in range(4):
+        assert (await limited.waiting()).done()
