@@ -177,8 +177,11 @@ async def test_an_outage_keeps_the_credit_limit_and_the_target_files(tmp_path):
 
 async def test_an_outage_ends_with_an_ambiguous_submission_too():
     answers = iter([unreachable(), ambiguous()])
-    access = FakeAccess(lambda _: next(answers, Answer()))
-    outcomes, reason = await consume(make_batch(access, videos(4)))
+    access = FakeAccess(lambda _: next(answers, Answer(seconds=0.01)))
+    outcomes, reason = await consume(
+        make_batch(access, videos(4), retry=(retry := Delays()), max_in_flight=1)
+    )
 
     assert reason is None
     assert sum(outcome.ok for outcome in outcomes) == 3
+    assert retry.given == [1]
