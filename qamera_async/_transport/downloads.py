@@ -76,19 +76,16 @@ class StreamingResponse:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        # Chunks may be tiny, so that as many as have arrived are taken together.
-        step = self._read_chunks if self._chunked else self._read_some
-        data = await self._client.run(step, self._host, self._seconds_left)
+        data = await self._client.run(self._next, self._host, self._seconds_left)
         self._seconds_left -= loop.time() - began
         self._received += len(data)
         if self._received >= _MIN_BYTES:
             self._received, self._seconds_left = 0, self._seconds
         return data
 
-    async def _read_chunks(self) -> bytes:
-        return await self._content.readany()
-
-    async def _read_some(self) -> bytes:
+    async def _next(self) -> bytes:
+        if self._chunked:
+            return await self._content.readany()  # takes tiny chunks together
         return (await self._content.readchunk())[0]
 
 
