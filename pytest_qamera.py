@@ -1,6 +1,6 @@
-"""Fixtures for tests of code that uses the library: ``qamera_sandbox`` and ``qamera``.
+"""Pytest fixtures for code that uses qamera-async: `qamera_sandbox` and `qamera`.
 
-Every pytest run of an environment imports this room, so it imports nothing that costs time.
+pytest imports this module in every run of an environment, so the package is imported only by a fixture.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from qamera_async.sandbox import Sandbox
 
 
-def _async_fixture(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - a decorator of fixtures
+def _async_fixture(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - the types of pytest-asyncio
     try:
-        import pytest_asyncio  # noqa: PLC0415 - it may be missing
+        import pytest_asyncio  # noqa: PLC0415 - optional
     except ImportError:
 
         def missing() -> None:
-            pytest.fail("the fixtures of qamera-async need pytest-asyncio")
+            pytest.fail("The fixtures of qamera-async need pytest-asyncio: install it.")
 
         return pytest.fixture(name=function.__name__)(missing)
     return pytest_asyncio.fixture(function)
@@ -30,8 +30,8 @@ def _async_fixture(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - a dec
 
 @_async_fixture
 async def qamera_sandbox() -> AsyncIterator[Sandbox]:
-    """Run the API on loopback, without a quota, with jobs of 50 ms."""
-    from qamera_async.sandbox import Sandbox  # noqa: PLC0415 - see above
+    """Run a sandbox without a rate limit. Its jobs take 50 ms."""
+    from qamera_async.sandbox import Sandbox  # noqa: PLC0415 - expensive
 
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
         yield sandbox
@@ -39,8 +39,8 @@ async def qamera_sandbox() -> AsyncIterator[Sandbox]:
 
 @_async_fixture
 async def qamera(qamera_sandbox: Sandbox) -> AsyncIterator[QameraSession]:
-    """Give an open session on ``qamera_sandbox``."""
-    from qamera_async import PollPolicy  # noqa: PLC0415 - see above
+    """Open a session on `qamera_sandbox`."""
+    from qamera_async import PollPolicy  # noqa: PLC0415 - expensive
 
     polling = PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
     async with qamera_sandbox.session(polling=polling) as session:

@@ -1,4 +1,14 @@
-"""An asyncio client for the Qamera AI API."""
+"""An asyncio client for the Qamera AI API.
+
+    from qamera_async import QameraSession
+
+    async with QameraSession() as qamera:  # the key is in QAMERA_API_KEY
+        job = await qamera.register_video(image_id="img_abc123", suggestion="Slow zoom in")
+        video = await job  # waits until the video is done
+        await qamera.download(video, "clip.mp4")
+
+Events are in `qamera_async.events`, ledger administration is in `qamera_async.ledger`.
+"""
 
 from ._batch import Batch, BatchResult, Outcome
 from ._config import PollPolicy, RetryPolicy, StatusRules, Timeouts

@@ -1,29 +1,20 @@
-"""Settings as frozen values, checked where they are made.
-
-This is the only room that imports backoff, and only its generator of doubling waits: what may be sent
-again, and when to give up, is decided where the requests are made.
-"""
+"""Settings: frozen values that are validated when they are built."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeAlias, cast
 
 import attrs
 import backoff
 
 from ._models import JobState
-from .errors import ConfigurationError, shown
+from .errors import ConfigurationError, is_number, short_repr
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_Validator: TypeAlias = "Callable[[Any, attrs.Attribute[Any], Any], None]"
-
-_MEMO_WORDS = 256
+_Validator: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 _DONE: Final = frozenset({"DONE", "COMPLETED", "SUCCEEDED"})
 _FAILED: Final = frozenset(
@@ -45,16 +36,6 @@ _USUAL_PENDING: Final = frozenset(
 )
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Say whether a value is a number that can be compared with others: no bool, no NaN."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return not math.isnan(value)
-    except OverflowError:  # an int beyond every float
-        return False
-
-
 def _seconds(*, zero: bool = False, infinite: bool = False, none: bool = False) -> _Validator:
     allowed = f"{'zero or a' if zero else 'a'} positive number of seconds"
     allowed += " (or math.inf)" if infinite else ""
@@ -63,72 +44,73 @@ def _seconds(*, zero: bool = False, infinite: bool = False, none: bool = False) 
     def check(policy: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value is None and none:
             return
-        good = is_number(value) and (value > 0 or (zero and value == 0)) and (infinite or value < math.inf)
-        if not good:
+        valid = is_number(value) and (value > 0 or (zero and value == 0)) and (infinite or value < math.inf)
+        if not valid:
             raise ConfigurationError(
-                f"{type(policy).__name__}.{attribute.name} must be {allowed}, not {shown(value)}."
+                f"{type(policy).__name__}.{attribute.name} must be {allowed}, not {short_repr(value)}."
             )
 
     return check
 
 
-def _attempts(policy: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _positive_int(policy: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(
-            f"{type(policy).__name__}.{attribute.name} must be a whole number from 1, not {shown(value)}."
+            f"{type(policy).__name__}.{attribute.name} must be a positive int, not {short_repr(value)}."
         )
 
 
 def _doubling(first: float, limit: float) -> Iterator[float]:
     if not first:
-        # Nothing doubled stays nothing, but the power of two beside it would outgrow a float.
-        return itertools.repeat(0.0)
+        return itertools.repeat(0.0)  # expo() would raise OverflowError after 1,024 delays
     delays = backoff.expo(factor=first, max_value=limit)
-    delays.send(None)  # backoff's generators give nothing at first
+    delays.send(None)  # expo() yields None first
     return map(float, delays)
 
 
-def _default_from(seconds: float) -> Any:  # noqa: ANN401 - attrs types a factory as what it makes
-    # Whoever sets only a long interval means it: the defaults beside it give way.
-    def make(policy: PollPolicy) -> float:
+def _at_least_interval(seconds: float) -> Any:  # noqa: ANN401 - attrs types a factory as its result
+    def default(policy: PollPolicy) -> float:
         return max(seconds, policy.interval) if is_number(policy.interval) else seconds
 
-    return attrs.Factory(make, takes_self=True)
+    return attrs.Factory(default, takes_self=True)
 
 
 @attrs.frozen
 class PollPolicy:
-    """How often the one list is fetched for everybody who waits.
+    """How often a list is polled.
 
     Args:
         interval: The pause between polls, in seconds.
-        stale_after: How old the list may get while submissions queue for the quota, in seconds. At
-            least `interval`; unless given, 15 or the interval, whichever is longer.
-        max_interval: The longest pause in an outage, in seconds. At least `interval`; unless given, 60
-            or the interval, whichever is longer.
+        stale_after: The maximum age of a list while submissions queue for the rate limit, in seconds. At
+            least `interval`. Default: 15 or `interval`, whichever is longer.
+        max_interval: The longest pause in an outage, in seconds. At least `interval`. Default: 60 or
+            `interval`, whichever is longer.
 
     Raises:
-        ConfigurationError: A value is no such number of seconds.
+        ConfigurationError: A value is invalid.
+
+    Example:
+        >>> PollPolicy(interval=20)
+        PollPolicy(interval=20, stale_after=20, max_interval=60.0)
 
     """
 
     interval: float = attrs.field(default=3.0, validator=_seconds())
-    stale_after: float = attrs.field(default=_default_from(15.0), validator=_seconds())
-    max_interval: float = attrs.field(default=_default_from(60.0), validator=_seconds())
+    stale_after: float = attrs.field(default=_at_least_interval(15.0), validator=_seconds())
+    max_interval: float = attrs.field(default=_at_least_interval(60.0), validator=_seconds())
 
     def __attrs_post_init__(self) -> None:
         for name, value in (("stale_after", self.stale_after), ("max_interval", self.max_interval)):
             if value < self.interval:
                 raise ConfigurationError(
-                    f"PollPolicy.{name} must be at least the interval ({self.interval:g}), "
-                    f"not {shown(value)}."
+                    f"PollPolicy.{name} must be at least interval={self.interval:g}, not {short_repr(value)}."
                 )
 
     def outage_delays(self) -> Iterator[float]:
-        """Give the pauses between polls that fail in a row, endlessly.
+        """Return the pauses after consecutive failed polls, without end.
 
         Returns:
-            Twice the interval, four times, eight times, ..., in seconds, at most `max_interval`.
+            2, 4, 8, ... times `interval`, in seconds, at most `max_interval`.
 
         """
         return _doubling(self.interval * 2, self.max_interval)
@@ -136,52 +118,61 @@ class PollPolicy:
 
 @attrs.frozen
 class RetryPolicy:
-    """How what is safe to send again is sent again. Waits for the quota are no attempts.
+    """How operations are retried that are safe to repeat. Waiting for the rate limit is not an attempt.
 
     Args:
-        attempts: How often in all, the first time included.
-        base: The first wait, in seconds; it doubles from one to the next. 0: no waiting at all.
+        attempts: The number of attempts, the first included.
+        base: The wait before the second attempt, in seconds; it doubles with each attempt. 0: no waits.
         max_delay: The longest wait, in seconds.
 
     Raises:
-        ConfigurationError: A value is no such number.
+        ConfigurationError: A value is invalid.
+
+    Example:
+        >>> RetryPolicy(attempts=2)
+        RetryPolicy(attempts=2, base=1.0, max_delay=60.0)
 
     """
 
-    attempts: int = attrs.field(default=4, validator=_attempts)
+    attempts: int = attrs.field(default=4, validator=_positive_int)
     base: float = attrs.field(default=1.0, validator=_seconds(zero=True))
     max_delay: float = attrs.field(default=60.0, validator=_seconds())
 
     def delays(self) -> Iterator[float]:
-        """Give the waits between attempts, endlessly: whoever asks counts the attempts.
+        """Return the waits between attempts, without end: the caller counts the attempts.
 
         Returns:
-            The base times 1, 2, 4, 8, ..., each with up to half a base of jitter (the API's own advice
-            on 429), in seconds, at most `max_delay`.
+            1, 2, 4, 8, ... times `base`, each with a random extra of up to half of `base` (the API's advice
+            on a 429), in seconds, at most `max_delay`.
 
         """
-        return map(self._jittered, _doubling(self.base, self.max_delay))
+        return map(self._with_jitter, _doubling(self.base, self.max_delay))
 
-    def _jittered(self, delay: float) -> float:
-        jitter = random.uniform(0, self.base / 2)  # noqa: S311 - spreads requests, guards nothing
+    def _with_jitter(self, delay: float) -> float:
+        jitter = random.uniform(0, self.base / 2)  # noqa: S311 - not for security
         return min(delay + jitter, self.max_delay)
 
 
 @attrs.frozen
 class Timeouts:
-    """How long each thing may take, in seconds.
+    """How long operations may take, in seconds.
 
     Args:
-        connect: One connection, from the look-up of the name to the end of the TLS handshake.
-        request: One exchange, from the first byte sent to the last one read.
-        job: One `await job`; math.inf waits without limit.
-        appear: How long a new record may be missing from the list; None: as long as one may wait for it.
-        missing: How long a record that was seen may be missing.
-        reconcile: How long an ambiguous POST is looked into; 0: not at all.
-        close: How long closing a session waits for POSTs under way; 0: not at all.
+        connect: One connection: name lookup, TCP and TLS handshake.
+        request: One exchange with the API, from the start of connecting to the last byte of the response.
+        job: One `await job`; math.inf means no limit.
+        appear: How long a new record may be absent from its list; None means as long as the wait for the job.
+        missing: How long a record may be absent that was listed before.
+        reconcile: How long the library looks for the records of an ambiguous submission; 0 means not at all.
+        url: How long a new URL may be refused by the host of the file; 0 means that a refusal is final.
+        close: How long `aclose()` waits for submissions that are being sent; 0 means not at all.
 
     Raises:
-        ConfigurationError: A value is no such number of seconds.
+        ConfigurationError: A value is invalid.
+
+    Example:
+        >>> Timeouts(job=3600).job
+        3600
 
     """
 
@@ -191,60 +182,58 @@ class Timeouts:
     appear: float | None = attrs.field(default=None, validator=_seconds(zero=True, none=True))
     missing: float = attrs.field(default=120.0, validator=_seconds(zero=True))
     reconcile: float = attrs.field(default=30.0, validator=_seconds(zero=True))
+    url: float = attrs.field(default=30.0, validator=_seconds(zero=True))
     close: float = attrs.field(default=60.0, validator=_seconds(zero=True))
 
 
 def _words(name: str, values: Iterable[str]) -> frozenset[str]:
     came = cast("object", values)
-    if isinstance(came, str | bytes) or not isinstance(came, Iterable):
-        raise ConfigurationError(f"StatusRules.{name} must be a set or list of words, not {shown(came)}.")
-    words: set[str] = set()
-    for word in cast("Iterable[object]", came):
-        if not isinstance(word, str) or not word.strip():
-            raise ConfigurationError(f"StatusRules.{name} must hold non-empty words, not {shown(word)}.")
-        words.add(_plain(word))
-    return frozenset(words)
+    usable = isinstance(came, Iterable) and not isinstance(came, str | bytes)
+    words: list[object] = [*values] if usable else [None]
+    if not all(isinstance(word, str) and word.strip() for word in words):
+        raise ConfigurationError(
+            f"StatusRules.{name} must be a set or list of non-empty words, not {short_repr(values)}."
+        )
+    return frozenset(map(_normalized, cast("list[str]", words)))
 
 
 def _done_words(values: Iterable[str]) -> frozenset[str]:
-    words = _words("done", values)
-    if not words:
-        raise ConfigurationError("StatusRules.done must hold at least one word: no job would ever be done.")
-    return words
+    return _words("done", values)
 
 
 def _failed_words(values: Iterable[str]) -> frozenset[str]:
     return _words("failed", values)
 
 
-def _plain(word: str) -> str:
+def _normalized(word: str) -> str:
     return word.strip().upper()
-
-
-def _no_memo() -> dict[str, JobState]:
-    return {}
 
 
 @attrs.frozen(repr=False)
 class StatusRules:
-    """Which status words mean what, letter case aside. Any other word means that the job is pending.
+    """Which statuses are final. Any other status means that the job is pending; letter case is ignored.
 
     The API documents only `DONE` (GET /api/external/videos).
 
     Args:
-        done: Words for a job that is finished and has its video.
-        failed: Words for a job that is finished and never will.
+        done: Statuses of jobs that are finished and have their result.
+        failed: Statuses of jobs that are finished without a result.
 
     Raises:
-        ConfigurationError: A word is empty, or in both, or `done` has none.
+        ConfigurationError: A word is empty, or in both sets, or `done` is empty.
+
+    Example:
+        >>> StatusRules(done={"READY"}).state("ready")
+        <JobState.DONE: 'done'>
 
     """
 
     done: frozenset[str] = attrs.field(default=_DONE, converter=_done_words)
     failed: frozenset[str] = attrs.field(default=_FAILED, converter=_failed_words)
-    _seen: dict[str, JobState] = attrs.field(factory=_no_memo, init=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
+        if not self.done:
+            raise ConfigurationError("StatusRules.done must have at least one word: no job could be done.")
         if both := self.done & self.failed:
             raise ConfigurationError(
                 f"StatusRules.done and .failed must have no word in common, not {', '.join(sorted(both))}."
@@ -259,32 +248,23 @@ class StatusRules:
         return f"StatusRules({', '.join(given)})"
 
     def state(self, status: str) -> JobState:
-        """Give the meaning of the server's word; PENDING for one that nobody knows.
+        """Return the meaning of a status; an unknown one means PENDING.
 
         Args:
-            status: The word as the list has it.
+            status: The status as the server lists it.
 
         """
-        # Asked for every video of every list, with the same few words.
-        state = self._seen.get(status)
-        if state is None:
-            word = _plain(status)
-            if word in self.done:
-                state = JobState.DONE
-            elif word in self.failed:
-                state = JobState.FAILED
-            else:
-                state = JobState.PENDING
-            if len(self._seen) < _MEMO_WORDS:  # words come from the server, so their number is bounded here
-                self._seen[status] = state
-        return state
+        word = _normalized(status)
+        if word in self.done:
+            return JobState.DONE
+        return JobState.FAILED if word in self.failed else JobState.PENDING
 
     def knows(self, status: str) -> bool:
-        """Say whether a word is in the rules or a usual one for a pending job: others deserve a warning.
+        """Return whether a status is in the rules or is a usual word for a pending job.
 
         Args:
-            status: The word as the list has it.
+            status: The status as the server lists it.
 
         """
-        word = _plain(status)
+        word = _normalized(status)
         return word in self.done or word in self.failed or word in _USUAL_PENDING

@@ -1,200 +1,143 @@
-"""Requests, receipts, videos and intents: frozen values, without a wire name in them.
+"""Requests, receipts, records and intents: frozen values without names of the wire format.
 
-Requests are checked when they are made, since a caller writes them. What the server said is checked
-where its answer is decoded, and only stored here.
+Requests are validated when they are built, because callers write them. Values from the server are validated
+where the response is decoded.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from datetime import datetime  # noqa: TC003 - cattrs reads the annotations
+from datetime import datetime
 from typing import Any, TypeAlias, cast
 
 import attrs
 
-from .errors import InvalidRequestError, shown
-
 MAX_REEL_IMAGES = 10
-"""How many images one reel may have (POST /api/external/reel/register-reel)."""
+"""The most images of one reel (POST /api/external/reel/register-reel)."""
 
-_MAX_DEPTH = 50
-_MAX_BITS = 64  # far more than a JSON number keeps in most languages
-
-
-class FrozenMapping(Mapping[str, Any]):
-    """A mapping of JSON values, frozen all the way down: hashable and picklable.
-
-    Mappings inside become `FrozenMapping`, lists and tuples become tuples.
-
-    Args:
-        mapping: Names and JSON values: str, int of at most 64 bits, finite float, bool, None, lists or
-            mappings of them.
-
-    Raises:
-        InvalidRequestError: Something in it is no JSON value.
-
-    """
-
-    __slots__ = ("_data",)
-    _data: dict[str, Any]
-
-    def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
-        data = _frozen_items({} if mapping is None else mapping, "extra_body", 0)
-        object.__setattr__(self, "_data", data)
-
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - any JSON value
-        return self._data[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._data)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._data.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._data)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a FrozenMapping cannot be changed: {name}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a FrozenMapping cannot be changed: {name}")
-
-    def __copy__(self) -> FrozenMapping:
-        return self
-
-    def __deepcopy__(self, memo: object) -> FrozenMapping:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return frozen, (self._data,)
+_MAX_REF_BYTES = 512
+_MAX_JSON_DEPTH = 50
+_MAX_JSON_INT_BITS = 64
+_JSON_VALUE = "a JSON value (str, int of at most 64 bits, finite float, bool, None, list or mapping)"
 
 
-def frozen(mapping: Mapping[str, Any] | None) -> FrozenMapping:
-    """Freeze a mapping of JSON values; None and an empty one give the one empty instance.
+def check_text(value: object, name: str, allowed: str = "a non-empty str") -> str:
+    """Return a text that can be sent, as a plain str.
 
     Args:
-        mapping: As for `FrozenMapping`; None is an empty one.
+        value: The value to check.
+        name: The name of the value for the message.
+        allowed: What is allowed, for the message.
 
     Raises:
-        InvalidRequestError: It is no mapping, or something in it is no JSON value.
+        InvalidRequestError: The value is not a str, is blank, or cannot be encoded as UTF-8.
 
     """
-    if mapping is None:
-        return _NOTHING
-    # One that is frozen already is known to be in order.
-    return (mapping if isinstance(mapping, FrozenMapping) else FrozenMapping(mapping)) or _NOTHING
+    if not isinstance(value, str) or not value.strip():
+        raise _invalid(name, allowed, value)
+    return _encodable(value, name)
 
 
-def _frozen_items(mapping: object, path: str, depth: int) -> dict[str, Any]:
-    if not isinstance(mapping, Mapping):
-        raise InvalidRequestError(f"{path} must be a mapping of names to JSON values, not {shown(mapping)}.")
-    items: dict[str, Any] = {}
-    for key, value in cast("Mapping[object, object]", mapping).items():
-        if not isinstance(key, str):
-            raise InvalidRequestError(f"{path} must have names that are str, not {shown(key)}.")
-        name = _encodable(key, f"a name in {path}")
-        items[name] = _frozen_value(value, f"{path}[{shown(name)}]", depth + 1)
-    return items
+def check_record_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Return record ids without duplicates.
+
+    Args:
+        record_ids: One or more record ids.
+
+    Raises:
+        InvalidRequestError: There is no id, or one of them is not a non-empty str.
+
+    """
+    if not record_ids:
+        raise errors.InvalidRequestError("No record ids: pass at least one.")
+    return tuple(dict.fromkeys(check_text(id_, f"record_ids[{i}]") for i, id_ in enumerate(record_ids)))
 
 
-def _frozen_value(value: object, path: str, depth: int) -> Any:  # noqa: ANN401 - any JSON value
-    if depth > _MAX_DEPTH:
-        # A mapping that contains itself ends here too.
-        raise InvalidRequestError(f"extra_body must be nested at most {_MAX_DEPTH} deep.")
-    if value is None or isinstance(value, bool | FrozenMapping):
-        return value
-    if isinstance(value, str):
-        return _encodable(value, path)
-    if isinstance(value, int) and value.bit_length() <= _MAX_BITS:
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, Mapping):
-        inner = FrozenMapping.__new__(FrozenMapping)
-        object.__setattr__(inner, "_data", _frozen_items(cast("Mapping[object, object]", value), path, depth))
-        return inner
-    if isinstance(value, list | tuple):
-        values = cast("list[object] | tuple[object, ...]", value)
-        return tuple(_frozen_value(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(values))
-    raise InvalidRequestError(
-        f"{path} must be a JSON value (str, int of at most 64 bits, finite float, bool, None, "
-        f"list or mapping), not {shown(value)}."
-    )
+def _invalid(name: str, allowed: str, value: object) -> errors.InvalidRequestError:
+    return errors.InvalidRequestError(f"{name} must be {allowed}, not {errors.short_repr(value)}.")
 
 
-_NOTHING = FrozenMapping()
+def _plain(text: str | None) -> str | None:
+    # A subclass of str, such as a StrEnum, may be formatted differently. The validator checks the type.
+    came = cast("object", text)
+    return str.__str__(came) if isinstance(came, str) else text
 
 
 def _encodable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidRequestError(
-            f"{name} must be text that UTF-8 can carry, without lone surrogates, not {shown(text)}."
-        ) from None
-    # A subclass (of an enum, say) would be spelled by its own rules later on.
-    return text if type(text) is str else str.__str__(text)
+        raise _invalid(name, "text without lone surrogates", text) from None
+    return str.__str__(text)
 
 
-def checked_text(value: object, name: str, allowed: str = "a non-empty str") -> str:
-    """Give a text that can be sent.
-
-    Raises:
-        InvalidRequestError: It is none, empty or blank, or has no UTF-8 form.
-
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise InvalidRequestError(f"{name} must be {allowed}, not {shown(value)}.")
-    return _encodable(value, name)
-
-
-def checked_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Give the ids to attach to, each once.
-
-    Raises:
-        InvalidRequestError: none, or one that is no id.
-    """
-    if not record_ids:
-        raise InvalidRequestError("record_ids: got none, allowed is one or more")
-    checked = (checked_text(record_id, f"record_ids[{place}]") for place, record_id in enumerate(record_ids))
-    return tuple(dict.fromkeys(checked))
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - checked by the validator
-    # A subclass (of an enum, say) would be spelled by its own rules later on.
-    return str.__str__(value) if isinstance(value, str) else value
-
-
-def _optional_text(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _optional_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None:
-        checked_text(value, attribute.name, "a non-empty str or None")
+        check_text(value, field.name, "a non-empty str or None")
+
+
+def _normalized_ref(value: str | None) -> str | None:
+    if value is None:
+        return None
+    text = check_text(value, "ref", "a non-empty str or None")
+    visible = "".join(char for char in text if unicodedata.category(char) not in {"Cc", "Cf"}).strip()
+    ref = unicodedata.normalize("NFC", visible)
+    if not 1 <= len(ref.encode()) <= _MAX_REF_BYTES:
+        raise _invalid("ref", f"1 to {_MAX_REF_BYTES} bytes of visible text in UTF-8", value)
+    return ref
 
 
 def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
-    # To a type checker a str is an iterable of str like any other; to a reel it is one id by mistake.
+    # A str is an iterable of str too, a set has no order, and a generator may be endless.
     came = cast("object", values)
-    if isinstance(came, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(came, Iterable):
-        raise InvalidRequestError(
-            f"image_ids must be a list of 1 to {MAX_REEL_IMAGES} image ids, not {shown(values)}."
-        )
-    ids: list[str] = []
-    for index, value in enumerate(values):
-        if index == MAX_REEL_IMAGES:
-            # Said before the rest is read: the iterable may be endless.
-            raise InvalidRequestError(
-                f"image_ids must hold 1 to {MAX_REEL_IMAGES} image ids, not more: {shown(ids)}."
-            )
-        ids.append(checked_text(value, f"image_ids[{index}]"))
-    if not ids:
-        raise InvalidRequestError(f"image_ids must hold 1 to {MAX_REEL_IMAGES} image ids, not none.")
-    return tuple(ids)
+    wrong_type = isinstance(came, str | bytes | bytearray | Mapping | AbstractSet)
+    usable = isinstance(came, Iterable) and not wrong_type
+    ids = list(itertools.islice(values, MAX_REEL_IMAGES + 1)) if usable else []
+    if not 1 <= len(ids) <= MAX_REEL_IMAGES:
+        raise _invalid("image_ids", f"a list of 1 to {MAX_REEL_IMAGES} image ids", ids or values)
+    return tuple([check_text(image_id, f"image_ids[{index}]") for index, image_id in enumerate(ids)])
+
+
+def _copied_extra_body(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(cast("object", value), Mapping | None):
+        raise _invalid("extra_body", "a mapping of names to JSON values", value)
+    return cast("dict[str, Any]", _copied_json(value or {}, "extra_body", 0))
+
+
+def _copied_json(value: object, path: str, depth: int) -> object:
+    if depth > _MAX_JSON_DEPTH:  # also the end of a value that contains itself
+        raise errors.InvalidRequestError(f"extra_body must be nested at most {_MAX_JSON_DEPTH} deep.")
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _encodable(value, path)
+        case int() if value.bit_length() <= _MAX_JSON_INT_BITS:
+            return int(value)
+        case float() if math.isfinite(value):
+            return float(value)
+        case list() | tuple():
+            items = cast("list[object] | tuple[object, ...]", value)
+            return [_copied_json(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(items)]
+        case Mapping():
+            members = cast("Mapping[object, object]", value).items()
+            return {
+                _json_name(key, path): _copied_json(item, f"{path}[{errors.short_repr(key)}]", depth + 1)
+                for key, item in members
+            }
+        case _:
+            raise _invalid(path, _JSON_VALUE, value)
+
+
+def _json_name(key: object, path: str) -> str:
+    if not isinstance(key, str):
+        raise errors.InvalidRequestError(f"{path} must have str names, not {errors.short_repr(key)}.")
+    return _encodable(key, f"a name in {path}")
 
 
 @attrs.frozen
@@ -204,13 +147,18 @@ class VideoRequest:
     Args:
         image_id: The source image. Exactly one of the two ids is needed.
         generated_image_id: A generated image as the source.
-        suggestion: Creative direction, motion; None leaves it to the server.
-        provider: The generation provider; None leaves it to the server (today: `pollo`).
-        ref: The caller's own name for this piece of work; never sent. None: it has no name.
-        extra_body: Further fields for the body, by their names on the wire; None: no further ones.
+        suggestion: Creative direction, such as the motion; None leaves it to the server.
+        provider: The generation provider; None leaves it to the server (today `pollo`).
+        ref: The caller's name for this piece of work, at most 512 bytes in UTF-8; never sent. Invisible
+            characters are removed, and the rest is normalised to NFC. None: no name.
+        extra_body: Further fields of the JSON body, copied; do not change the copy. None: no further fields.
 
     Raises:
-        InvalidRequestError: A field can't be sent as it is.
+        InvalidRequestError: A field is invalid.
+
+    Example:
+        >>> VideoRequest(image_id="img_abc123", ref=" SKU-7 ").ref
+        'SKU-7'
 
     """
 
@@ -218,18 +166,16 @@ class VideoRequest:
     generated_image_id: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
     suggestion: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
     provider: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
-    ref: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
-    extra_body: FrozenMapping = attrs.field(default=_NOTHING, converter=frozen)
+    ref: str | None = attrs.field(default=None, converter=_normalized_ref)
+    extra_body: Mapping[str, Any] = attrs.field(
+        factory=dict[str, Any], converter=_copied_extra_body, hash=False
+    )
 
     def __attrs_post_init__(self) -> None:
-        if self.image_id is None and self.generated_image_id is None:
-            raise InvalidRequestError(
-                "image_id or generated_image_id is missing: a video is made from exactly one of them."
-            )
-        if self.image_id is not None and self.generated_image_id is not None:
-            raise InvalidRequestError(
-                f"image_id {shown(self.image_id)} and generated_image_id {shown(self.generated_image_id)} "
-                "were both given: a video is made from exactly one of them."
+        if (self.image_id is None) is (self.generated_image_id is None):
+            raise errors.InvalidRequestError(
+                "Pass exactly one of image_id and generated_image_id, "
+                f"not {errors.short_repr(self.image_id)} and {errors.short_repr(self.generated_image_id)}."
             )
 
 
@@ -238,35 +184,41 @@ class ReelRequest:
     """One reel from several images (POST /api/external/reel/register-reel).
 
     Args:
-        image_ids: 1 to 10 ids of images, in the order of the reel.
-        ref: The caller's own name for this piece of work; never sent. None: it has no name.
-        extra_body: Further fields for the body, by their names on the wire; None: no further ones.
+        image_ids: 1 to 10 image ids, in the order of the reel.
+        ref: The caller's name for this piece of work, as for `VideoRequest`. None: no name.
+        extra_body: Further fields of the JSON body, copied; do not change the copy. None: no further fields.
 
     Raises:
-        InvalidRequestError: A field can't be sent as it is.
+        InvalidRequestError: A field is invalid.
+
+    Example:
+        >>> ReelRequest(["img_1", "img_2"]).image_ids
+        ('img_1', 'img_2')
 
     """
 
     image_ids: tuple[str, ...] = attrs.field(converter=_checked_image_ids)
-    ref: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
-    extra_body: FrozenMapping = attrs.field(default=_NOTHING, converter=frozen)
+    ref: str | None = attrs.field(default=None, converter=_normalized_ref)
+    extra_body: Mapping[str, Any] = attrs.field(
+        factory=dict[str, Any], converter=_copied_extra_body, hash=False
+    )
 
 
 Request: TypeAlias = VideoRequest | ReelRequest
-"""What can be registered."""
+"""A value that `QameraSession.register` accepts."""
 
 
 @attrs.frozen
 class Receipt:
-    """What the server answers to an accepted request: proof that it is paid for (both POST endpoints).
+    """The server's answer to an accepted submission (both POST endpoints).
 
     Args:
-        record_ids: The records that were made, one or more: all it takes to follow the job.
-        batch_id: The server's id of the batch; None where the answer has none.
-        order_id: The server's id of the order; None where the answer has none.
-        reservation_id: The server's id of the reserved credits; None where the answer has none.
-        credits_reserved: How many credits were reserved; None where the answer doesn't tell.
-        correlation_id: The server's name for the exchange; None where the answer has none.
+        record_ids: The ids of the created records, one or more.
+        batch_id: The server's id of the batch; None if the response has none.
+        order_id: The server's id of the order; None if the response has none.
+        reservation_id: The server's id of the reserved credits; None if the response has none.
+        credits_reserved: The number of reserved credits; None if the response does not say.
+        correlation_id: The server's id of the exchange; None if the response has none.
 
     """
 
@@ -279,7 +231,7 @@ class Receipt:
 
 
 class JobState(enum.Enum):
-    """What a status means, whatever the server's word for it."""
+    """The meaning of a status, whatever word the server uses."""
 
     PENDING = "pending"
     DONE = "done"
@@ -288,17 +240,17 @@ class JobState(enum.Enum):
 
 @attrs.frozen
 class Video:
-    """One entry of the server's list, a reel as well (GET /api/external/videos).
+    """A record in the list of videos; reels are in it too (GET /api/external/videos).
 
     Args:
         id: The record id.
         status: The server's word for its state.
-        state: What that word means by the session's `StatusRules`.
-        name: What it is called in the Qamera app; None where the list has none.
-        thumbnail: The URL of its thumbnail; None where there is none (yet).
-        video_url: The URL of the clip; None where there is none (yet).
-        voting: The verdict of the app's users; None where there is none.
-        created_at: An aware datetime in UTC; None where the list has none.
+        state: The meaning of that word by the session's `StatusRules`.
+        name: Its name in the Qamera app; None if the list has none.
+        thumbnail: The URL of its thumbnail; None if there is none yet.
+        video_url: The URL of the video file; None if there is none yet.
+        voting: The vote of the app's users; None if there is none.
+        created_at: An aware datetime in UTC; None if the list has none.
 
     """
 
@@ -312,19 +264,27 @@ class Video:
     created_at: datetime | None = None
 
 
+Record: TypeAlias = Video
+"""An entry in any list of the API."""
+
+
 @attrs.frozen
 class Intent:
-    """A paid request that was meant to be sent, and when it was.
+    """The note that a submission is about to be made.
 
     Args:
-        id: The library's own id of it.
-        request: What was meant.
+        id: The library's id of the intent, a UUID.
+        request: The request to submit.
         sent_at: When sending began, an aware datetime in UTC.
-        candidates: Videos that may have come of it, where its answer is not known.
+        candidates: Records that may belong to the submission, if it is ambiguous.
 
     """
 
     id: str
     request: Request
     sent_at: datetime
-    candidates: tuple[Video, ...] = ()
+    candidates: tuple[Record, ...] = ()
+
+
+# At the end, because errors imports the classes above for its annotations.
+from . import errors  # noqa: E402

@@ -1,666 +1,712 @@
-"""The error tree: everything this package raises on purpose.
+"""Exceptions of this package.
 
     QameraError
-    ├── ConfigurationError          a bad key, URL or setting          (also ValueError)
-    ├── InvalidRequestError         refused before any request          (also ValueError)
-    ├── SessionClosedError                                              (also RuntimeError)
-    ├── TransportError              no answer
-    │   ├── ConnectionFailedError   never reached the server
-    │   └── RequestTimeoutError                                         (also TimeoutError)
-    ├── ApiError                    the server said no: status, message, correlation_id, retry_after
-    │   ├── BadRequestError 400 · AuthenticationError 401 · InsufficientCreditsError 402 (required,
-    │   │   available) · PermissionDeniedError 403 · NotFoundError 404 · RateLimitError 429
-    │   └── ServerError 5xx
-    ├── InvalidResponseError        an answer nobody can read: what was expected, a short excerpt
-    ├── AmbiguousSubmissionError    may or may not have been paid for: intent, request, candidates, cause
-    ├── JobError: JobFailedError · JobTimeoutError (also TimeoutError) · JobLostError
-    ├── BatchStoppedError: CreditLimitError (`max_credits`) · AmbiguityLimitError (five in a row)
-    ├── DownloadError: TargetExistsError (also FileExistsError)
-    └── LedgerError: LedgerCorruptError · LedgerVersionError · LedgerUnavailableError · RefConflictError
+    ├── ConfigurationError           invalid key, URL or setting       (also ValueError)
+    ├── InvalidRequestError          refused before anything was sent  (also ValueError)
+    ├── SessionClosedError                                             (also RuntimeError)
+    ├── TransportError               no response
+    │   ├── ConnectionFailedError    the server was not reached
+    │   └── RequestTimeoutError                                        (also TimeoutError)
+    ├── ApiError                     the server answered with an error status
+    │   ├── BadRequestError          400
+    │   ├── AuthenticationError      401
+    │   ├── InsufficientCreditsError 402
+    │   ├── PermissionDeniedError    403
+    │   ├── NotFoundError            404
+    │   ├── RateLimitError           429
+    │   └── ServerError              5xx
+    ├── InvalidResponseError         the response could not be decoded
+    ├── AmbiguousSubmissionError     the server may or may not have accepted the submission
+    ├── JobError
+    │   ├── JobFailedError
+    │   ├── JobTimeoutError                                            (also TimeoutError)
+    │   └── JobLostError
+    ├── BatchStoppedError
+    │   ├── CreditLimitError
+    │   └── AmbiguityLimitError
+    ├── DownloadError
+    │   └── TargetExistsError                                          (also FileExistsError)
+    └── LedgerError
+        ├── LedgerCorruptError
+        ├── LedgerVersionError
+        ├── LedgerUnavailableError
+        └── RefConflictError
 
-Each carries its evidence as attributes, survives pickling and copying with it, says in its text what
-happened and what to do, and holds no secret: only plain values and other errors of this tree.
+`TimeoutError` and `FileExistsError` are subclasses of `OSError`, so `except OSError` catches those errors
+too.
+
+Each error carries its evidence as attributes, can be pickled and copied, and holds no secret. Its text says
+what happened and what to do.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeGuard, TypeVar, dataclass_transform
 
-if TYPE_CHECKING:
-    from ._models import Intent, Receipt, Request, Video
+import attrs
 
-_SHOWN_CHARACTERS = 60
+from ._models import Intent, Receipt, Record, Request
+
+_E = TypeVar("_E", bound=BaseException)
+_C = TypeVar("_C", bound="QameraError")
+
+_REPR_LENGTH = 60
+_MAX_IDS = 100
+_MAX_ID_LENGTH = 200
+_PROXY_AUTHENTICATION_REQUIRED = 407
 
 
-def shown(value: object) -> str:
-    """Give a value's repr for a message, cut to about 60 characters.
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, cut to 60 characters.
 
     Args:
-        value: Whatever the caller passed; its repr may be long or broken.
+        value: Any value. A repr that raises is replaced by the name of the type.
 
     """
-    if isinstance(value, str | bytes) and len(value) > _SHOWN_CHARACTERS:
-        # The repr of a whole file handed in by mistake isn't worth making.
-        value = value[: _SHOWN_CHARACTERS + 1]
+    if isinstance(value, str | bytes) and len(value) > _REPR_LENGTH:
+        value = value[: _REPR_LENGTH + 1]  # avoids the repr of a whole file
     try:
         text = repr(value)
     except Exception:
         return f"a {type(value).__name__}"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+    return text if len(text) <= _REPR_LENGTH else f"{text[: _REPR_LENGTH - 3]}..."
 
 
-def _rebuilt(cls: type[QameraError], args: tuple[Any, ...]) -> QameraError:
-    # Not cls(*args): required keywords are attributes, and come back with the state.
+def join_ids(ids: Iterable[str]) -> str:
+    """Return ids as one text for a message: the first 100, and the number of the others.
+
+    Args:
+        ids: Record ids, the most important first. An id is cut after 200 characters.
+
+    """
+    every = list(ids)
+    text = ", ".join(
+        [i if len(i) <= _MAX_ID_LENGTH else f"{i[:_MAX_ID_LENGTH]}..." for i in every[:_MAX_IDS]]
+    )
+    return text if len(every) <= _MAX_IDS else f"{text} and {len(every) - _MAX_IDS} more"
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is an int or a float, but no bool, NaN, or int beyond any float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
+
+
+def without_traceback(error: _E) -> _E:
+    """Remove the traceback, cause and context of an error, and return the error.
+
+    Frames and causes can hold the API key in their local variables. Assign the result in the except clause
+    and raise it after the clause; raising inside the clause would set the context again.
+
+    Args:
+        error: The error to raise later.
+
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
+def is_permanent(error: QameraError) -> bool:
+    """Return whether the same request would get the same error again.
+
+    Args:
+        error: What a request raised.
+
+    """
+    if isinstance(error, ApiError):
+        proxy_refuses = error.status == _PROXY_AUTHENTICATION_REQUIRED
+        return proxy_refuses or (error.status in {400, 401, 403, 404} and not error.foreign)
+    if isinstance(error, InvalidResponseError):
+        return error.status is not None and 300 <= error.status < 400  # noqa: PLR2004 - redirects
+    return isinstance(error, SessionClosedError) or (isinstance(error, TransportError) and error.permanent)
+
+
+@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(attrs.field,))
+def _error(cls: type[_C]) -> type[_C]:
+    # Errors compare by identity. auto_exc=False keeps the evidence out of `args`, and so out of repr().
+    return attrs.define(cls, kw_only=True, slots=False, eq=False, repr=False, auto_exc=False)
+
+
+def _restore(cls: type[QameraError], args: tuple[Any, ...]) -> QameraError:
+    # Not cls(*args): the evidence is keyword-only and comes back with the state.
     error = cls.__new__(cls)
     error.args = args
     return error
 
 
+@_error
 class QameraError(Exception):
-    """The base of every error of this package.
+    """Base class of all errors of this package.
 
     Args:
         message: What happened.
 
     """
 
-    advice: ClassVar[str] = ""
-    """What to do about it, where the class alone can tell."""
+    _hint: ClassVar[str] = ""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    message: str = attrs.field(kw_only=False)
 
-    def __str__(self) -> str:
-        return _sentences(self._what_happened(), self._what_to_do())
+    def __attrs_post_init__(self) -> None:
+        super().__init__(self.message)
 
     @property
-    def what_happened(self) -> str:
-        """The text without what to do about it, for who has an advice of their own."""
-        return self._what_happened()
+    def summary(self) -> str:
+        """What happened, with its details and without advice."""
+        details = [detail for detail in self._details() if detail]
+        return f"{self.message.removesuffix('.')} ({'; '.join(details)})" if details else self.message
+
+    @property
+    def hint(self) -> str:
+        """What to do about the error; empty where the message says it."""
+        return self._hint
+
+    def __str__(self) -> str:
+        return _join_sentences(self.summary, self.hint)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self), self.args), self.__dict__.copy()
+        return _restore, (type(self), self.args), self.__dict__.copy()
 
-    def _what_happened(self) -> str:
-        return self.message
-
-    def _what_to_do(self) -> str:
-        return self.advice
-
-    @staticmethod
-    def _brief(error: QameraError) -> str:
-        # Inside another error's text: what happened, without what to do about it alone.
-        return f"{type(error).__name__}: {error._what_happened()}"
+    def _details(self) -> list[str]:
+        # Evidence for the summary. Empty texts are left out.
+        return []
 
 
 class ConfigurationError(QameraError, ValueError):
-    """A key, URL or setting that can't be worked with. The message says what is allowed."""
+    """A key, URL or setting is invalid. The message says what is allowed."""
 
 
 class InvalidRequestError(QameraError, ValueError):
-    """A request that was refused before anything was sent. The message says what is allowed."""
+    """A request was refused before anything was sent. The message says what is allowed."""
 
 
 class SessionClosedError(QameraError, RuntimeError):
-    """The session is closed, or was closed while this waited."""
+    """The session is closed, or was closed during the call."""
 
-    advice = "Open a new QameraSession; a job's record ids are all it takes to resume it there."
+    _hint = "Open a new QameraSession, and attach to existing jobs there with session.job(*record_ids)."
 
 
+@_error
 class TransportError(QameraError):
-    """No answer came.
+    """No response arrived.
 
     Args:
         message: What happened.
-        sent: False where provably no byte of the request's body left; True where it may have.
+        sent: False where provably no byte of the request body was sent; True where bytes may have been sent.
 
     """
 
-    advice = "Check the network and the address of the server, then try again."
-    permanent: bool = False
-    """Whether trying again can't help."""
+    _hint = "Check the network and the address of the server, then try again."
 
-    def __init__(self, message: str, *, sent: bool = True) -> None:
-        super().__init__(message)
-        self.sent = sent
+    sent: bool = True
+    permanent: bool = attrs.field(default=False, init=False)
+    """Whether another attempt would fail in the same way."""
 
 
+@_error
 class ConnectionFailedError(TransportError):
-    """The server was never reached, so nothing was sent.
+    """The server was not reached, so nothing was sent.
 
     Args:
         message: What happened.
-        permanent: True where trying again can't help: a certificate, TLS, a proxy that refuses.
+        permanent: True where another attempt would fail in the same way, as with an invalid certificate.
 
     """
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
-        super().__init__(message, sent=False)
-        self.permanent = permanent
+    sent: bool = attrs.field(default=False, init=False)
+    permanent: bool = False
 
-    def _what_to_do(self) -> str:
+    @property
+    def hint(self) -> str:
+        """What to do about the error."""
         if self.permanent:
-            return "Trying again cannot help: check the certificate, the proxy and the address of the server."
+            return "Another attempt would fail too: check the certificate, the proxy and the base URL."
         return "Nothing was sent, so it is safe to try again."
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
-    """An exchange took longer than `Timeouts` allows. Args are those of `TransportError`."""
+    """An exchange took longer than `Timeouts` allows. The arguments are those of `TransportError`."""
 
-    advice = "Try again later, or allow more time with Timeouts(connect=..., request=...)."
+    _hint = "Try again later, or allow more time with Timeouts(connect=..., request=...)."
 
 
+@_error
 class ApiError(QameraError):
-    """The server said no (the API's section "Every request"). Its subclasses tell the statuses apart.
+    """The server answered with an error status (the API's section "Every request").
 
     Args:
-        message: The server's own text.
+        message: The server's text.
         status: The HTTP status.
-        correlation_id: The server's name for this exchange, for its support; None if it gave none.
-        retry_after: How long the server asks to wait, in seconds; None if it doesn't say.
-        foreign: True where the body isn't in the API's shape, so that a proxy may have answered.
+        correlation_id: The server's id of the exchange, for its support; None if the response has none.
+        retry_after: How long the server asks to wait, in seconds; None if it does not say.
+        foreign: True where the body does not have the API's shape, so that a proxy may have answered.
 
     """
 
-    advice = "The server gives no more than this; its support can look the correlation id up."
+    _hint = "The server says no more than this; its support can look up the correlation id."
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int,
-        correlation_id: str | None = None,
-        retry_after: float | None = None,
-        foreign: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.correlation_id = correlation_id
-        self.retry_after = retry_after
-        self.foreign = foreign
+    status: int
+    correlation_id: str | None = None
+    retry_after: float | None = None
+    foreign: bool = False
 
-    def _what_happened(self) -> str:
-        return f"HTTP {self.status}: {self.message}{_traced(self.correlation_id)}"
+    @property
+    def summary(self) -> str:
+        """The HTTP status, the server's text and the correlation id."""
+        return f"HTTP {self.status}: {self.message}{_correlation(self.correlation_id)}"
 
-    def _what_to_do(self) -> str:
-        if not self.foreign:
-            return self.advice
-        return _sentences(self.advice, "The body is not in the API's shape: a proxy may have answered.")
+    @property
+    def hint(self) -> str:
+        """What to do about the error."""
+        proxy = "The body does not have the API's shape: a proxy may have answered." if self.foreign else ""
+        return _join_sentences(self._hint, proxy)
 
 
 class BadRequestError(ApiError):
-    """400: the server can't work with the request."""
+    """400: the server can't process the request."""
 
-    advice = "Correct the request: sent again as it is, it will be refused again."
+    _hint = "Correct the request: the server would refuse the same request again."
 
 
 class AuthenticationError(ApiError):
     """401: the API key is missing, invalid, expired or revoked."""
 
-    advice = "Check the API key (QAMERA_API_KEY), or make a new one in the Qamera app."
+    _hint = "Check the API key (QAMERA_API_KEY), or create a new one in the Qamera app."
 
 
+@_error
 class InsufficientCreditsError(ApiError):
-    """402: the account's credits don't cover the request (both POST endpoints).
+    """402: the account has fewer credits than the request needs (both POST endpoints).
 
     Args:
-        message: The server's own text.
+        message: The server's text.
         status: The HTTP status.
-        required: The credits the request takes; None where the text doesn't tell.
-        available: The credits the account has; None where the text doesn't tell.
-        correlation_id: As for `ApiError`.
-        retry_after: As for `ApiError`.
-        foreign: As for `ApiError`.
+        required: The credits that the request needs; None if the text does not say.
+        available: The credits that the account has; None if the text does not say.
+        correlation_id: See `ApiError`.
+        retry_after: See `ApiError`.
+        foreign: See `ApiError`.
 
     """
 
-    advice = "Buy credits in the Qamera app, then register again: nothing was reserved."
+    _hint = "No credits were reserved: buy credits in the Qamera app, then register the request again."
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int,
-        required: int | None = None,
-        available: int | None = None,
-        correlation_id: str | None = None,
-        retry_after: float | None = None,
-        foreign: bool = False,
-    ) -> None:
-        super().__init__(
-            message, status=status, correlation_id=correlation_id, retry_after=retry_after, foreign=foreign
-        )
-        self.required = required
-        self.available = available
+    required: int | None = None
+    available: int | None = None
 
 
 class PermissionDeniedError(ApiError):
-    """403: the key is good, but lacks the scope that the endpoint asks for."""
+    """403: the API key lacks the scope that the endpoint needs."""
 
-    advice = "Give the API key the scope named here, or use a key that has it."
+    _hint = "Give the API key the scope that the message names, or use a key that has it."
 
 
 class NotFoundError(ApiError):
-    """404: there is no such resource, or it belongs to another account."""
+    """404: the resource does not exist, or it belongs to another account."""
 
-    advice = "Check the ids, the account of the API key, and the base URL."
+    _hint = "Check the ids, the account of the API key, and the base URL."
 
 
 class RateLimitError(ApiError):
-    """429: too many requests in the window, and waiting for room didn't help."""
+    """429: the rate limit was exceeded, and waiting did not help."""
 
-    advice = (
-        "Another program shares this API key: give each its own key, "
-        "or leave it room with RateLimiter(limit=...)."
+    _hint = (
+        "Another program uses this API key: give each program its own key, "
+        "or lower its share of the limit with RateLimiter(limit=...)."
     )
 
 
 class ServerError(ApiError):
-    """5xx: the server, or something before it, is in trouble."""
+    """5xx: the server, or a proxy before it, failed."""
 
-    advice = "Try again later; if it stays, tell the support the correlation id."
+    _hint = "Try again later. If it fails again, tell the support the correlation id."
 
 
+@_error
 class InvalidResponseError(QameraError):
-    """An answer that nobody can read.
+    """A response could not be decoded.
 
     Args:
-        message: What is wrong with it.
-        status: The HTTP status; None where there was none to read.
-        expected: What should have come.
-        excerpt: The beginning of what came.
-        correlation_id: The server's name for this exchange; None if it gave none.
-        record_ids: The ids that could be read of a receipt that as a whole couldn't.
+        message: What is wrong with the response.
+        status: The HTTP status; None if none could be read.
+        expected: What the response should have contained.
+        excerpt: The beginning of the body.
+        correlation_id: The server's id of the exchange; None if the response has none.
+        record_ids: The record ids that could be read from an incomplete receipt.
 
     """
 
-    advice = "Check that the base URL is the API's and no proxy answers for it, or update this package."
+    _hint = "Check that the base URL is the API's and that no proxy answers for it, or update this package."
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        expected: str = "",
-        excerpt: str = "",
-        correlation_id: str | None = None,
-        record_ids: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.expected = expected
-        self.excerpt = excerpt
-        self.correlation_id = correlation_id
-        self.record_ids = record_ids
+    status: int | None = None
+    expected: str = ""
+    excerpt: str = ""
+    correlation_id: str | None = None
+    record_ids: tuple[str, ...] = ()
 
-    def _what_happened(self) -> str:
-        details = [
-            "" if self.status is None else f"HTTP {self.status}",
-            self.expected and f"expected {self.expected}",
-            self.excerpt and f"got {self.excerpt!r}",
-        ]
-        return f"{_with_details(self.message, details)}{_traced(self.correlation_id)}"
+    @property
+    def summary(self) -> str:
+        """What is wrong, the status, what was expected, what came, and the correlation id."""
+        return super().summary + _correlation(self.correlation_id)
+
+    def _details(self) -> list[str]:
+        expected, excerpt = self.expected, self.excerpt
+        return [_text("HTTP {}", self.status), _text("expected {}", expected), _text("got {!r}", excerpt)]
 
 
+@_error
 class AmbiguousSubmissionError(QameraError):
-    """A paid request whose answer nobody knows: it may or may not have been accepted.
+    """The server may or may not have accepted a submission: its response was lost or could not be decoded.
 
     Args:
         message: What happened.
-        intent: What was meant, with its id and the time of sending.
-        candidates: Videos that may have come of it. None seen is not "not made".
-        cause: The error that the same answer would be on a request that is free; None if unknown.
-        shared: True where other ambiguous submissions may have the same candidates.
-        record_ids: The ids that could be read of a receipt that as a whole couldn't.
+        intent: The intent of the submission, with its id, its request and the time of sending.
+        candidates: Records that may belong to the submission. An empty tuple proves nothing.
+        cause: What the exchange raised; None if unknown.
+        may_share_candidates: True where other ambiguous submissions may have the same candidates.
+        record_ids: The record ids that could be read from an incomplete receipt.
+        looked_up: False where no list was fetched since the submission, so `candidates` is empty for now.
 
     """
 
-    advice = (
-        "The request was sent once and not again. Look at the candidates in the Qamera app: attach to the "
-        "right one with session.job(id), or register again if there is none. With a ledger, settle it: "
-        "session.adopt(error, id) or session.abandon(error)."
+    _hint = (
+        "The submission was sent once and will not be repeated. Look for its record in the Qamera app, even "
+        "if no candidate was found, and attach to it with session.job(id). With a ledger, resolve the "
+        "submission with session.adopt(error, id) or session.abandon(error)."
     )
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        intent: Intent,
-        candidates: tuple[Video, ...] = (),
-        cause: QameraError | None = None,
-        shared: bool = False,
-        record_ids: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.intent = intent
-        self.record_ids = record_ids
-        self.candidates = candidates
-        self.cause = cause
-        self.shared = shared
+    intent: Intent
+    candidates: tuple[Record, ...] = ()
+    cause: QameraError | None = None
+    may_share_candidates: bool = False
+    record_ids: tuple[str, ...] = ()
+    looked_up: bool = True
 
     @property
     def request(self) -> Request:
         """The request that was sent."""
         return self.intent.request
 
-    def _what_happened(self) -> str:
-        ids = ", ".join(video.id for video in self.candidates) or "none seen"
-        details = [
-            "" if self.request.ref is None else f"ref {self.request.ref!r}",
-            f"its receipt names {', '.join(self.record_ids)}" if self.record_ids else "",
-            f"candidates: {ids}",
-            "other ambiguous submissions may share them" if self.shared and self.candidates else "",
-            "" if self.cause is None else f"cause: {self._brief(self.cause)}",
+    def _details(self) -> list[str]:
+        shared = "other ambiguous submissions may have the same candidates"
+        return [
+            _text("ref {!r}", self.request.ref),
+            _text("its receipt names {}", join_ids(self.record_ids)),
+            self._describe_candidates(),
+            shared if self.may_share_candidates and self.candidates else "",
+            _text("cause: {}", self.cause),
         ]
-        return _with_details(self.message, details)
+
+    def _describe_candidates(self) -> str:
+        if not self.looked_up and not self.candidates:
+            return "candidates were not looked up yet"
+        if not self.candidates:
+            return "no candidates found; the record may still have been created"
+        if len(self.candidates) <= _MAX_IDS:
+            return f"candidates: {join_ids(record.id for record in self.candidates)}"
+        # The sort is stable: records of the same time, or without a time, keep the order of the list.
+        newest = sorted(self.candidates, key=_created, reverse=True)[:_MAX_IDS]
+        ids = join_ids(record.id for record in newest)
+        return f"{len(self.candidates)} candidates, the newest {_MAX_IDS}: {ids}"
 
 
+@_error
 class JobError(QameraError):
-    """A job that gave no video.
+    """A job ended without its result.
 
     Args:
         message: What happened.
-        record_ids: The job's records: `session.job(*record_ids)` is the same job again.
+        record_ids: All records of the job: `session.job(*record_ids)` attaches to the same job.
 
     """
 
-    def __init__(self, message: str, *, record_ids: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.record_ids = record_ids
+    record_ids: tuple[str, ...]
 
 
+@_error
 class JobFailedError(JobError):
     """The server reports that the job failed.
 
     Args:
         message: What happened.
-        record_ids: The job's records.
-        records: The last state of all of them, in the order of their ids.
+        record_ids: All records of the job.
+        records: The last state of each record, in the order of their ids.
 
     """
 
-    advice = "Its credits are refunded by the server; register it again to try once more."
+    _hint = "The server refunds the credits of failed records. Register the request again to retry it."
 
-    def __init__(self, message: str, *, record_ids: tuple[str, ...], records: tuple[Video, ...] = ()) -> None:
-        super().__init__(message, record_ids=record_ids)
-        self.records = records
+    records: tuple[Record, ...] = ()
 
 
+@_error
 class JobTimeoutError(JobError, TimeoutError):
-    """The job wasn't finished in the time given. It goes on at the server.
+    """The job was not finished within the timeout. It continues on the server.
 
     Args:
         message: What happened.
-        record_ids: The job's records.
-        timeout: The limit that passed, in seconds.
-        status: The server's word for it, last seen; None if it was never seen.
-        last_error: What went wrong with the last poll; None if nothing did.
-        list_age: How old the last good list is, in seconds; None if there was none.
+        record_ids: All records of the job.
+        timeout: The timeout that passed, in seconds.
+        status: The last status that the server listed; None if the record was never listed.
+        last_error: The error of the last poll; None if it succeeded.
+        list_age: The age of the last good list, in seconds; None if there was none.
 
     """
 
-    advice = "The job lives on: await it again, or resume it later from its record ids."
+    _hint = "The job continues on the server: await it again, or attach to it with session.job(*record_ids)."
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        record_ids: tuple[str, ...],
-        timeout: float,
-        status: str | None = None,
-        last_error: QameraError | None = None,
-        list_age: float | None = None,
-    ) -> None:
-        super().__init__(message, record_ids=record_ids)
-        self.timeout = timeout
-        self.status = status
-        self.last_error = last_error
-        self.list_age = list_age
+    timeout: float
+    status: str | None = None
+    last_error: QameraError | None = None
+    list_age: float | None = None
 
-    def _what_happened(self) -> str:
-        details = [
-            "never seen in the list" if self.status is None else f"last status {self.status!r}",
-            "no list was received" if self.list_age is None else f"last list {self.list_age:.0f} s old",
-            "" if self.last_error is None else f"last error: {self._brief(self.last_error)}",
+    def _details(self) -> list[str]:
+        return [
+            _text("last status {}", self.status and short_repr(self.status)) or "never listed",
+            _text("last list {:.0f} s old", self.list_age) or "no list was received",
+            _text("last error: {}", self.last_error),
         ]
-        return _with_details(self.message, details)
 
 
+@_error
 class JobLostError(JobError):
     """A record of the job is missing from the server's list.
 
     Args:
         message: What happened.
-        record_ids: The job's records.
-        record: The last that was seen of it; None if it was never seen.
-        absent_for: For how long it has been missing, in seconds.
+        record_ids: All records of the job, the missing one included.
+        record: The last state of the missing record; None if it was never listed.
+        absent_for: How long the record has been missing, in seconds.
 
     """
 
-    advice = (
-        "It may have been deleted, or belong to another account: look in the Qamera app. "
+    _hint = (
+        "The record may have been deleted, or belong to another account: look in the Qamera app. "
         "The job can be awaited again."
     )
 
-    def __init__(
-        self, message: str, *, record_ids: tuple[str, ...], record: Video | None = None, absent_for: float
-    ) -> None:
-        super().__init__(message, record_ids=record_ids)
-        self.record = record
-        self.absent_for = absent_for
+    record: Record | None = None
+    absent_for: float
 
 
 class BatchStoppedError(QameraError):
-    """A batch has stopped, since going on makes no sense; what was paid for was handed out before."""
+    """A batch stopped before its last request. The jobs that it had submitted were handed out before."""
 
 
+@_error
 class CreditLimitError(BatchStoppedError):
-    """The next request would spend more than `max_credits`.
+    """The next request might exceed `max_credits`.
 
     Args:
         message: What happened.
         max_credits: The limit, in credits.
-        spent: What the batch has spent so far, in credits, jobs that failed later included.
-        price: What the next request takes, in credits; None where that isn't known.
+        spent: What the batch has spent so far, in credits, including jobs that failed later.
+        price: The price of the next request, in credits; None if unknown.
+        cause: The ambiguous submission because of which the price is unknown; None if there is none.
 
     """
 
-    advice = "Nothing of the rest was submitted: run the batch again with a higher max_credits."
+    max_credits: int
+    spent: int
+    price: int | None = None
+    cause: AmbiguousSubmissionError | None = None
 
-    def __init__(self, message: str, *, max_credits: int, spent: int, price: int | None = None) -> None:
-        super().__init__(message)
-        self.max_credits = max_credits
-        self.spent = spent
-        self.price = price
+    @property
+    def hint(self) -> str:
+        """What to do about the error."""
+        if self.cause is not None:
+            return (
+                "A higher max_credits does not help: the price is unknown, because the receipt of an "
+                "ambiguous submission was lost. Run the remaining requests again: the rerun learns the price "
+                "from its first receipt and goes on. With a ledger, the whole batch can be run again."
+            )
+        or_without = ", or without it if receipts do not state credits" if self.price is None else ""
+        return f"Run the remaining requests again with a higher max_credits{or_without}."
+
+    def _details(self) -> list[str]:
+        return [_text("cause: {}", self.cause)]
 
 
+@_error
 class AmbiguityLimitError(BatchStoppedError):
-    """Too many registrations in a row may or may not have been paid for: the server is in trouble.
+    """Too many submissions in a row were ambiguous, so the server is probably failing.
 
     Args:
         message: What happened.
-        errors: Those registrations, as they were raised.
+        errors: The errors of those submissions.
 
     """
 
-    advice = "Nothing of the rest was submitted: look into these first, and run the batch again later."
+    _hint = (
+        "The remaining requests were not submitted: look for the records of the ambiguous submissions in the "
+        "Qamera app first, then run the rest of the batch again."
+    )
 
-    def __init__(self, message: str, *, errors: tuple[AmbiguousSubmissionError, ...]) -> None:
-        super().__init__(message)
-        self.errors = errors
+    errors: tuple[AmbiguousSubmissionError, ...]
 
-    def _what_happened(self) -> str:
-        last = f"the last: {self._brief(self.errors[-1])}" if self.errors else ""
-        return _with_details(self.message, [last])
+    def _details(self) -> list[str]:
+        return [_text("the last: {}", self.errors[-1])] if self.errors else []
 
 
+@_error
 class DownloadError(QameraError):
-    """A result couldn't be fetched; there is no file at its final name.
+    """A result could not be downloaded. There is no incomplete file at its final name.
 
     Args:
         message: What happened.
-        record_id: The record whose result it is; None where nothing was ordered yet.
-        path: Where the file was to be; None where it was to be no file.
-        status: The HTTP status of the host that has the file; None where there was none, or a good one.
-        host: The name of that host; None where there is none yet.
+        record_id: The record whose result it is; None where there is no record yet.
+        path: The target file; None where the bytes are not written to a file.
+        status: The HTTP status of the host of the file; None if there was none, or it was good.
+        host: The host of the file; None if it is not known yet.
 
     """
 
-    advice = "Nothing was ordered again: download it once more; what has come so far is kept where it can be."
+    _hint = "Download it again: that costs no credits, and continues a partial file where possible."
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        record_id: str | None = None,
-        path: str | None = None,
-        status: int | None = None,
-        host: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.record_id = record_id
-        self.path = path
-        self.status = status
-        self.host = host
+    record_id: str | None = None
+    path: str | None = None
+    status: int | None = None
+    host: str | None = None
 
-    def _what_happened(self) -> str:
-        details = [
-            "" if self.record_id is None else f"record {self.record_id}",
-            "" if self.path is None else f"to {self.path}",
-            "" if self.host is None else f"from {self.host}",
-            "" if self.status is None else f"HTTP {self.status}",
-        ]
-        return _with_details(self.message, details)
+    def _details(self) -> list[str]:
+        where = [_text("record {}", self.record_id), _text("to {}", self.path), _text("from {}", self.host)]
+        return [*where, _text("HTTP {}", self.status)]
 
 
 class TargetExistsError(DownloadError, FileExistsError):
-    """There is a file at the target already, and it is left as it is. Args are those of `DownloadError`."""
+    """The target file exists, and was not changed. The arguments are those of `DownloadError`."""
 
-    advice = "Choose another name, or allow it with overwrite=True."
+    _hint = "Choose another name, or replace the file with overwrite=True."
 
 
+@_error
 class LedgerError(QameraError):
-    """Something about the ledger. Without it nothing is submitted.
+    """A ledger operation failed. Nothing is submitted without the ledger.
 
     Args:
         message: What happened.
-        path: Where the ledger is.
+        path: The file or the redacted URL of the ledger; None if unknown.
 
     """
 
-    def __init__(self, message: str, *, path: str | None = None) -> None:
-        super().__init__(message)
-        self.path = path
+    path: str | None = None
 
-    def _what_happened(self) -> str:
-        return _with_details(self.message, ["" if self.path is None else f"ledger {self.path}"])
+    def _details(self) -> list[str]:
+        return [_text("ledger {}", self.path)]
 
 
 class LedgerCorruptError(LedgerError):
-    """The ledger is damaged, cut short, or no ledger. It was left as it is."""
+    """The file is damaged, truncated, or not a ledger. It was not changed."""
 
-    advice = (
-        "Restore it from a copy, with its -wal file, or look into the Qamera app before anything is ordered "
-        "again; then begin a new ledger under another name."
+    _hint = (
+        "Restore it from a backup, with its -wal file. Without a backup, look in the Qamera app for what was "
+        "submitted, then start a new ledger under another name."
     )
 
 
+@_error
 class LedgerVersionError(LedgerError):
-    """The ledger was written by a newer version of this package. It was left as it is.
+    """A newer version of this package wrote the ledger. It was not changed.
 
     Args:
         message: What happened.
-        path: Where the ledger is.
-        found: The version of its schema.
+        path: The file or the redacted URL of the ledger; None if unknown.
+        found: The version of the ledger's schema.
         supported: The newest version that this package can read.
 
     """
 
-    advice = "Update this package."
+    _hint = "Update this package."
 
-    def __init__(self, message: str, *, path: str | None = None, found: int, supported: int) -> None:
-        super().__init__(message, path=path)
-        self.found = found
-        self.supported = supported
+    found: int
+    supported: int
 
 
-_LOOK = "Look at what keeps it from being read or written"
-
-
+@_error
 class LedgerUnavailableError(LedgerError):
     """The ledger can't be read or written now.
 
-    A full disk, a read-only file, another process in its way, a database that is away or gives no right, or a
-    ledger that was moved elsewhere.
+    Causes are a full disk, a read-only file, a lock of another process, a database that is down or denies
+    access, or a ledger that was moved.
 
     Args:
         message: What happened.
-        path: Where the ledger is.
-        intent: The request that it is about; None where it is about none.
-        receipt: A receipt that has come and could not be written down; None where there is none.
-        remedy: What mends it, as the beginning of a sentence; None: nobody can tell.
+        path: The file or the redacted URL of the ledger; None if unknown.
+        intent: The intent that could not be stored; None if the error concerns none.
+        receipt: A receipt that arrived and could not be stored; None if there is none.
+        fix: What to do about the cause, an imperative without a full stop; None if unknown.
 
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: str | None = None,
-        intent: Intent | None = None,
-        receipt: Receipt | None = None,
-        remedy: str | None = None,
-    ) -> None:
-        super().__init__(message, path=path)
-        self.intent = intent
-        self.receipt = receipt
-        self.remedy = remedy
+    intent: Intent | None = None
+    receipt: Receipt | None = None
+    fix: str | None = None
 
-    def _what_happened(self) -> str:
-        paid = "" if self.receipt is None else f"paid for: records {', '.join(self.receipt.record_ids)}"
-        details = ["" if self.path is None else f"ledger {self.path}", paid]
-        return _with_details(self.message, details)
-
-    def _what_to_do(self) -> str:
+    @property
+    def hint(self) -> str:
+        """What to do about the error."""
+        fix = self.fix or "Check why the ledger can't be read or written"
         if self.receipt is None:
-            return f"Nothing was ordered. {self.remedy or _LOOK}, then try again."
+            return f"Nothing was submitted. {fix}, then try again."
         return (
-            "Keep the record ids: the ledger will report this request as ambiguous. "
-            f"{self.remedy or _LOOK}, then settle it with session.adopt(error, *error.receipt.record_ids)."
+            f"Keep the record ids, since the ledger will report this submission as ambiguous. {fix}, "
+            "then resolve it with session.adopt(error, *error.receipt.record_ids)."
         )
 
+    def _details(self) -> list[str]:
+        record_ids = () if self.receipt is None else self.receipt.record_ids
+        return [*super()._details(), _text("submitted: records {}", join_ids(record_ids))]
 
+
+@_error
 class RefConflictError(LedgerError):
-    """The ledger has another request under the same ref.
+    """The ledger has another request with the same ref.
 
     Args:
         message: What happened.
-        path: Where the ledger is.
-        request: What was asked for now.
-        earlier: What the ledger has.
+        path: The file or the redacted URL of the ledger; None if unknown.
+        request: The request that was refused.
+        earlier: The request in the ledger.
 
     """
 
-    advice = "Give it a ref of its own, or ask for the same as before."
+    _hint = "Give the request another ref, or register the same request as before."
 
-    def __init__(self, message: str, *, path: str | None = None, request: Request, earlier: Request) -> None:
-        super().__init__(message, path=path)
-        self.request = request
-        self.earlier = earlier
+    request: Request
+    earlier: Request
+
+    def _details(self) -> list[str]:
+        differences = [
+            f"{name}: {short_repr(now)} now, {short_repr(before)} in the ledger"
+            for name, now in attrs.asdict(self.request, recurse=False).items()
+            if now != (before := getattr(self.earlier, name, None))
+        ]
+        return [*super()._details(), *differences]
 
 
-def _sentences(*parts: str) -> str:
-    # Servers end their texts with a full stop or not; read in a row, each needs one.
+def _created(record: Record) -> float:
+    return -math.inf if record.created_at is None else record.created_at.timestamp()
+
+
+def _text(template: str, value: object) -> str:
+    # Empty where there is no value. Of an error, the summary without the hint.
+    if isinstance(value, QameraError):
+        value = f"{type(value).__name__}: {value.summary}"
+    return "" if value in (None, "") else template.format(value)
+
+
+def _correlation(correlation_id: str | None) -> str:
+    return "" if correlation_id is None else f" [correlation id {correlation_id}]"
+
+
+def _join_sentences(*parts: str) -> str:
+    # The texts of servers end with a full stop or not.
     present = [part.rstrip() for part in parts if part.strip()]
     ended = [part if part.endswith((".", "!", "?", "]")) else f"{part}." for part in present[:-1]]
     return " ".join([*ended, *present[-1:]])
-
-
-def _with_details(message: str, details: list[str]) -> str:
-    present = [detail for detail in details if detail]
-    return f"{message.removesuffix('.')} ({'; '.join(present)})" if present else message
-
-
-def _traced(correlation_id: str | None) -> str:
-    return "" if correlation_id is None else f" [correlation id {correlation_id}]"

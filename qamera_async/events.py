@@ -1,6 +1,13 @@
-"""What happened, as frozen values with ids and numbers in them, for whoever watches.
+"""Events: frozen values that a session passes to its `on_event` callback.
 
-An event is a report, never a handle: to watch can't change what is watched.
+from qamera_async import QameraSession
+from qamera_async.events import Event, Finished
+
+def on_event(event: Event) -> None:
+    if isinstance(event, Finished):
+        print(event.record.id, "is done")
+
+session = QameraSession(on_event=on_event)
 """
 
 from __future__ import annotations
@@ -8,27 +15,24 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import attrs
 
-from .errors import ConfigurationError, shown
-
-if TYPE_CHECKING:
-    from ._models import Intent, Receipt, Request, Video
-    from .errors import QameraError
+from ._models import Intent, Receipt, Record, Request
+from .errors import ConfigurationError, QameraError, short_repr
 
 _log = logging.getLogger("qamera_async")
 
 
 @attrs.frozen
 class Submitted:
-    """A request was accepted, and credits are reserved for it.
+    """The server accepted a request and reserved credits for it.
 
     Args:
-        ref: The caller's name for it; None if it has none.
-        request: What was sent.
-        receipt: What the server answered.
+        ref: The ref of the request; None if it has none.
+        request: The request.
+        receipt: The server's receipt.
 
     """
 
@@ -39,35 +43,35 @@ class Submitted:
 
 @attrs.frozen
 class Updated:
-    """A record that somebody waits for has changed.
+    """A watched record has changed.
 
     Args:
-        record: What it is now.
+        record: The new state of the record.
 
     """
 
-    record: Video
+    record: Record
 
 
 @attrs.frozen
 class Finished:
-    """A record is done.
+    """A watched record is done.
 
     Args:
-        record: What it is now.
+        record: The final state of the record.
 
     """
 
-    record: Video
+    record: Record
 
 
 @attrs.frozen
 class Failed:
-    """A job gave no video.
+    """A job failed.
 
     Args:
-        record_ids: The job's records.
-        error: What its waiters get.
+        record_ids: All records of the job.
+        error: The error that its waiters get.
 
     """
 
@@ -77,10 +81,10 @@ class Failed:
 
 @attrs.frozen
 class Ambiguous:
-    """A paid request whose answer nobody knows.
+    """The server may or may not have accepted a submission.
 
     Args:
-        intent: What was meant, with its candidates.
+        intent: The intent of the submission, with its candidates.
 
     """
 
@@ -89,10 +93,10 @@ class Ambiguous:
 
 @attrs.frozen
 class RateLimitWait:
-    """A request waits for room in the quota.
+    """A request waits for a slot of the rate limit.
 
     Args:
-        seconds: For how long, as far as is known.
+        seconds: The expected wait, in seconds.
 
     """
 
@@ -101,13 +105,13 @@ class RateLimitWait:
 
 @attrs.frozen
 class Retrying:
-    """Something that is safe to send again will be.
+    """An attempt failed and will be repeated.
 
     Args:
-        what: What is being tried.
-        attempt: The number of the attempt that failed, from 1.
-        delay: The wait before the next one, in seconds.
-        error: What went wrong.
+        what: The operation.
+        attempt: The number of the failed attempt, from 1.
+        delay: The wait before the next attempt, in seconds.
+        error: The error of the failed attempt.
 
     """
 
@@ -119,12 +123,12 @@ class Retrying:
 
 @attrs.frozen
 class Polled:
-    """The list was fetched by this session; a poll that another process makes for it is no event here.
+    """The session fetched a list. Polls that another process made for the session are not reported.
 
     Args:
-        records: How many entries it has.
-        changed: How many that are waited for have changed.
-        waiting: How many records are waited for.
+        records: The number of records in the list.
+        changed: The number of watched records that have changed.
+        waiting: The number of watched records.
 
     """
 
@@ -135,12 +139,12 @@ class Polled:
 
 @attrs.frozen
 class Downloading:
-    """Bytes of a result were written, or handed on.
+    """Bytes of a result were written to a file or passed to the caller.
 
     Args:
-        record_id: The record whose result it is.
-        done: How many bytes there are so far, those of an earlier attempt included.
-        total: How many there will be; None where the server doesn't say.
+        record_id: The record whose result is downloaded.
+        done: The number of bytes so far, including those of earlier attempts.
+        total: The size of the result in bytes; None if the server does not say.
 
     """
 
@@ -152,44 +156,58 @@ class Downloading:
 Event: TypeAlias = (
     Submitted | Updated | Finished | Failed | Ambiguous | RateLimitWait | Retrying | Polled | Downloading
 )
-"""Everything that can be reported."""
+"""Any event."""
 
 Emit: TypeAlias = Callable[[Event], None]
-"""Takes a report and never fails."""
+"""A function that passes an event to `on_event` and never raises what `on_event` raises."""
 
 
-def guarded(on_event: Callable[[Event], object] | None) -> Emit:
-    """Give a function that hands events on, whose reader can do no harm.
+def event_emitter(on_event: Callable[[Event], object] | None) -> Emit:
+    """Return a function that passes events to `on_event` and logs what `on_event` raises.
+
+    Any exception is logged and ignored, `asyncio.CancelledError` included. Only `KeyboardInterrupt` and
+    `SystemExit` propagate.
 
     Args:
-        on_event: Called with each event; what it raises is logged and goes no further. None: nobody watches.
+        on_event: Called with each event; its result is ignored. None: events are dropped.
 
     Raises:
-        ConfigurationError: It can't be called, or is a coroutine function, which nobody would await.
+        ConfigurationError: `on_event` is not callable, or is a coroutine function.
 
     """
-    if on_event is None:
-        return _ignored
-    if not callable(on_event):
-        raise ConfigurationError(f"on_event must be a function of one event or None, not {shown(on_event)}.")
-    if _is_async(on_event) or _is_async(getattr(on_event, "__call__", None)):  # noqa: B004 - its kind, not if
-        raise ConfigurationError(
-            f"on_event must be a plain function, not the coroutine function {shown(on_event)}: "
-            "nobody would await it. Let it put the event into an asyncio.Queue instead."
-        )
+    check_callback("on_event", on_event)
 
     def emit(event: Event) -> None:
+        if on_event is None:
+            return
         try:
             on_event(event)
-        except Exception:
-            _log.exception("on_event raised while it was told of %s", type(event).__name__)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            _log.exception("on_event raised an exception for %s", type(event).__name__)
 
     return emit
 
 
-def _ignored(_: Event) -> None:
-    pass
+def check_callback(name: str, function: object) -> None:
+    """Check that a callback is None or a plain function.
 
+    Args:
+        name: The name of the parameter, for the message.
+        function: The callback.
 
-def _is_async(function: object) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    Raises:
+        ConfigurationError: It is not callable, or is a coroutine function, which would never be awaited.
+
+    """
+    if function is None:
+        return
+    if not callable(function):
+        raise ConfigurationError(f"{name} must be a function or None, not {short_repr(function)}.")
+    call = getattr(function, "__call__", None)  # noqa: B004 - an object may have an async __call__
+    if any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call)):
+        raise ConfigurationError(
+            f"{name} must be a plain function, not the coroutine function {short_repr(function)}. "
+            "Start a task in it, or put its arguments into an asyncio.Queue."
+        )

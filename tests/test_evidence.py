@@ -156,13 +156,6 @@ def test_what_is_back_in_the_list_has_been_seen_since():
     assert "away" in seen
 
 
-async def test_a_receipt_with_an_id_twice_names_it_once(server, session):
-    """As an attached job does."""
-    server.post = (200, {"createdRecordIds": ["a", "b", "a"]})
-
-    assert (await session.register_video(image_id="i")).record_ids == ("a", "b")
-
-
 async def test_a_cancelled_list_shows_no_key():
     """Neither a traceback with locals, nor a context, leads into the HTTP client's frames."""
     async with Sandbox(quota=None, api_key=KEY) as sandbox, sandbox.session() as other:
@@ -232,7 +225,7 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
         {"base_url": "https://h:0"},
         {"base_url": "https://h\r\nx"},
         {"base_url": KEY},
-        {"budget": 3},
+        {"rate_limiter": 3},
         {"on_event": 3},
     ],
 )
@@ -273,17 +266,6 @@ async def test_a_wait_beyond_every_clock_has_no_limit(limit):
             assert (await (await session.register_video(image_id="i")).wait(limit)).status == "DONE"
 
 
-async def test_odd_bytes_in_a_correlation_id_can_be_printed(server, session):
-    """The error can be encoded."""
-    server.post = (401, {"error": "no"})
-    server.headers = {"X-Correlation-Id": "\udcff\udcfeab"}
-    with pytest.raises(q.AuthenticationError) as refused:
-        await session.register_video(image_id="i")
-
-    assert str(refused.value).encode()
-
-
-@pytest.mark.parametrize("ids", [{"a": 1}, {"a", "b"}, frozenset("ab")])
 async def test_image_ids_without_an_order_are_refused(session, server, ids):
     """A reel is made of images in an order."""
     with pytest.raises(q.InvalidRequestError):
@@ -393,19 +375,6 @@ async def test_a_receipt_that_cant_be_read_for_reasons_of_ones_own_is_a_doubt(
     assert server.seen.count("POST") == 1
     assert [video.id for video in ambiguous.value.candidates] == ["vid_1"]
     assert type(failure).__name__ in ambiguous.value.cause.message
-
-
-async def test_what_reads_receipts_is_there_before_anything_is_paid_for(server, session, monkeypatch):
-    """An import that fails does so while it costs nothing."""
-
-    def fail():
-        raise OSError(24, "no file descriptor is free")
-
-    monkeypatch.setattr(protocol, "receipt_reader", fail)
-    with pytest.raises(OSError, match="descriptor"):
-        await session.register_video(image_id="i")
-
-    assert server.seen == []
 
 
 async def test_a_job_that_ends_as_its_time_is_up_has_ended(session):

@@ -29,7 +29,7 @@ def said(error: BaseException) -> str:
         return str(error) or type(error).__name__
     if (advice := _advice(error)) is None:
         return str(error)
-    happened = error.what_happened
+    happened = error.summary
     return f"{happened}{'' if happened.endswith(('.', '!', '?')) else '.'} {advice}"
 
 
@@ -49,8 +49,7 @@ def _fetch(error: Any) -> str:  # noqa: ANN401 - a DownloadError
 
 def _keep(error: Any) -> str:  # noqa: ANN401 - a LedgerUnavailableError
     if error.receipt is None:
-        remedy = error.remedy or "Look at its folder, its permissions and the disk"
-        return f"Nothing was ordered. {remedy}, then try again."
+        return str(error.hint)
     intent = "INTENT" if error.intent is None else error.intent.id
     settle = ledger_command("LEDGER", "adopt", intent, *error.receipt.record_ids)
     return f"It is paid for. Once the ledger can be written: {settle}"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Group, Parameter, validators
 
 from .._version import __version__
-from .codes import Code  # noqa: TC001 - the same
+from .codes import Code
 from .options import Api, Delivery, Flag, KnownLedger, Manners, Quota, limits_of
 
 _TRY = Group("To try it", sort_key=1)

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from ..errors import InvalidRequestError, shown
+from ..errors import InvalidRequestError, short_repr
 
 _LONGEST = 200  # bytes of UTF-8; what is added to a name while it is downloaded has room beside it
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -29,7 +29,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         if b"\0" not in os.fsencode(path):
             text = os.fspath(path)
     if not isinstance(text, str):
-        raise InvalidRequestError(f"path: got {shown(path)}, allowed is the path of a file, as text")
+        raise InvalidRequestError(f"path: got {short_repr(path)}, allowed is the path of a file, as text")
     return Path(text)
 
 

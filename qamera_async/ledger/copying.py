@@ -97,7 +97,7 @@ class _Copying:
                 raise LedgerUnavailableError(
                     "The connection was lost while it was copied.",
                     path=self._giving.path,
-                    remedy="See that the database runs",
+                    fix="See that the database runs",
                 )
             self._began = True
             self._giving.keep_out(connection)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping  # noqa: TC003 - who turns entries into JSON reads the annotations
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import attrs
 
-from .._models import Intent, Receipt, Request, Video, checked_ids
+from .._models import Intent, Receipt, Request, Video, check_record_ids
 from ..errors import (
     AmbiguousSubmissionError,
     InvalidRequestError,
     LedgerError,
     LedgerUnavailableError,
     SessionClosedError,
-    shown,
+    short_repr,
 )
 from .places import checked_place, ledger_at, ledger_is_there, shown_place
 from .rows import LedgerState
@@ -173,7 +173,7 @@ class LedgerFile:
             LedgerError: It can't be used, or has nothing to settle there.
 
         """
-        ids = checked_ids(record_ids)
+        ids = check_record_ids(record_ids)
         await self._there().adopt(intent_id(intent), ids)
 
     async def abandon(self, intent: Settled) -> None:
@@ -251,7 +251,7 @@ def _before(older_than: float) -> datetime:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InvalidRequestError(
-        f"older_than: got {shown(older_than)}, allowed is a number of seconds, an hour ({_AN_HOUR}) at least"
+        f"older_than must be a number of seconds from {_AN_HOUR} (an hour), not {short_repr(older_than)}."
     )
 
 
@@ -267,4 +267,6 @@ def intent_id(intent: object) -> str:
         return named.id
     if isinstance(named, str):
         return named
-    raise InvalidRequestError(f"intent: got {shown(intent)}, allowed are an Intent and an error that has one")
+    raise InvalidRequestError(
+        f"intent: got {short_repr(intent)}, allowed are an Intent and an error that has one"
+    )

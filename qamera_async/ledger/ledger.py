@@ -16,7 +16,7 @@ from ..errors import (
     InvalidRequestError,
     LedgerError,
     LedgerUnavailableError,
-    shown,
+    short_repr,
 )
 from .places import NoLedger
 from .rows import OPEN_TO_ADOPTION, UNDER_WAY, UNFINISHED, LedgerState, Row
@@ -128,7 +128,7 @@ class Ledger(NoLedger):
                 "The claim of the request is gone from the ledger.",
                 path=self.storage.path,
                 intent=intent,
-                remedy="See who else works with it",
+                fix="See who else works with it",
             )
 
     def unsent(self, intent: Intent) -> None:
@@ -182,17 +182,17 @@ class Ledger(NoLedger):
             # It is a fact, whatever somebody has thought of it meanwhile.
             if await self.storage.change(intent.id, _BEFORE_A_RECEIPT, change) is not None:
                 return
-            why, remedy = "its intent has no place for it in the ledger", None
+            why, fix = "its intent has no place for it in the ledger", None
         except LedgerError as failure:
             why = failure.message.removesuffix(".")
-            remedy = failure.remedy if isinstance(failure, LedgerUnavailableError) else None
+            fix = failure.fix if isinstance(failure, LedgerUnavailableError) else None
             self._later(intent.id, change)
         raise LedgerUnavailableError(
             f"The receipt could not be kept: {why}.",
             path=self.storage.path,
             intent=intent,
             receipt=receipt,
-            remedy=remedy,
+            fix=fix,
         )
 
     async def ambiguous(self, intent: Intent, reason: str) -> None:
@@ -316,7 +316,7 @@ class Ledger(NoLedger):
     def _nothing_to_settle(self, intent_id: str, found: Found | None) -> LedgerError:
         state = "not in the ledger" if found is None else f"{found.row.state.value} in the ledger"
         return LedgerError(
-            f"The intent {shown(intent_id)} is {state}, so there is nothing to settle.",
+            f"The intent {short_repr(intent_id)} is {state}, so there is nothing to settle.",
             path=self.storage.path,
         )
 
@@ -328,6 +328,7 @@ class Ledger(NoLedger):
             "Nothing was sent now.",
             intent=row.intent,
             candidates=row.candidates or (),
+            looked_up=row.candidates is not None,
         )
 
     def _later(self, intent_id: str, change: Callable[[Row], Row] | None) -> None:

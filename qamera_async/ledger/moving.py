@@ -21,7 +21,7 @@ def check_not_moved(connection: Tables, path: str) -> None:
         raise LedgerUnavailableError(
             f"The ledger was moved to {found[0]}: what is ordered from here on is known there only.",
             path=path,
-            remedy=f"Give {found[0]} as the ledger",
+            fix=f"Give {found[0]} as the ledger",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
@@ -146,27 +146,5 @@ def _converter() -> Converter:
     converter.register_unstructure_hook(datetime, datetime.isoformat)
     converter.register_structure_hook(datetime, lambda text, _: datetime.fromisoformat(text))
     converter.register_structure_hook(JobState, lambda text, _: JobState(text))
-    for kind in (VideoRequest, ReelRequest):
-        _keep_extra(converter, kind)
     configure_tagged_union(VideoRequest | ReelRequest, converter, tag_name="kind")
     return converter
-
-
-def _keep_extra(converter: Converter, kind: type[VideoRequest | ReelRequest]) -> None:
-    from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override  # noqa: PLC0415
-
-    # `extra_body` is any JSON, and the model's own converter freezes what comes back.
-    def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-        if hasattr(value, "items"):
-            return {name: plain(item) for name, item in value.items()}
-        return value
-
-    converter.register_unstructure_hook(
-        kind, make_dict_unstructure_fn(kind, converter, extra_body=override(unstruct_hook=plain))
-    )
-    converter.register_structure_hook(
-        kind,
-        make_dict_structure_fn(kind, converter, extra_body=override(struct_hook=lambda value, _: value)),
-    )

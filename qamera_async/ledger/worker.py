@@ -95,7 +95,7 @@ class Worker(ABC, Generic[_C]):
                     self._refuse(
                         job,
                         LedgerUnavailableError(
-                            f"No thread for it: {error}.", path=self._path, remedy="End what else runs"
+                            f"No thread for it: {error}.", path=self._path, fix="End what else runs"
                         ),
                     )
                     return

@@ -1,6 +1,6 @@
 """How much is tried: the same few hundred examples each time, or as many new ones as one asks for.
 
-``QAMERA_FUZZ=20 pytest tests/fuzz`` tries twenty times as many, and others in each run.
+``QAMERA_FUZZ=20 pytest -m slow tests/fuzz`` tries twenty times as many, and others in each run.
 """
 
 import os

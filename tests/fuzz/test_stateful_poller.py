@@ -1,6 +1,6 @@
-"""Jobs and the one poll that they share, held against a model that says what each who waits must get.
+"""Jobs and the poll that they share, compared with a model of what each waiter must get.
 
-The transport is the test's: it hands out each list when the test says so. So is the clock.
+The API client is the test's: it answers each request when the test says so. The clock is the test's, too.
 """
 
 import asyncio
@@ -9,115 +9,113 @@ import logging
 import math
 
 import pytest
+from fake_api import FakeApi, FakeLedger, FakeLimiter
 from fake_loop import FakeLoop
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import qamera_async as q
-from qamera_async import _protocol as protocol
-from qamera_async._jobs import Job, JobContext
+from qamera_async._jobs import JobRegistry
 from qamera_async._polling import Poller
-from qamera_async.events import Failed, Finished
-from qamera_async.ledger.places import NoLedger
+from qamera_async._protocol import KINDS, VIDEOS, Response
+from qamera_async.events import Failed, Finished, Updated
 
 INTERVAL, LONGEST, GONE, GRACE = 4.0, 16.0, 32.0, 60.0  # seconds
 IDS = ("a", "b")
-WORDS = ("QUEUED", "RUNNING", "DONE", "FAILED")
-PASSING = {
-    "500": lambda: q.ServerError("x", status=500),
-    "a firewall": lambda: q.PermissionDeniedError("x", status=403, foreign=True),
-    "no answer": lambda: q.RequestTimeoutError("x", sent=True),
+STATUSES = ("QUEUED", "RUNNING", "DONE", "FAILED")
+TRANSIENT = {
+    "500": lambda: Response(500, {}, b'{"error": "x"}'),
+    "a firewall": lambda: Response(403, {"content-type": "text/html"}, b"<html>"),
+    "no response": lambda: q.RequestTimeoutError("x", sent=True),
     "no network": lambda: q.ConnectionFailedError("x"),
-    "no list": lambda: protocol.Answer(200, {}, b"<html>"),
+    "no list": lambda: Response(200, {}, b"<html>"),
 }
-LASTING = {
-    "no such key": lambda: q.AuthenticationError("x", status=401),
-    "elsewhere": lambda: q.InvalidResponseError("x", status=307),
-    "no certificate": lambda: q.ConnectionFailedError("x", permanent=True),
+PERMANENT = {
+    "unknown key": (q.AuthenticationError, lambda: Response(401, {}, b'{"error": "x"}')),
+    "redirect": (q.InvalidResponseError, lambda: Response(307, {}, b"")),
+    "certificate": (q.ConnectionFailedError, lambda: q.ConnectionFailedError("x", permanent=True)),
 }
 picks = st.integers(0, 2**16)
 
 
 @pytest.fixture(autouse=True)
 def quiet(caplog):
-    """Thousands of bugs on purpose are nobody's news."""
+    """Hide thousands of intended failures."""
     caplog.set_level(logging.CRITICAL, "qamera_async")
 
 
-class Wire:
-    """What the poller takes for its transport: each GET is answered by hand."""
+class Api(FakeApi):
+    """An API client that checks the pauses between requests."""
 
     def __init__(self, loop):
+        super().__init__()
         self.loop = loop
-        self.open = None
         self.sent_at = self.ended_at = -math.inf
-        self.sent = 0
 
-    async def get(self, path, _, flight, sending, condition):
-        assert path == protocol.VIDEOS_PATH
-        assert self.open is None, "two polls at once"
+    async def send(self, request, slot, **options):
         assert self.loop.now - self.ended_at >= 0.9 * INTERVAL, "a poll too soon"
-        await sending()
-        flight.on_the_wire = True
-        self.sent += 1
         self.sent_at = self.loop.now
-        self.open = self.loop.create_future()
         try:
-            return await self.open
+            return await super().send(request, slot, **options)
         finally:
-            flight.on_the_wire = False
-            self.open, self.ended_at = None, self.loop.now
+            self.ended_at = self.loop.now
 
 
 class RecordModel:
-    """What a job has been told of one of its records."""
+    """A record as the lists have shown it while it was watched."""
 
     def __init__(self):
         self.known = None
-        self.settled = False
+        self.final = False
+        self.created_at = None
         self.without_url_since = None
-        self.begin(math.inf)
+        self.updates = 0
+        self.forget_absence()
 
-    def begin(self, now):
-        self.joined, self.absent_since, self.absences = now, None, 0
+    def forget_absence(self):
+        self.absent_since, self.absences = None, 0
 
     def present(self, entry, now):
-        word, url = self.known = entry
-        self.absent_since, self.absences = None, 0
-        if word != "DONE" or url:
+        had_no_url = self.without_url_since is not None
+        status_changed = self.known is None or self.known[0] != entry[0]
+        status, url = self.known = entry
+        self.forget_absence()
+        if status != "DONE" or url:
             self.without_url_since = None
-            self.settled = word in ("DONE", "FAILED")
+            self.final = status in ("DONE", "FAILED")
+            self.updates += status_changed or had_no_url
         else:
             if self.without_url_since is None:
                 self.without_url_since = now
-            self.settled = now - self.without_url_since >= GRACE
+            self.final = now - self.without_url_since >= GRACE
+            self.updates += status_changed
 
-    def lost(self, sent_at, now, appear, born):
-        """Note that it is missing; whether it is given up."""
-        if self.joined > sent_at:
-            return False
+    def count_absence(self, sent_at):
         if self.absent_since is None:
             self.absent_since = sent_at
         self.absences += 1
+
+    def is_lost(self, since, now, appear):
+        """Return whether a job that began to wait at ``since`` gives the record up."""
         if self.known is None:
-            return appear is not None and now - (self.joined if born is None else born) >= appear
+            return appear is not None and now - (self.created_at or since) >= appear
         return self.absences >= 3 and now - self.absent_since >= GONE
 
 
 class JobModel:
-    """A job, its records, and those who wait for it: the task, its deadline, and what ends it."""
+    """A job, its records, and its waiters: each task with its deadline, or None for ``updates``."""
 
-    def __init__(self, job, born, due):
+    def __init__(self, job, records):
         self.job = job
-        self.born = born
-        self.due = due
-        self.records = {record_id: RecordModel() for record_id in job.record_ids}
+        self.records = records
         self.waiters = []
+        self.since = math.inf
+        self.ended = False  # whether a waiter has seen its end
 
     @property
-    def settled(self):
-        return all(record.settled for record in self.records.values())
+    def final(self):
+        return all(record.final for record in self.records.values())
 
     @property
     def verdict(self):
@@ -131,47 +129,60 @@ class PollerMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.loop = FakeLoop()
-        self.wire = Wire(self.loop)
-        self.listed = {}  # word and URL by id, as the server has it
+        self.api = Api(self.loop)
+        self.listed = {}  # status and URL by id, as the server has them
+        self.records = {record_id: RecordModel() for record_id in IDS}
         self.jobs = []
-        self.told = []  # the events
+        self.events = []
         self.last = None  # the last good list
         self.good_at = -math.inf
         self.outage = False
-        self.idle_since = self.loop.now  # when it began that nothing is fetched though somebody waits
+        self.idle_since = self.loop.now  # since when nothing is fetched though someone waits
 
     @initialize(appear=st.sampled_from([None, 8.0, 48.0]))
     def begin(self, appear):
         self.appear = appear
+        timeouts = q.Timeouts(job=math.inf, appear=appear, missing=GONE)
+        polling = q.PollPolicy(interval=INTERVAL, max_interval=LONGEST)
+        self.limiter, self.ledger, emit = FakeLimiter(), FakeLedger(), self.events.append
         self.poller = Poller(
-            self.wire,
-            q.RateLimiter(clock=self.loop.time),
-            q.PollPolicy(interval=INTERVAL, max_interval=LONGEST),
-            q.Timeouts(appear=appear, missing=GONE),
-            q.StatusRules(),
-            self.told.append,
+            VIDEOS, self.api, self.limiter, polling, timeouts, q.RetryPolicy(), q.StatusRules(), emit, None
         )
-        self.context = JobContext(self.poller, self.told.append, lambda: None, math.inf, NoLedger())
+        self.registry = JobRegistry(
+            {VIDEOS.path: self.poller}, emit, lambda: None, timeouts, polling, self.ledger, None
+        )
 
     # --- helpers --------------------------------------------------------------------------------
 
-    def turn(self):
+    def run_ready(self):
+        """Run the loop until nothing is left to do at this time."""
+
         async def idle():
             for _ in range(16):
                 await asyncio.sleep(0)
 
         self.loop.run_until_complete(idle())
-        if self.wire.open is not None or not self.waited_for:
+        if self.on_the_wire or not self.waited_for:
             self.idle_since = self.loop.now
+
+    @property
+    def on_the_wire(self):
+        return self.api.pending is not None
 
     @property
     def waited_for(self):
         return any(job.waiters for job in self.jobs)
 
+    def watching(self, record_id):
+        """Return the jobs that have waiters and this record, unless it is final."""
+        if self.records[record_id].final:
+            return []
+        return [job for job in self.jobs if job.waiters and record_id in job.records]
+
     def end(self, job, expected):
-        """Those who wait for a job get this now: an error's type, or None for the result."""
+        """All waiters of a job get this now: an error's type, or None for the result."""
         waiters, job.waiters = job.waiters, []
-        self.turn()
+        self.run_ready()
         for task, _ in waiters:
             self.check(task, expected)
 
@@ -180,9 +191,10 @@ class PollerMachine(RuleBasedStateMachine):
         error = None if task.cancelled() else task.exception()
         assert type(error) is (expected or type(None)), error
 
-    def end_settled(self):
+    def end_final(self):
         for job in self.jobs:
-            if job.settled and job.waiters:
+            if job.final and job.waiters:
+                job.ended = True
                 followers = [(task, end) for task, end in job.waiters if end is None]
                 job.waiters = [one for one in job.waiters if one[1] is not None]
                 self.end(job, job.verdict)
@@ -193,89 +205,114 @@ class PollerMachine(RuleBasedStateMachine):
     # --- the server -----------------------------------------------------------------------------
 
     @rule(
-        record_id=st.sampled_from(IDS), word=st.sampled_from([None, None, *WORDS, "DONE"]), url=st.booleans()
+        record_id=st.sampled_from(IDS),
+        status=st.sampled_from([None, None, *STATUSES, "DONE"]),
+        url=st.booleans(),
     )
-    def becomes(self, record_id, word, url):
-        """None: it is in no list from now on."""
-        if word is None:
+    def becomes(self, record_id, status, url):
+        """Change a record; None removes it from the list."""
+        if status is None:
             self.listed.pop(record_id, None)
         else:
-            self.listed[record_id] = word, url
+            self.listed[record_id] = status, url
 
-    @precondition(lambda self: self.wire.open is not None)
+    @precondition(lambda self: self.on_the_wire)
     @rule(cut=st.booleans())
-    def answers(self, cut):
-        now, sent_at = self.loop.now, self.wire.sent_at
+    def responds(self, cut):
+        now, sent_at = self.loop.now, self.api.sent_at
         items = [
-            {"id": i, "status": word, "videoUrl": f"https://cdn/{i}" if url else None}
-            for i, (word, url) in self.listed.items()
+            {"id": i, "status": status, "videoUrl": f"https://cdn/{i}" if url else None}
+            for i, (status, url) in self.listed.items()
         ]
         body = json.dumps({"videos": items, "count": len(items) + cut}).encode()
         self.last, self.good_at, self.outage = dict(self.listed), sent_at, False
-        self.wire.open.set_result(protocol.Answer(200, {}, body))
-        self.turn()
+        watching = {record_id: self.watching(record_id) for record_id in IDS}
+        self.api.answer(Response(200, {}, body))
+        self.run_ready()
         lost = []
-        for job in (job for job in self.jobs if job.waiters):
-            for record_id, record in job.records.items():
-                if record.settled:
-                    continue
-                if record_id in self.last:
-                    record.present(self.last[record_id], now)
-            missing = [r for i, r in job.records.items() if i not in self.last and not r.settled]
-            if not cut and any([r.lost(sent_at, now, self.appear, job.born) for r in missing]):
-                lost.append(job)
-        self.end_settled()
+        for record_id, jobs in watching.items():
+            record = self.records[record_id]
+            if not jobs:
+                continue
+            if record_id in self.last:
+                record.present(self.last[record_id], now)
+                continue
+            earlier = [job for job in jobs if job.since <= sent_at]
+            if earlier and not cut:
+                record.count_absence(sent_at)
+                lost += [job for job in earlier if record.is_lost(job.since, now, self.appear)]
+        self.end_final()
         for job in lost:
             self.end(job, q.JobLostError)
+        self.reset_unwatched()
 
-    @precondition(lambda self: self.wire.open is not None)
-    @rule(kind=st.sampled_from([*PASSING, *LASTING, "a bug"]))
+    @precondition(lambda self: self.on_the_wire)
+    @rule(kind=st.sampled_from([*TRANSIENT, *PERMANENT, "a bug"]))
     def fails(self, kind):
-        """Trouble that may pass fails nobody, any other everybody at once."""
-        what = RuntimeError("a bug") if kind == "a bug" else (PASSING | LASTING)[kind]()
-        if isinstance(what, Exception):
-            self.wire.open.set_exception(what)
-        else:
-            self.wire.open.set_result(what)
-        self.turn()
-        if kind in PASSING:
+        """A transient failure fails no waiter, any other fails all of them at once."""
+        error = RuntimeError("a bug") if kind == "a bug" else None
+        if kind in TRANSIENT:
+            error = TRANSIENT[kind]()
+        elif kind in PERMANENT:
+            error = PERMANENT[kind][1]()
+        self.api.answer(error)
+        self.run_ready()
+        if kind in TRANSIENT:
             self.outage = True
-        else:
-            for job in self.jobs:
-                self.end(job, q.QameraError if kind == "a bug" else type(what))
+            return
+        for job in self.jobs:
+            self.end(job, q.QameraError if kind == "a bug" else PERMANENT[kind][0])
+        if kind == "a bug":
+            self.api.ended_at = self.loop.now
+        self.reset_unwatched()
 
     @rule(times=st.integers(2, 6), seconds=st.sampled_from([4.5, 18.0]), cut=st.booleans())
     def goes_on(self, times, seconds, cut):
-        """Several polls in a row, all with the same list."""
+        """Several polls in a row have the same list."""
         for _ in range(times):
             self.pass_time(seconds)
-            if self.wire.open is not None:
-                self.answers(cut)
-                self.nobody_got_what_was_another_s()
+            if self.on_the_wire:
+                self.responds(cut)
+                self.all_jobs_equal_their_models()
 
-    # --- who waits ------------------------------------------------------------------------------
+    @precondition(lambda self: self.on_the_wire)
+    @rule()
+    def limits_the_rate(self):
+        """A 429 fails no waiter. The poll is repeated only if someone waits."""
+        self.api.answer(Response(429, {}, b'{"error": "x"}'))
+        self.run_ready()
+
+    # --- the waiters ----------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.jobs) < 4)
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=2, unique=True), new=st.booleans())
     def make(self, ids, new):
-        born = self.loop.now if new else None
-        due = self.loop.now + INTERVAL if new else -math.inf
-        self.jobs.append(JobModel(Job(self.context, tuple(ids), born=born, due=due), born, due))
+        created_at = self.loop.now if new else None
+        job = self.registry.job(tuple(ids), KINDS["video"], created_at=created_at)
+        known = [other for other in self.jobs if other.job.record_ids == tuple(ids)]
+        assert [other.job for other in known] == [job] * len(known)
+        if not known:
+            self.jobs.append(JobModel(job, {record_id: self.records[record_id] for record_id in ids}))
+            for record_id in ids:
+                record = self.records[record_id]
+                record.created_at = record.created_at or created_at
 
     @precondition(lambda self: self.jobs)
-    @rule(pick=picks, timeout=st.sampled_from([1.0, 8.0, 100.0, math.inf, math.inf]), slowly=st.booleans())
+    @rule(pick=picks, timeout=st.sampled_from([1.0, 8.0, 100.0, math.inf, None]), slowly=st.booleans())
     def wait(self, pick, timeout, slowly):
-        """If slowly, the poll that is under way by then is answered much later."""
+        """Where ``slowly``, the poll on the wire is answered much later."""
         job = self.jobs[pick % len(self.jobs)]
-        self.join(job, job.job.wait(timeout), self.loop.now + timeout)
-        if slowly and self.wire.open is not None:
+        end = math.inf if timeout is None else self.loop.now + timeout
+        self.join(job, job.job.wait(timeout), end)
+        if slowly and self.on_the_wire:
             self.pass_time(18.0)
-            self.answers(cut=False)
+            if self.on_the_wire:
+                self.responds(cut=False)
 
     @precondition(lambda self: self.jobs)
     @rule(pick=picks)
     def follow(self, pick):
-        """With one record, so that coming back for the next change begins nothing anew."""
+        """A job of one record, so that waiting for the next change begins nothing anew."""
         job = self.jobs[pick % len(self.jobs)]
         if len(job.records) == 1:
 
@@ -285,69 +322,98 @@ class PollerMachine(RuleBasedStateMachine):
             self.join(job, all_updates(), None)
 
     def join(self, job, waiting, end):
-        first = not job.waiters and not job.settled
-        task = self.loop.create_task(waiting)
-        job.waiters.append((task, end))
+        first = not job.waiters and not job.final
         now = self.loop.now
         fresh = not self.outage and now - self.good_at <= INTERVAL
         if first:
+            job.since = now
             for record_id, record in job.records.items():
-                if not record.settled:
-                    record.begin(now)
-                    if fresh and record_id in self.last:
-                        record.present(self.last[record_id], now)
-        at_once = not self.outage and now - self.wire.ended_at > 1.1 * INTERVAL and job.due <= now
-        self.turn()
-        self.end_settled()
-        assert self.wire.open is not None or not job.waiters or not at_once, "it should be polled for at once"
+                if record.final:
+                    continue
+                if not self.watching(record_id):
+                    record.forget_absence()
+                if fresh and record_id in self.last:
+                    record.present(self.last[record_id], now)
+        task = self.loop.create_task(waiting)
+        job.waiters.append((task, end))
+        due = max([(record.created_at or -math.inf) + INTERVAL for record in job.records.values()])
+        at_once = not self.outage and now - self.api.ended_at > 1.1 * INTERVAL and due <= now
+        self.run_ready()
+        self.end_final()
+        assert self.on_the_wire or not job.waiters or not at_once, "there should be a poll at once"
 
     @precondition(lambda self: self.waited_for)
     @rule(pick=picks)
     def cancel(self, pick):
-        everybody = [(job, waiter) for job in self.jobs for waiter in job.waiters]
-        job, waiter = everybody[pick % len(everybody)]
+        waiters = [(job, waiter) for job in self.jobs for waiter in job.waiters]
+        job, waiter = waiters[pick % len(waiters)]
         job.waiters.remove(waiter)
         waiter[0].cancel()
-        self.turn()
+        self.run_ready()
         assert waiter[0].cancelled()
+        self.reset_unwatched()
 
     @rule(seconds=st.sampled_from([0.5, 3.75, 4.5, 18.0, 61.0]))
     def pass_time(self, seconds):
-        sent, nobody = self.wire.sent, not self.waited_for
+        """Time passes in steps that no timer notices as a standstill."""
+        for _ in range(int(seconds / 3.75)):
+            self.step(3.75)
+        self.step(seconds % 3.75)
+
+    def step(self, seconds):
+        sent, idle = len(self.api.requests), not self.waited_for
         self.loop.now += seconds
         for job in self.jobs:
             late = [one for one in job.waiters if one[1] is not None and one[1] <= self.loop.now]
             job.waiters = [one for one in job.waiters if one not in late]
-            self.turn()
+            self.run_ready()
             for task, _ in late:
                 self.check(task, q.JobTimeoutError)
-        self.turn()
-        assert not nobody or self.wire.sent == sent, "polled for nobody"
-        # With a bug or a new record one more interval may pass.
+        self.run_ready()
+        self.reset_unwatched()
+        assert not idle or len(self.api.requests) == sent, "polled though nobody waits"
+        # After a bug or for a new record, one more interval may pass.
         longest = 1.1 * (LONGEST if self.outage else INTERVAL) + INTERVAL
-        assert self.loop.now - self.idle_since <= longest or self.wire.open is not None, "nothing is fetched"
+        assert self.loop.now - self.idle_since <= longest or self.on_the_wire, "nothing is fetched"
+
+    def reset_unwatched(self):
+        """A wait that begins later counts absences anew."""
+        for record_id, record in self.records.items():
+            if not self.watching(record_id):
+                record.forget_absence()
 
     # --- what always holds ----------------------------------------------------------------------
 
     @invariant()
-    def nobody_got_what_was_another_s(self):
+    def all_jobs_equal_their_models(self):
         """P9: who should wait still waits, and each job is what its model is."""
         for job in self.jobs:
             assert not any(task.done() for task, _ in job.waiters)
-            assert job.job.done() is job.settled
-            for record in job.job._records:
-                known = job.records[record.record_id].known
-                video = job.job._context.poller.video(record)
-                assert (known is None) is (video is None)
-                assert known is None or video.status == known[0]
-        ends = [event for event in self.told if isinstance(event, Finished | Failed)]
-        assert len(ends) == sum(job.settled for job in self.jobs)
+            assert job.job.done() is job.final
+            seen = [record for record in job.records.values() if record.known is not None]
+            assert [video.status for video in job.job.records] == [record.known[0] for record in seen]
+
+    @invariant()
+    def each_change_is_reported_once(self):
+        """Whatever the number of jobs and waiters."""
+        for record_id, record in self.records.items():
+            updates = [e for e in self.events if isinstance(e, Updated) and e.record.id == record_id]
+            assert len(updates) == record.updates
+        named = set()
+        for event in self.events:
+            if isinstance(event, Finished | Failed):
+                ids = {event.record.id} if isinstance(event, Finished) else {*event.record_ids}
+                assert isinstance(event, Finished) or not ids <= named
+                named |= ids
+        ended = [job.job.record_ids for job in self.jobs if job.ended]
+        assert sorted(ids for ids, _ in self.ledger.ends) == sorted(ended)
+        assert len(named) >= len({ids[0] for ids in ended if len(ids) == 1})
 
     def teardown(self):
         if hasattr(self, "poller"):
             waiters = [task for job in self.jobs for task, _ in job.waiters]
             self.loop.run_until_complete(self.poller.aclose())
-            self.turn()
+            self.run_ready()
             for task in waiters:
                 assert isinstance(task.exception(), q.SessionClosedError)
             assert asyncio.all_tasks(self.loop) == set()
@@ -355,19 +421,19 @@ class PollerMachine(RuleBasedStateMachine):
 
 
 class TestPoller(PollerMachine.TestCase):
-    """P1, P9: one poll for all, and each who waits gets what is true of the record."""
+    """P1, P9: one poll for all, and each waiter gets the state of the record."""
 
     settings = settings.get_profile("poller")
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine to be led along a path that chance seldom takes; its pauses are as short as may be."""
+    """A machine for paths that chance seldom takes; its pauses have no jitter."""
     monkeypatch.setattr("random.uniform", lambda low, _: low)
     machine = PollerMachine()
     machine.begin(None)
     yield machine
-    machine.nobody_got_what_was_another_s()
+    machine.all_jobs_equal_their_models()
     machine.teardown()
 
 
@@ -377,14 +443,14 @@ def wait_for(machine, record_id):
 
 
 def poll(machine, *seconds):
-    """Let a poll begin, let time pass until it is answered."""
+    """Wait for a poll, and answer it after some more time."""
     for passing in seconds:
         machine.pass_time(passing)
-    machine.answers(cut=False)
+    machine.responds(cut=False)
 
 
-def test_one_list_without_a_record_is_no_loss_however_long_it_took(machine):
-    """Three are needed, whatever the time between them."""
+def test_one_slow_list_without_a_record_loses_nothing(machine):
+    """Three lists are needed, whatever the time between them."""
     wait_for(machine, "a")
     machine.becomes("a", "RUNNING", url=False)
     poll(machine)
@@ -395,8 +461,8 @@ def test_one_list_without_a_record_is_no_loss_however_long_it_took(machine):
     assert machine.waited_for
 
 
-def test_a_record_that_came_back_begins_anew_when_it_is_missing_again(machine):
-    """What was missed before counts no more."""
+def test_absences_before_a_return_do_not_count(machine):
+    """A record that came back is counted anew when it is missing again."""
     wait_for(machine, "a")
     machine.becomes("a", "RUNNING", url=False)
     poll(machine)
@@ -412,7 +478,7 @@ def test_a_record_that_came_back_begins_anew_when_it_is_missing_again(machine):
     assert machine.waited_for
 
 
-def test_the_last_list_answers_nobody_in_an_outage(machine):
+def test_an_earlier_list_is_not_used_in_an_outage(machine):
     """However fresh it is."""
     machine.becomes("a", "DONE", url=True)
     wait_for(machine, "b")

@@ -53,7 +53,7 @@ LONG_DEAD = f"seen < clock_timestamp() - interval '7 days' AND id NOT IN ({ALIVE
 """Owners that nobody will ask for any more, in SQL; its mark is for ``LOCKS``."""
 
 REACHED = "See that the database runs and that its address is right"
-_REMEDIES = {
+_FIXES = {
     "25006": "Give the address of one that can be written",
     "42501": "Give the database's role the right to it",
     "53100": "Make room on the database's disk",
@@ -144,7 +144,7 @@ def _session(place: Place) -> Session:
     Raises:
         LedgerUnavailableError: the database can't be reached, or is of no use.
     """
-    remedy = REACHED
+    fix = REACHED
     try:
         session = Session(place.connected())
     except psycopg.Error as error:
@@ -162,9 +162,9 @@ def _session(place: Place) -> Session:
             if encoding == "UTF8":
                 return session
             reason = f"its encoding is {encoding}, and a ledger needs UTF8"
-            remedy = "Give the address of one in UTF8"
+            fix = "Give the address of one in UTF8"
         session.close()
-    raise LedgerUnavailableError(f"The database can't be used: {reason}.", path=place.shown, remedy=remedy)
+    raise LedgerUnavailableError(f"The database can't be used: {reason}.", path=place.shown, fix=fix)
 
 
 def _take_lock(session: Session, owner: int, place: Place) -> None:
@@ -189,7 +189,7 @@ def _unusable(place: Place, session: Session, error: psycopg.Error) -> QameraErr
         return LedgerUnavailableError(
             f"The database's role may not make the ledger's tables. Have its owner run: {statement}",
             path=place.shown,
-            remedy="Have that done",
+            fix="Have that done",
         )
     if error.sqlstate in _OF_OTHERS:
         return LedgerCorruptError(
@@ -197,18 +197,18 @@ def _unusable(place: Place, session: Session, error: psycopg.Error) -> QameraErr
             path=place.shown,
         )
     return LedgerUnavailableError(
-        f"The database can't be used: {place.reason(error)}.", path=place.shown, remedy=remedy_of(error)
+        f"The database can't be used: {place.reason(error)}.", path=place.shown, fix=fix_for(error)
     )
 
 
-def remedy_of(error: psycopg.Error) -> str:
+def fix_for(error: psycopg.Error) -> str:
     """Say what mends it, as the beginning of an advice."""
-    return _REMEDIES.get(error.sqlstate or "", REACHED)
+    return _FIXES.get(error.sqlstate or "", REACHED)
 
 
 def _replaced(place: Place) -> LedgerUnavailableError:
     return LedgerUnavailableError(
-        "The ledger was replaced or removed while it was in use.", path=place.shown, remedy="Open it anew"
+        "The ledger was replaced or removed while it was in use.", path=place.shown, fix="Open it anew"
     )
 
 

@@ -177,7 +177,7 @@ def _missing(session: Session, path: str, what: str, right: str) -> LedgerUnavai
         f"The database's role may not work with {what}. Have the owner run: "
         f"GRANT {right} {SCHEMA} TO {_role(session)};",
         path=path,
-        remedy="Have that done",
+        fix="Have that done",
     )
 
 

@@ -12,7 +12,7 @@ from ...errors import LedgerCorruptError, LedgerUnavailableError, QameraError
 from ..worker import Job
 from ..worker import Worker as AnyWorker
 from .listening import Listening
-from .opening import entered, remedy_of
+from .opening import entered, fix_for
 from .session import Session
 
 if TYPE_CHECKING:
@@ -212,17 +212,17 @@ class Worker(AnyWorker[Session]):
                 return LedgerUnavailableError(
                     "The ledger was replaced or removed while it was in use.",
                     path=self._path,
-                    remedy="Open it anew",
+                    fix="Open it anew",
                 )
             if error.sqlstate == _DIVIDED_BY_ZERO:
                 return LedgerUnavailableError(
                     "The address leads to a pool that gives each transaction another connection; a ledger "
                     "needs one of its own.",
                     path=self._path,
-                    remedy="Give the address of the database itself, or of a pool for whole sessions",
+                    fix="Give the address of the database itself, or of a pool for whole sessions",
                 )
             text = f"The ledger can't be used: {self._place.reason(error)}."
             if error.sqlstate in _DAMAGED:
                 return LedgerCorruptError(text, path=self._path)
-            return LedgerUnavailableError(text, path=self._path, remedy=remedy_of(error))
+            return LedgerUnavailableError(text, path=self._path, fix=fix_for(error))
         return self.unexpected(error)

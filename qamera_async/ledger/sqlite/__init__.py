@@ -76,7 +76,7 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
             raise LedgerUnavailableError(
                 "The ledger was replaced or removed while it was in use.",
                 path=self.path,
-                remedy="Open it anew",
+                fix="Open it anew",
             )
 
     def _disconnect(self, connection: sqlite3.Connection) -> None:

@@ -121,7 +121,7 @@ def _examine(path: Path, *, closing_was_cut: bool) -> None:
     facts = path.stat()
     if not path.is_file():
         raise LedgerUnavailableError(
-            "The ledger's path is no file.", path=str(path), remedy="Give that of a file"
+            "The ledger's path is no file.", path=str(path), fix="Give that of a file"
         )
     # SQLite takes one byte for none, and would delete the -wal of an empty file.
     if facts.st_size <= 1:
@@ -130,7 +130,7 @@ def _examine(path: Path, *, closing_was_cut: bool) -> None:
         )
     if not facts.st_mode & _WRITABLE_BITS or not os.access(path, os.W_OK):
         raise LedgerUnavailableError(
-            "The ledger's file is read-only.", path=str(path), remedy="Make it writable"
+            "The ledger's file is read-only.", path=str(path), fix="Make it writable"
         )
     has_wal = os.path.lexists(f"{path}-wal")
     # Without a -wal nobody has it open, so that the file can be read as one that doesn't change.

@@ -120,13 +120,13 @@ class Owners:
             if time.monotonic() > deadline:
                 raise LedgerUnavailableError(
                     "Another process is opening or closing the ledger, and doesn't end.",
-                    remedy="Wait for it, or end it",
+                    fix="Wait for it, or end it",
                 )
             time.sleep(0.002)
 
     def _replaced(self) -> LedgerUnavailableError:
         return LedgerUnavailableError(
-            f"{self._path} was replaced or removed while it was in use.", remedy="Open the ledger anew"
+            f"{self._path} was replaced or removed while it was in use.", fix="Open the ledger anew"
         )
 
     def _in_place(self) -> bool:

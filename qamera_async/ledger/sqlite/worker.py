@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_REMEDIES = {
+_FIXES = {
     sqlite3.SQLITE_BUSY: "Wait for the program that holds it, or end it",
     sqlite3.SQLITE_FULL: "Make room on its disk",
     sqlite3.SQLITE_READONLY: "Make its file and its folder writable",
@@ -84,7 +84,7 @@ class Worker(AnyWorker[sqlite3.Connection]):
             if code in _DAMAGED:
                 return LedgerCorruptError(f"The ledger can't be used: {error}.", path=self._path)
             return LedgerUnavailableError(
-                f"The ledger can't be used: {error}.", path=self._path, remedy=_REMEDIES.get(code)
+                f"The ledger can't be used: {error}.", path=self._path, fix=_FIXES.get(code)
             )
         if isinstance(error, UnicodeDecodeError):
             return LedgerCorruptError("The ledger is damaged: a text in it is none.", path=self._path)

@@ -1,0 +1,15 @@
+"""An event loop with a clock that the test sets."""
+
+import asyncio
+
+
+class FakeLoop(asyncio.SelectorEventLoop):
+    """A loop in which no time passes by itself; ``now`` is in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 1024.0
+        self._clock_resolution = 2.0**-20  # a timer fires exactly at its time
+
+    def time(self):
+        return self.now
