@@ -11,7 +11,6 @@ import pytest
 from command import SCRIPT, environment, qamera
 from test_ledger_prune import filled, left, row
 
-import qamera_async as q
 from qamera_async.cli.ledger_upkeep import seconds_of
 from qamera_async.ledger import LedgerState
 from qamera_async.sandbox import Sandbox
@@ -137,7 +136,7 @@ async def test_an_age_before_all_dates_is_refused(ledger):
     ran = await qamera("ledger", ledger, "prune", "--older-than", "999999w", "--dry-run")
 
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("error: older_than: ")
+    assert ran.err.startswith("error: older_than ")
 
 
 def test_an_age_has_a_unit():
@@ -285,19 +284,3 @@ async def test_a_newer_ledger_is_refused_by_the_command(ledger):
         assert ran.code == 1
         assert "version 99" in ran.err
         assert "Update this package" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("path", "fix", "text"),
-    [
-        ("jobs.db", "Make room on its disk", "Make room on its disk, then try again."),
-        ("jobs.db", None, "Look at what keeps it from being read or written, then try again."),
-    ],
-)
-def test_the_advice_is_about_what_happened(path, fix, text):
-    """With a receipt, what to do with that comes after it."""
-    error = q.LedgerUnavailableError("it failed", path=path, fix=fix)
-    paid = q.LedgerUnavailableError("it failed", receipt=q.Receipt(("vid_1",)), fix=fix)
-
-    assert str(error).endswith(f"Nothing was ordered. {text}")
-    assert f"{text.partition(',')[0]}, then settle it with session.adopt" in str(paid)

@@ -258,7 +258,7 @@ async def test_concurrent_ambiguous_posts_say_that_they_share(sandbox, quick):
             *(session.register_video(image_id=f"i{n}") for n in range(2)), return_exceptions=True
         )
 
-    assert [error.shared for error in errors] == [True, True]
+    assert [error.may_share_candidates for error in errors] == [True, True]
     assert {v.id for error in errors for v in error.candidates} == set(sandbox.records)
 
 

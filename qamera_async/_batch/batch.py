@@ -433,15 +433,15 @@ class _Runner:
     allow_private: bool
     downloads: asyncio.Semaphore
     breaker: AmbiguityBreaker = attrs.field(factory=AmbiguityBreaker)
-    targets: set[str] = attrs.field(factory=set)  # the keys of the files that are reserved
+    targets: set[str] = attrs.field(factory=set[str])  # the keys of the files that are reserved
     loop: asyncio.AbstractEventLoop | None = None
     main: asyncio.Task[None] | None = None
     reader: asyncio.Task[None] | None = None
-    items: dict[_Item, asyncio.Task[None]] = attrs.field(factory=dict)
+    items: dict[_Item, asyncio.Task[None]] = attrs.field(factory=dict[_Item, asyncio.Task[None]])
     preparing: int = 0  # items that are about to be sent
     in_flight: int = 0  # items and outcomes that are not handed out
-    ready: deque[Outcome] = attrs.field(factory=deque)
-    abandoned: list[Outcome] = attrs.field(factory=list)
+    ready: deque[Outcome] = attrs.field(factory=deque[Outcome])
+    abandoned: list[Outcome] = attrs.field(factory=list[Outcome])
     outcome_ready: asyncio.Event = attrs.field(factory=asyncio.Event)
     limits_changed: asyncio.Event = attrs.field(factory=asyncio.Event)
     leaving: bool = False
@@ -883,12 +883,12 @@ class _Source:
     """
 
     def __init__(self, requests: object) -> None:
-        iterable = isinstance(requests, AsyncIterable | Iterable) or hasattr(requests, "__getitem__")
-        if isinstance(requests, str | bytes) or not iterable:
+        kinds = ("__aiter__", "__iter__", "__getitem__")
+        if isinstance(requests, str | bytes) or not any([hasattr(requests, name) for name in kinds]):
             raise ConfigurationError(
                 f"requests must be an iterable or async iterable of requests, not {short_repr(requests)}."
             )
-        self._requests: object = requests
+        self._requests = requests
         self._iterator: Iterator[object] | AsyncIterator[object] | None = None
 
     async def read(self) -> object:
@@ -920,7 +920,7 @@ class _Source:
             _log.exception("The iterable of a batch's requests raised when it was closed.")
 
     def _begin(self) -> Iterator[object] | AsyncIterator[object]:
-        if isinstance(self._requests, AsyncIterable):
+        if hasattr(self._requests, "__aiter__"):
             return aiter(cast("AsyncIterable[object]", self._requests))
         return iter(cast("Iterable[object]", self._requests))
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 
@@ -197,7 +197,7 @@ def _price_factors(request: Request) -> str:
     A field that is added to a request later counts until it is known to have no effect on the price.
     """
     factors = {
-        name: len(value) if isinstance(value, tuple) else value
+        name: len(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
         for name, value in attrs.asdict(request, recurse=False).items()
         if name not in _WITHOUT_EFFECT_ON_PRICE
     }
@@ -310,7 +310,7 @@ class OutagePause:
             True if the caller is the one request that tries. It must call `probed` afterwards.
 
         """
-        if self._delays is None:
+        if not self.active:
             return False
         await self._probe.acquire()
         try:

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import aiohttp
 import pytest
+from batch_helpers import Counted, consume, posts, videos
 from os_faults import Faults
-from test_batch import Counted, posts, videos
-from test_batch_trouble import handed_out
 
 import qamera_async as q
 from qamera_async.events import Retrying
@@ -38,7 +37,7 @@ async def test_a_server_in_trouble_costs_five_posts(sandbox, quick, lookup):
     sandbox.trouble("error", status=500, times=1000)
     source = Counted(videos(1000))
     async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=lookup)}) as session:
-        outcomes, error = await handed_out(session.batch(source))
+        outcomes, error = await consume(session.batch(source))
         again = await session.batch(videos(1000))
 
     assert type(error) is q.AmbiguityLimitError

@@ -27,7 +27,7 @@ def _register(name, examples):
 
 # Only known by their names here: the other folders' tests keep what they have.
 _register("values", 100)
-_register("budget", 150)
+_register("limiter", 150)
 _register("poller", 300)
 _register("files", 40)
 _register("sockets", 25)

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 
 import attrs
+from batch_helpers import batch_tasks, until
 
 import qamera_async as q
 
@@ -216,59 +217,12 @@ def unreachable():
     return Answer(q.ConnectionFailedError("No connection to example.com."))
 
 
-def videos(number, **fields):
-    return [q.VideoRequest(f"img_{n}", ref=f"sku-{n}", **fields) for n in range(number)]
-
-
-class Counted:
-    """An iterable that counts what was read of it."""
-
-    def __init__(self, requests):
-        self.requests = iter(requests)
-        self.read = 0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        request = next(self.requests)
-        self.read += 1
-        return request
-
-
 def make_batch(access, requests, *, retry=None, **options):
     return q.Batch(
         access, requests, retry=retry or q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01), **options
     )
 
 
-async def consume(batch):
-    """Return the outcomes of a loop, and what it raised at its end."""
-    outcomes = []
-    try:
-        async for outcome in batch:
-            outcomes.append(outcome)  # noqa: PERF401 - what came before the error counts
-    except Exception as error:
-        return outcomes, error
-    return outcomes, None
-
-
-async def collect(batch):
-    return await batch
-
-
-async def until(condition, seconds=5.0):
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-def batch_tasks():
-    names = [task.get_name() for task in asyncio.all_tasks()]
-    return [name for name in names if name.startswith(("qamera-batch", "fake-post"))]
-
-
 async def idle():
-    """Wait until no task of a batch is left."""
-    await until(lambda: not batch_tasks())
+    """Wait until no task of a batch, and no POST, is left."""
+    await until(lambda: not batch_tasks("qamera-batch", "fake-post"))

@@ -5,18 +5,8 @@ import json
 import random
 
 import pytest
-from fake_access import (
-    Answer,
-    FakeAccess,
-    FakeJob,
-    ambiguous,
-    collect,
-    make_batch,
-    refused,
-    script,
-    until,
-    videos,
-)
+from batch_helpers import collect, until, videos
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, refused, script
 
 import qamera_async as q
 from qamera_async import AmbiguityLimitError, CreditLimitError

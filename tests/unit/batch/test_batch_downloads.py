@@ -5,19 +5,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_access import (
-    Answer,
-    Counted,
-    FakeAccess,
-    FakeJob,
-    ambiguous,
-    consume,
-    make_batch,
-    refused,
-    script,
-    until,
-    videos,
-)
+from batch_helpers import Counted, consume, until, videos
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, refused, script
 
 import qamera_async as q
 

@@ -4,18 +4,8 @@ import asyncio
 
 import pytest
 import uvloop
-from fake_access import (
-    Answer,
-    FakeAccess,
-    ambiguous,
-    consume,
-    idle,
-    make_batch,
-    refused,
-    script,
-    unreachable,
-    videos,
-)
+from batch_helpers import consume, videos
+from fake_access import Answer, FakeAccess, ambiguous, idle, make_batch, refused, script, unreachable
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])

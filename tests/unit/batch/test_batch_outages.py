@@ -3,18 +3,8 @@
 import asyncio
 
 import pytest
-from fake_access import (
-    Answer,
-    Counted,
-    FakeAccess,
-    FakeJob,
-    ambiguous,
-    consume,
-    make_batch,
-    unreachable,
-    until,
-    videos,
-)
+from batch_helpers import Counted, consume, until, videos
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, unreachable
 
 import qamera_async as q
 

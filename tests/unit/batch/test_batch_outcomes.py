@@ -5,19 +5,8 @@ import gc
 import tracemalloc
 
 import pytest
-from fake_access import (
-    Answer,
-    Counted,
-    FakeAccess,
-    FakeJob,
-    ambiguous,
-    collect,
-    consume,
-    make_batch,
-    script,
-    until,
-    videos,
-)
+from batch_helpers import Counted, collect, consume, until, videos
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, script
 
 import qamera_async as q
 from qamera_async import BatchResult, Outcome

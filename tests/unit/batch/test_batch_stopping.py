@@ -4,20 +4,8 @@ import asyncio
 
 import attrs
 import pytest
-from fake_access import (
-    Answer,
-    Counted,
-    FakeAccess,
-    FakeJob,
-    ambiguous,
-    collect,
-    consume,
-    make_batch,
-    refused,
-    script,
-    until,
-    videos,
-)
+from batch_helpers import Counted, collect, consume, until, videos
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, refused, script
 
 import qamera_async as q
 from qamera_async import AmbiguityLimitError, LedgerUnavailableError, RefConflictError
