@@ -1,7 +1,6 @@
 """Pytest fixtures for code that uses qamera-async: `qamera_sandbox` and `qamera`.
 
-pytest imports this module in every run of an environment, so the module imports the package only when a fixture
-is used.
+pytest imports this module in every run of an environment, so the package is imported only by a fixture.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def ours(speed=1.0, *, quota=(60, 60.0), **policy):
     } | policy
     return {
         "polling": PollPolicy(**policy),
-        "budget": RateLimiter(*quota),
+        "rate_limiter": RateLimiter(*quota),
         "retry": RetryPolicy(base=1.0 / speed, max_delay=60.0 / speed),
     }
 
@@ -130,7 +130,7 @@ class Pulse:
 async def stalls(url, polls, interval, number):
     """Give the worst stall of each poll."""
     from qamera_async import QameraSession  # noqa: PLC0415
-    from qamera_async.events import Polled
+    from qamera_async.events import Polled  # noqa: PLC0415
 
     loop, pulse = asyncio.get_running_loop(), Pulse()
 

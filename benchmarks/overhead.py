@@ -62,7 +62,7 @@ async def request(scale):
             body = {"POST": {"imageId": "img_1"}}
             pairs = {}
             opened = [
-                CLIENTS[name](server.url, **({"budget": budget} if "qamera" in name else {}))
+                CLIENTS[name](server.url, **({"rate_limiter": budget} if "qamera" in name else {}))
                 for name in names
             ]
             for name, client in zip(names, opened, strict=True):

@@ -64,7 +64,7 @@ def told(event):
         print("polled", time.monotonic(), flush=True)
 async def main():
     url, key, ledger, ids, interval = json.loads(sys.argv[1])
-    options = {"budget": RateLimiter(10**6, 0.001), "polling": PollPolicy(interval=interval)}
+    options = {"rate_limiter": RateLimiter(10**6, 0.001), "polling": PollPolicy(interval=interval)}
     async with QameraSession(key, base_url=url, ledger=ledger, on_event=told, **options) as qamera:
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)

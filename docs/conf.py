@@ -1,6 +1,6 @@
 """How the documentation is built: ``sphinx-build -W -n docs build/docs``.
 
--W makes each warning an error, -n makes one of each reference that leads nowhere.
+-W makes each warning an error, -n warns of each reference that can't be resolved.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ html_copy_source = False
 
 myst_heading_anchors = 4
 
-default_role = "code"  # what stands in `these` in a docstring
+default_role = "code"  # for `single backticks` in docstrings
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
@@ -41,12 +41,20 @@ autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
 
-# Nothing is fetched when this is built, so what others document leads nowhere: the standard library, aiohttp.
+# The build fetches nothing, so references to the standard library and to aiohttp can't be resolved.
 nitpick_ignore_regex = [
     (r"py:class", r"(?!qamera_async\.)[a-z_]+\..*"),
     (r"py:class", r"Path|Settled|Any|Self|Callable.*|Iterable|Mapping|Sequence|Async\w+|Generator|datetime"),
     (r"py:exc", r"[a-z]+\.\w+"),
 ]
+
+PUBLIC_MODULES = (
+    "qamera_async",
+    "qamera_async.events",
+    "qamera_async.ledger",
+    "qamera_async.report",
+    "qamera_async.download",
+)
 
 _plain: dict[str, list[str]] = {}
 
@@ -56,23 +64,25 @@ def _keep(_: Sphinx, what: str, name: str, __: object, ___: object, lines: list[
         _plain[name] = lines[:]
 
 
-def _give_back(_: Sphinx, __: str, name: str, ___: object, ____: object, lines: list[str]) -> None:
-    # Napoleon takes the words before a colon for a property's type.
+def _restore(_: Sphinx, __: str, name: str, ___: object, ____: object, lines: list[str]) -> None:
+    # Napoleon would take the text before a colon for the type of a property.
     lines[:] = _plain.pop(name, lines)
 
 
 def _public(app: Sphinx, env: BuildEnvironment, node: pending_xref, inside: Element) -> Element | None:
-    """Lead a name as it is known in its room, or by itself, to where it is documented."""
-    name = node.get("reftarget", "").rpartition(".")[2]
-    if node.get("refdomain") != "py" or name not in qamera_async.__all__:
+    """Resolve a bare name, or a name in an internal module, to the public name that is documented."""
+    if node.get("refdomain") != "py":
         return None
     python = cast("PythonDomain", env.get_domain("py"))
-    target = f"qamera_async.{name}"
-    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, inside)
+    name = node.get("reftarget", "").rpartition(".")[2]
+    for module in PUBLIC_MODULES:
+        if (target := f"{module}.{name}") in python.objects:
+            return python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, inside)
+    return None
 
 
 def setup(app: Sphinx) -> None:
-    """Add what the extensions lack."""
+    """Connect the handlers of this file."""
     app.connect("autodoc-process-docstring", _keep, priority=400)
-    app.connect("autodoc-process-docstring", _give_back, priority=600)
+    app.connect("autodoc-process-docstring", _restore, priority=600)
     app.connect("missing-reference", _public)

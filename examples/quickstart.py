@@ -30,8 +30,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def followed(name: str, job: Job) -> Video:
-    """Print each status of a job, then give its video."""
+async def followed(name: str, job: Job[Video]) -> Video:
+    """Print each status of a job, then return its video."""
     async for video in job.updates():
         print(f"{name} {video.id}: {video.status}")
     return await job

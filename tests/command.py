@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import attrs
+from children import start, start_ignoring_signals
 
 SCRIPT = Path(sys.executable).with_name("qamera")
 QUICK = ("--quota", "1000/1", "--interval", "0.05")
@@ -34,10 +35,20 @@ def environment(sandbox=None, **more):
     return {**inherited, "TERM": "xterm-256color", **known, **more}
 
 
-async def started(*arguments, sandbox=None, cwd=None, pipes=True, **more):
-    """Start the command; its streams are pipes unless they are given."""
+async def started(*arguments, sandbox=None, cwd=None, pipes=True, nohup=False, **more):
+    """Start the command.
+
+    Args:
+        arguments: The command line.
+        sandbox: The sandbox that the environment names; None means no sandbox.
+        cwd: The working directory; None means that of the tests.
+        pipes: Whether stdin, stdout and stderr are pipes.
+        nohup: Whether the command is started with SIGINT and SIGHUP ignored.
+        more: Further variables of the environment.
+
+    """
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE) if pipes else {}
-    return await asyncio.create_subprocess_exec(
+    return await (start_ignoring_signals if nohup else start)(
         SCRIPT,
         *map(str, arguments),
         env=environment(sandbox, **more),

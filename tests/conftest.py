@@ -1,7 +1,9 @@
 """What the tests share: settings that make minutes milliseconds, and a watch over lost exceptions."""
 
 import asyncio
+import importlib.util
 import ssl
+from pathlib import Path
 
 import pytest
 import trustme
@@ -10,15 +12,34 @@ from cases import CASES
 from qamera_async import PollPolicy, QameraSession, RetryPolicy, Timeouts
 from qamera_async.sandbox import Sandbox
 
-FAST = PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
+OFTEN = PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1)
 IMPATIENT = Timeouts(connect=1.0, request=1.0, job=5.0, reconcile=0.3, close=1.0)
 AT_ONCE = RetryPolicy(attempts=3, base=0.001, max_delay=0.01)
+
+FAST, SLOW = "not slow", "slow"
+"""The two tiers, as arguments of ``-m``; pyproject.toml makes the fast one the default."""
+
+FUZZING = Path(__file__).with_name("fuzz")
+
+
+LOOP_FACTORIES = {"asyncio": asyncio.new_event_loop}
+if importlib.util.find_spec("uvloop") is not None:
+    import uvloop
+
+    LOOP_FACTORIES["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Run the async tests marked every_loop once on each event loop, and all others on asyncio."""
+    if item.get_closest_marker("every_loop"):
+        return LOOP_FACTORIES
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture
 def quick():
     """Settings of a session that doesn't keep a test waiting."""
-    return {"polling": FAST, "timeouts": IMPATIENT, "retry": AT_ONCE}
+    return {"polling": OFTEN, "timeouts": IMPATIENT, "retry": AT_ONCE}
 
 
 @pytest.fixture
@@ -77,12 +98,25 @@ def numbers(item):
 
 def pytest_configure(config):
     """Take note of the cases whose tests run, also of those that other processes run."""
+    if config.getoption("--case") is not None and config.option.markexpr == FAST:
+        config.option.markexpr = ""  # a case may have slow tests only
     config.pluginmanager.register(Run(config), "run-cases")
 
 
+def is_slow(item):
+    """Tell whether a test is slow by its folder or a parameter: fuzzing, or a test that uses PostgreSQL."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return FUZZING in item.path.parents or any(
+        isinstance(value, str) and value == "postgres" for value in parameters
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marks
 def pytest_collection_modifyitems(config, items):
-    """Leave the tests of the case that was asked for."""
+    """Mark slow tests, and leave the tests of the case that was asked for."""
     for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
         item.user_properties += [("case", number) for number in sorted(numbers(item))]
     wanted = config.getoption("--case")
     if wanted is not None:
@@ -92,7 +126,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 UNTESTED = 10
-"""What a whole run ends with where a case was skipped, or has no test any more."""
+"""The exit code of a run of a whole tier that skipped a case, or if a case has no test in either tier."""
 
 
 class Run:
@@ -101,6 +135,23 @@ class Run:
     def __init__(self, config):
         self.config = config
         self.cases = set()
+        self.selected = set()
+        self.deselected = set()
+
+    def pytest_collection_finish(self, session):
+        """Take note of the cases whose tests are in this tier."""
+        self.selected |= {number for item in session.items for number in numbers(item)}
+
+    def pytest_deselected(self, items):
+        """Take note of the cases whose tests are in the other tier."""
+        self.deselected |= {number for item in items for number in numbers(item)}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        """Take the notes of a worker of pytest-xdist, which collects the tests in place of this process."""
+        output = getattr(node, "workeroutput", {})
+        self.selected |= {*output.get("selected_cases", ())}
+        self.deselected |= {*output.get("deselected_cases", ())}
 
     def pytest_runtest_logreport(self, report):
         """Take note of a report, which goes by where all of them come together."""
@@ -108,13 +159,18 @@ class Run:
             self.cases |= {value for name, value in report.user_properties if name == "case"}
 
     def pytest_sessionfinish(self, session, exitstatus):
-        """Say which cases are missing in a whole run."""
+        """Say which cases are missing in a run of a whole tier."""
+        if hasattr(self.config, "workerinput"):
+            self.config.workeroutput["selected_cases"] = sorted(self.selected)
+            self.config.workeroutput["deselected_cases"] = sorted(self.deselected)
+            return
         option = self.config.option
-        selected = option.keyword or option.markexpr or option.collectonly or getattr(option, "lf", False)
+        selected = option.keyword or option.collectonly or getattr(option, "lf", False)
         whole = self.config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (
-            selected or self.config.getoption("--case") or hasattr(self.config, "workerinput")
+            selected or option.markexpr not in {FAST, SLOW, ""} or self.config.getoption("--case")
         )
-        missing = {*CASES} - self.cases
+        of_the_other_tier = self.deselected - self.selected
+        missing = {*CASES} - self.cases - of_the_other_tier
         if whole and missing and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
             self.config.get_terminal_writer().line(f"\nCases without a test that was run: {sorted(missing)}")
             session.exitstatus = UNTESTED

@@ -35,17 +35,21 @@ class FakeApi:
 
     def __init__(self):
         self.requests = []
+        self.exchanges = []  # when each request was sent and answered, in the loop's time
         self.pending = None
         self.sent = asyncio.Event()
 
     async def send(self, request, slot, *, attempt=None, before_body=None):
         assert self.pending is None, "two requests at once"
+        loop = asyncio.get_running_loop()
         self.requests.append(request)
-        self.pending = asyncio.get_running_loop().create_future()
+        self.pending = loop.create_future()
+        sent_at = loop.time()
         self.sent.set()
         try:
             return await self.pending
         finally:
+            self.exchanges.append((sent_at, loop.time()))
             self.pending = None
 
     def answer(self, answer):
@@ -110,14 +114,14 @@ class FakeLedger:
 class Polling:
     """A poller, a job registry, and everything that they use."""
 
-    def __init__(self, *, interval=0.01, emit=None, board=None, max_interval=0.05, **timeouts):
+    def __init__(self, *, interval=0.01, emit=None, board=None, max_interval=None, **timeouts):
         self.api = FakeApi()
         self.limiter = FakeLimiter()
         self.ledger = FakeLedger()
         self.events = []
         self.emit = self.events.append if emit is None else emit
         self.timeouts = Timeouts(**timeouts)
-        self.polling = PollPolicy(interval=interval, max_interval=max_interval)
+        self.polling = PollPolicy(interval=interval, max_interval=max_interval or 5 * interval)
         self.poller = Poller(
             VIDEOS,
             self.api,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 SECTIONS = ["waiting", "request", "imports", "waiters", "stall", "poll", "growth", "claims"]
 COMPARED = ["waiting", "request", "imports", "waiters"]

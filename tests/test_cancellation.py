@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-import subprocess
 import sys
 
 import pytest
+from children import run
 
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
 
 
 async def test_a_cancelled_close_closes_all_the_same(quick):
@@ -33,6 +33,7 @@ async def test_a_cancelled_close_closes_all_the_same(quick):
 
 SCRIPT = """
 import asyncio, logging, sys
+import {loop}
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
@@ -49,21 +50,23 @@ async def main():
         {end}
 
 try:
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory={loop}.new_event_loop) as runner:
+        runner.run(main())
 except KeyboardInterrupt:
     print("interrupted")
 """
 
 
 @pytest.mark.parametrize("end", ["return", "import signal; signal.raise_signal(signal.SIGINT); await task"])
-def test_the_end_of_the_loop_leaves_a_trace(end):
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_end_of_the_loop_leaves_a_trace(loop, end):
     """asyncio.run's teardown and Ctrl-C cut what nobody drained: it is ambiguous, in the log."""
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(end=end)],
+    pytest.importorskip(loop)
+    result = run(
+        [sys.executable, "-c", SCRIPT.format(loop=loop, end=end)],
         capture_output=True,
         text=True,
         timeout=60,
-        check=False,
     )
 
     assert "whether it was accepted is not known" in result.stdout

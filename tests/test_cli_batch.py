@@ -313,10 +313,13 @@ async def test_what_is_in_doubt_never_advises_to_order_again(run, sandbox, catal
 # --- interrupted --------------------------------------------------------------------------------
 
 
-async def begun(sandbox, catalogue, tmp_path, orders):
+async def begun(sandbox, catalogue, tmp_path, orders, **options):
     """Start a batch, and wait until so many orders have arrived."""
     process = await started(
-        *("batch", catalogue, "--to", "clips", "--ledger", "jobs.db", *QUICK), sandbox=sandbox, cwd=tmp_path
+        *("batch", catalogue, "--to", "clips", "--ledger", "jobs.db", *QUICK),
+        sandbox=sandbox,
+        cwd=tmp_path,
+        **options,
     )
     while len(sandbox.orders) < orders:
         await asyncio.sleep(0.005)
@@ -384,6 +387,27 @@ async def test_an_interruption_tells_of_what_is_in_doubt(sandbox, tmp_path):
     assert "credits reserved" in last
 
 
+@pytest.mark.case(96)
+async def test_command_started_with_sigint_and_sighup_ignored_stops_on_sigterm(sandbox, tmp_path):
+    path = many(tmp_path / "catalogue.csv", 200)
+    sandbox.trouble("slow", seconds=0.05, times=1000)
+    process = await begun(sandbox, path, tmp_path, 5, nohup=True)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    while len(sandbox.orders) < 120:
+        assert process.returncode is None
+        await asyncio.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = await process.communicate()
+    objects = (await qamera("ledger", "jobs.db", "--json", cwd=tmp_path)).objects
+
+    assert process.returncode == 130, err.decode()
+    assert "Traceback" not in err.decode()
+    assert len(sandbox.orders) < 200
+    assert {entry["state"] for entry in objects if "state" in entry} <= {"submitted", "done"}
+
+
+@pytest.mark.slow
 async def test_killed_twice_nothing_is_ordered_twice(run, sandbox, tmp_path):
     """Of 300 rows every clip is there, but for those that were on the wire at the kills."""
     path = many(tmp_path / "catalogue.csv", 300)

@@ -48,22 +48,6 @@ async def test_no_command_takes_a_key():
     assert [text for text in texts if "--key" in text or "--api-key" in text] == []
 
 
-def test_help_imports_neither_the_client_nor_its_libraries():
-    """It is quick, whatever a command needs to run."""
-    code = (
-        "import sys; sys.argv = ['qamera', '--help']\n"
-        "from qamera_async.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'aiohttp', 'msgspec', 'jinja2', 'cattrs', 'sqlite3'} & set(sys.modules)))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
-    )
-
-    assert run.stdout.splitlines()[-1] == "[]"
-
-
 def test_without_its_extra_it_says_what_to_install():
     """One line, no traceback."""
     code = (

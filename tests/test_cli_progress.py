@@ -71,7 +71,7 @@ def submitted(*record_ids, ref=None, credits_reserved=10, request=REQUEST):
 
 def failed(*record_ids):
     videos = tuple(video(record_id, JobState.FAILED, "REJECTED") for record_id in record_ids)
-    return JobFailedError("no", record_ids=record_ids, videos=videos)
+    return JobFailedError("no", record_ids=record_ids, records=videos)
 
 
 def outcome(*record_ids, error=None, path=None, request=REQUEST, index=0):

@@ -10,6 +10,7 @@ import termios
 import time
 
 import attrs
+import children
 import pyte
 import pytest
 from command import QUICK, SCRIPT, environment
@@ -63,8 +64,7 @@ class Terminal:
 
 
 def take_the_terminal():
-    """Make it the one that Ctrl-C comes from; and let a hang-up be one, whatever runs the tests ignores."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Make the terminal the one whose Ctrl-C reaches the command."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -78,7 +78,7 @@ async def terminal(tmp_path):
         os.set_blocking(ours, False)
         screen = pyte.HistoryScreen(COLUMNS, LINES, history=1000)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-        process = await asyncio.create_subprocess_exec(
+        process = await children.start(
             program,
             *map(str, arguments),
             stdin=theirs,
@@ -263,6 +263,7 @@ async def test_videos_are_a_table(terminal, sandbox):
     assert [line.split()[1] for line in running.text.splitlines()[1:4]] == ["DONE"] * 3
 
 
+@pytest.mark.slow
 async def test_the_demo_shows_what_it_does(terminal, tmp_path):
     """11 clips or more, the report, exit code 0, without a key."""
     running = await terminal("demo")

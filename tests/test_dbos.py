@@ -19,6 +19,8 @@ from qamera_async.dbos import Pipeline
 from qamera_async.ledger.sqlite.subsec import Connection
 from qamera_async.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 NUMBER = 200
 PROGRAM = """
 import asyncio, json, logging, sys

@@ -10,8 +10,9 @@ import sys
 import pytest
 from snippets import FILE, ROOT, Reader, blocks, leave_something_to_look_into, looks_like
 
+import pytest_qamera
 import qamera_async
-from qamera_async import pytest_plugin, sandbox
+from qamera_async import sandbox
 
 DOCS = ROOT / "docs"
 PAGES = {
@@ -74,6 +75,7 @@ NOT_SHOWN = {
 """What rooms use of each other: the reference leaves it out."""
 
 
+@pytest.mark.slow
 def test_it_is_built_with_every_public_name(tmp_path):
     """Without a warning; each name, both fixtures and each command are where links find them."""
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", DOCS, tmp_path / "built"]
@@ -89,7 +91,7 @@ def test_it_is_built_with_every_public_name(tmp_path):
 
     fixtures = {f"pytest_qamera.{name}" for name in ("qamera", "qamera_sandbox")}
     assert {*PUBLIC, *fixtures} - known == set()
-    assert all(hasattr(pytest_plugin, name.rpartition(".")[2]) for name in fixtures)
+    assert all(hasattr(pytest_qamera, name.rpartition(".")[2]) for name in fixtures)
 
 
 def test_every_argument_is_documented():
@@ -149,6 +151,7 @@ def test_every_file_is_run():
                 assert any(re.search(uses, later.text, re.MULTILINE) for later in found[place + 1 :]), block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SNIPPETS)
 async def test_the_snippets_of_a_page_run(name, on_the_sandbox, tmp_path):
     """One after the other, as a reader would, on the sandbox; each output is the one that is shown."""

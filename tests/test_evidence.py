@@ -16,8 +16,6 @@ from qamera_async import _protocol as protocol
 from qamera_async._jobs.deadlines import TimeIsUp
 from qamera_async._polling.seen import Seen
 from qamera_async._protocol import Answer
-from qamera_async._ratelimit.accounts import join
-from qamera_async._ratelimit.window import Priority, Window
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -158,13 +156,6 @@ def test_what_is_back_in_the_list_has_been_seen_since():
     assert "away" in seen
 
 
-async def test_a_receipt_with_an_id_twice_names_it_once(server, session):
-    """As an attached job does."""
-    server.post = (200, {"createdRecordIds": ["a", "b", "a"]})
-
-    assert (await session.register_video(image_id="i")).record_ids == ("a", "b")
-
-
 async def test_a_cancelled_list_shows_no_key():
     """Neither a traceback with locals, nor a context, leads into the HTTP client's frames."""
     async with Sandbox(quota=None, api_key=KEY) as sandbox, sandbox.session() as other:
@@ -220,64 +211,6 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
     assert session.rate_limiter.waiting == 0
 
 
-async def test_budgets_that_alternate_count_each_slot_once():
-    """What one takes over from the other, the other no longer counts."""
-    one, other = q.RateLimiter(), q.RateLimiter()
-    used = []
-    for budget in (one, other, one, other):
-        _, leave = join("https://alternate", "key", budget)
-        if budget is one and not used:
-            for _ in range(3):
-                (await budget.acquire(Priority.POLL)).answered()
-        used.append(budget.used)
-        leave()
-
-    assert used == [3, 3, 3, 3]
-
-
-async def test_a_hold_outlives_its_session():
-    """A Retry-After binds the next session of that key and origin as well."""
-    first = q.RateLimiter()
-    _, leave = join("https://held", "key", first)
-    (await first.acquire(Priority.POLL)).rejected(20.0, q.RetryPolicy())
-    leave()
-    second, leave = join("https://held", "key", q.RateLimiter())
-    leave()
-
-    assert 19 < second.cooldown <= 20
-
-
-def test_a_session_without_a_budget_has_the_documented_quota():
-    """What a closed session asked for binds nobody; what it sent still counts."""
-    _, leave = join("https://inherit", "key", q.RateLimiter(5, 60.0))
-    leave()
-    budget, leave = join("https://inherit", "key", None)
-    leave()
-
-    assert budget.limit == 60
-
-
-def test_a_submission_is_let_through_when_time_alone_allows_it():
-    """With nobody polling, the reserve moves on; the moment at which it lets go is known."""
-    window = Window(60, 6.0)
-    window.reserve("session", 1.5)
-    for _ in range(10):
-        window.take(Priority.POLL, 0.0)
-        window.settle(Priority.POLL, 0.0)
-    granted = 0
-    while window.free and window.may_submit(3.0):
-        window.take(Priority.SUBMISSION, 3.0)
-        window.settle(Priority.SUBMISSION, 3.0)
-        granted += 1
-    now = 3.0
-    while not window.may_submit(now):
-        assert window.next_allowed(now) > now
-        now = window.next_allowed(now)
-
-    assert granted >= 44
-    assert now < window.next_free
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -292,7 +225,7 @@ def test_a_submission_is_let_through_when_time_alone_allows_it():
         {"base_url": "https://h:0"},
         {"base_url": "https://h\r\nx"},
         {"base_url": KEY},
-        {"budget": 3},
+        {"rate_limiter": 3},
         {"on_event": 3},
     ],
 )
@@ -325,13 +258,6 @@ def test_good_settings_are_taken():
         pickle.dumps(session._wire)
 
 
-@pytest.mark.parametrize("value", [10**400, math.inf, 1e300])
-def test_a_limit_beyond_every_clock(value):
-    """A window is refused, a wait has no limit then."""
-    with pytest.raises(q.ConfigurationError):
-        q.RateLimiter(window=value)
-
-
 @pytest.mark.parametrize("limit", [10**400, 1e300, math.inf])
 async def test_a_wait_beyond_every_clock_has_no_limit(limit):
     """It isn't an OverflowError."""
@@ -340,17 +266,6 @@ async def test_a_wait_beyond_every_clock_has_no_limit(limit):
             assert (await (await session.register_video(image_id="i")).wait(limit)).status == "DONE"
 
 
-async def test_odd_bytes_in_a_correlation_id_can_be_printed(server, session):
-    """The error can be encoded."""
-    server.post = (401, {"error": "no"})
-    server.headers = {"X-Correlation-Id": "\udcff\udcfeab"}
-    with pytest.raises(q.AuthenticationError) as refused:
-        await session.register_video(image_id="i")
-
-    assert str(refused.value).encode()
-
-
-@pytest.mark.parametrize("ids", [{"a": 1}, {"a", "b"}, frozenset("ab")])
 async def test_image_ids_without_an_order_are_refused(session, server, ids):
     """A reel is made of images in an order."""
     with pytest.raises(q.InvalidRequestError):
@@ -460,19 +375,6 @@ async def test_a_receipt_that_cant_be_read_for_reasons_of_ones_own_is_a_doubt(
     assert server.seen.count("POST") == 1
     assert [video.id for video in ambiguous.value.candidates] == ["vid_1"]
     assert type(failure).__name__ in ambiguous.value.cause.message
-
-
-async def test_what_reads_receipts_is_there_before_anything_is_paid_for(server, session, monkeypatch):
-    """An import that fails does so while it costs nothing."""
-
-    def fail():
-        raise OSError(24, "no file descriptor is free")
-
-    monkeypatch.setattr(protocol, "receipt_reader", fail)
-    with pytest.raises(OSError, match="descriptor"):
-        await session.register_video(image_id="i")
-
-    assert server.seen == []
 
 
 async def test_a_job_that_ends_as_its_time_is_up_has_ended(session):

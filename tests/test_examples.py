@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import children
 import postgres
 import pytest
 
@@ -68,7 +69,7 @@ async def sandbox():
 
 async def start(sandbox, name, *arguments):
     """Start an example on the sandbox."""
-    return await asyncio.create_subprocess_exec(
+    return await children.start(
         sys.executable,
         EXAMPLES / name,
         *map(str, arguments),
@@ -90,6 +91,7 @@ def catalogue(path, number):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 async def test_a_catalogue_goes_on_where_it_was_stopped(sandbox, tmp_path, how):
     """Ctrl-C or kill -9 in the middle, then again: each row ordered once, or reported as in doubt."""
@@ -146,6 +148,7 @@ async def test_a_row_that_makes_no_request_is_named_before_anything_is_paid(
     assert sandbox.requests == []
 
 
+@pytest.mark.slow
 async def test_submitted_in_one_process_awaited_in_another(sandbox, tmp_path):
     """All that passes between them is the ledger's file."""
     ledger = tmp_path / "jobs.db"
@@ -159,6 +162,7 @@ async def test_submitted_in_one_process_awaited_in_another(sandbox, tmp_path):
     assert len(sandbox.orders) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "kill"), [("file", ["--kill"]), ("database", [])])
 def test_replicas_share_the_quota_and_lose_no_order(where, kill):
     """Four processes on one key: never more than the quota, and what one leaves that dies is awaited."""
@@ -180,6 +184,7 @@ def test_replicas_share_the_quota_and_lose_no_order(where, kill):
     assert ("kill -9" in result.stdout) == bool(kill)
 
 
+@pytest.mark.slow
 def test_a_durable_pipeline_outlives_its_worker():
     """On SQLite, by one command: killed and started again, each image is ordered once."""
     result = subprocess.run(

@@ -3,7 +3,7 @@
 QAMERA_SWEEPS=full kills 500 times, QAMERA_KILLS=10000 as often as it says; without them it is 25. What came
 of it is printed, with the seed of the instants; QAMERA_SEED draws the same ones again:
 
-    QAMERA_KILLS=10000 pytest tests/test_kill.py -k killed_at_any_instant -rP
+    QAMERA_KILLS=10000 pytest -m slow tests/test_kill.py -k killed_at_any_instant -rP
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from canary import KEY, Search
 
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.slow]
 
 PROGRAM = Path(__file__).with_name("catalogue.py")
 KILLER = Path(__file__).with_name("killer.py")
@@ -334,7 +334,6 @@ async def sweep(folder, enough, lanes=LANES, **asked):
     return killing
 
 
-@pytest.mark.sweep
 @pytest.mark.case(59, 81)
 async def test_killed_at_any_instant_nothing_is_doubled_or_forgotten(tmp_path):
     """Run again after each kill until the end; each order is a receipt then or in doubt, and no key shows."""
@@ -345,7 +344,6 @@ async def test_killed_at_any_instant_nothing_is_doubled_or_forgotten(tmp_path):
     assert (killing.search.found, killing.search.blind) == (set(), set())
 
 
-@pytest.mark.sweep
 @pytest.mark.case(59)
 async def test_a_build_without_the_intent_before_the_post_is_found(tmp_path):
     """The test above can fail: where the intent is written after the POST, kills double."""
@@ -355,7 +353,6 @@ async def test_a_build_without_the_intent_before_the_post_is_found(tmp_path):
     assert any("the ledger has it as claimed" in said for said in killing.complaints)
 
 
-@pytest.mark.sweep
 @pytest.mark.case(59)
 @pytest.mark.parametrize(
     ("fault", "words"),
@@ -369,7 +366,6 @@ async def test_a_build_without_the_receipt_is_found(tmp_path, fault, words):
     assert sum(words in said for said in killing.complaints) >= NUMBER / 2
 
 
-@pytest.mark.sweep
 @pytest.mark.case(81)
 async def test_a_build_that_writes_the_key_is_found(tmp_path):
     """The test above can fail: the key is seen in a ledger and in a log."""

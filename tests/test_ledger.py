@@ -17,7 +17,7 @@ import postgres
 import pytest
 
 import qamera_async as q
-from qamera_async._ratelimit import accounts
+from qamera_async._ratelimit import limiter
 from qamera_async.ledger import ledger
 from qamera_async.ledger.rows import LedgerState, Row, decoded
 from qamera_async.ledger.sqlite import SqliteStorage, opening, schema
@@ -892,13 +892,10 @@ async def test_a_session_that_is_dropped_waits_for_no_lock(sandbox, quick, path)
     """A finaliser may run in the thread that holds it, in the middle of anything."""
     session = sandbox.session(**quick, ledger=path)
 
-    def drop():
-        with accounts._accounts_lock:
-            session.__del__()
-
-    thread = threading.Thread(target=drop, daemon=True)
-    thread.start()
-    await asyncio.to_thread(thread.join, 5)
+    thread = threading.Thread(target=session.__del__, daemon=True)
+    with limiter._registry._lock:
+        thread.start()
+        await asyncio.to_thread(thread.join, 5)
 
     assert not thread.is_alive()
     await session.aclose()

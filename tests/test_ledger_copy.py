@@ -537,7 +537,7 @@ async def killed_again_and_again(path, target, chance, enough):
     return kills, wrong + ([] if there == before else ["it was moved, and is not there"])
 
 
-@pytest.mark.sweep
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [(here, there) for here in KINDS for there in KINDS], ids="-".join)
 async def test_killed_at_any_instant_nothing_is_lost(kinds, tmp_path):
     """Either the source is as it was, or the copy is complete; done again, it ends well."""

@@ -350,7 +350,7 @@ async def test_what_is_no_doubt_can_not_be_settled(session, sandbox, path):
             await ledger.adopt("no such intent", "vid_9")
         with pytest.raises(q.InvalidRequestError, match=job.record_ids[0]):
             await ledger.adopt(error, *job.record_ids)
-        with pytest.raises(q.InvalidRequestError, match="got none"):
+        with pytest.raises(q.InvalidRequestError, match="at least one"):
             await ledger.adopt(error)
         with pytest.raises(q.InvalidRequestError, match="allowed are"):
             await ledger.abandon(q.LedgerUnavailableError("no intent", path="x"))

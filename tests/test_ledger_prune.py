@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import time
 from datetime import UTC, datetime, timedelta
 
 import postgres
@@ -250,8 +251,10 @@ async def test_slots_that_are_free_go_and_those_that_are_taken_stay(path):
     """Of accounts that nobody asks for any more, too."""
     storage = storage_apart(checked_place(path))
     for account, window in (("free", 0.0), ("taken", 60.0)):
-        ticket, _ = await storage.slots(account, grace=0.01).take(Priority.SUBMISSION, 60, window, 0.0)
+        slots = storage.slots(account, grace=0.01)
+        ticket, _ = await slots.take(Priority.SUBMISSION, 60, window, 0.0)
         assert ticket is not None
+        slots.settle(ticket, time.monotonic() + window)
     await asyncio.sleep(0.05)
     await storage.prune(OLD, remove=True)
     await storage.aclose()

@@ -12,7 +12,7 @@ import qamera_async as q
 from qamera_async.events import Downloading, Finished
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.slow]
 
 PROGRAM = Path(__file__).with_name("catalogue.py")
 

@@ -26,7 +26,7 @@ from qamera_async.ledger.postgres.worker import Alone
 from qamera_async.ledger.rows import LedgerState, Row
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.slow]
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WORD = "sw0rdf1sh"

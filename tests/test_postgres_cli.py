@@ -7,6 +7,8 @@ from command import QUICK, qamera
 from qamera_async.cli.settling import ledger_command, ledger_name, whole_name
 from qamera_async.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 WORD = "sw0rdf1sh"
 ROWS = "image_id,ref\nimg_1,sku-1\nimg_2,sku-2\n"
 

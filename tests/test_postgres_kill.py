@@ -21,7 +21,7 @@ from test_kill import (
 
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.slow]
 
 KILLS = 100 if os.environ.get("QAMERA_SWEEPS") == "full" else 8
 SEED = int(os.environ.get("QAMERA_SEED") or random.SystemRandom().randrange(2**32))
@@ -72,7 +72,6 @@ async def sweep(enough, **asked):
                 return kills, said
 
 
-@pytest.mark.sweep
 async def test_killed_at_any_instant_nothing_is_doubled_or_forgotten():
     """Run again after each kill until the end; each order is a receipt then or in doubt."""
     kills, said = await sweep(KILLS)
@@ -81,7 +80,6 @@ async def test_killed_at_any_instant_nothing_is_doubled_or_forgotten():
     assert said == []
 
 
-@pytest.mark.sweep
 async def test_a_build_without_the_receipt_is_found():
     """The test above can fail: where a receipt isn't written."""
     _, said = await sweep(0, fault="forgets")

@@ -465,6 +465,7 @@ texts = st.sampled_from(HOSTILE) | st.text(
 ).filter(str.strip).filter(lambda text: not text.startswith("-"))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(text=texts)
 def test_no_text_becomes_markup(text, tmp_path_factory):
@@ -773,6 +774,7 @@ def test_no_bar_has_a_negative_width(times, hours):
     assert all(pause.seconds > 0 and pause.width > 0 for pause in shown.pauses)
 
 
+@pytest.mark.slow
 def test_ten_thousand_entries_are_a_matter_of_seconds(made, tmp_path):
     """The page of a big catalogue has all its cards, and stays a file that a browser opens."""
     whole = made([entry(number, request=requests(1)[0]) for number in range(10_000)])

@@ -15,7 +15,7 @@ from qamera_async.report import thumbnail_path, write_report
 from qamera_async.report.page import write_page
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 ATTACK = "<img src=x onerror=alert(1)>"
 LONG = "denim-jacket-" + "indigo" * 40

@@ -11,6 +11,7 @@ import warnings
 
 import aiohttp
 import pytest
+from children import start
 
 from qamera_async.sandbox import Sandbox
 
@@ -356,7 +357,7 @@ async def test_closing_never_hangs_and_leaves_nothing(name):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_command_says_how_to_use_it_and_ends_well(http, number):
     """Two lines and a hint, a server that answers, exit 0."""
-    process = await asyncio.create_subprocess_exec(
+    process = await start(
         *(sys.executable, "-m", "qamera_async.sandbox", "--port", "0", "--no-quota", "--records", "3"),
         stdout=asyncio.subprocess.PIPE,
     )

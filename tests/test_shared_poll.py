@@ -426,6 +426,7 @@ async def test_the_turn_of_who_hangs_passes_on(sandbox, sessions, path, monkeypa
     assert kept is None
 
 
+@pytest.mark.slow
 async def test_a_list_that_takes_long_is_fetched_by_one_all_the_same(sandbox, sessions, monkeypatch):
     """Once that is known of it, its poller says that it goes on, and the others wait for what it brings."""
     loop = asyncio.get_running_loop()
@@ -615,7 +616,7 @@ def told(event):
         print("polled", flush=True)
 async def main():
     url, key, ledger, record_id, interval = json.loads(sys.argv[1])
-    options = {"budget": RateLimiter(10**6, 0.001), "polling": PollPolicy(interval=interval)}
+    options = {"rate_limiter": RateLimiter(10**6, 0.001), "polling": PollPolicy(interval=interval)}
     async with QameraSession(key, base_url=url, ledger=ledger, on_event=told, **options) as qamera:
         print((await qamera.job(record_id)).status, flush=True)
 asyncio.run(main())

@@ -22,6 +22,7 @@ from _soak_account import Told, faults  # noqa: E402 - the same
 START = 1000
 
 
+@pytest.mark.slow
 def test_a_small_soak_adds_up():
     """Each of 200 jobs is accounted for, and a row of lost answers and the restart were met on the way."""
     command = [sys.executable, str(SWEEPS / "soak.py"), "--jobs", "200"]
@@ -39,6 +40,7 @@ def test_a_small_soak_adds_up():
         assert int(re.search(r"batches +(\d+)", said)[1]) > 1
 
 
+@pytest.mark.slow
 async def test_a_soak_that_writes_the_key_is_found(tmp_path, monkeypatch):
     """It is searched for in the log, the errors, the events, the notes and the ledger; each is told."""
     read_receipt = protocol.read_receipt

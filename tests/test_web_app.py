@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
+from children import start
 from command import environment
 
 from qamera_async.sandbox import Sandbox
@@ -22,11 +23,11 @@ WITHOUT_WAITING = """
 from qamera_async import PollPolicy, QameraSession, RateLimiter
 
 QameraSession.__init__.__kwdefaults__["polling"] = PollPolicy(0.05, 0.2, 0.2)
-QameraSession.__init__.__kwdefaults__["budget"] = RateLimiter(limit=10**6, window=0.001)
+QameraSession.__init__.__kwdefaults__["rate_limiter"] = RateLimiter(limit=10**6, window=0.001)
 """
 """Keeps an app of a test from waiting for polls and for the quota: Python runs it first."""
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 
 class App:
@@ -82,7 +83,7 @@ async def running(name, folder, sandbox=None, port=0):
     first = folder / "first"
     first.mkdir(exist_ok=True)
     (first / "sitecustomize.py").write_text(WITHOUT_WAITING)
-    process = await asyncio.create_subprocess_exec(
+    process = await start(
         sys.executable,
         EXAMPLES / name,
         *("--port", str(port), "--folder", str(folder)),

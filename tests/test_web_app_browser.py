@@ -10,7 +10,7 @@ from test_web_app import running
 
 from qamera_async.sandbox import Sandbox
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 APP = "web_app.py"
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -27,6 +27,8 @@ from web.rules import refusal
 from web.start import hosts_of
 from web_app import make_app
 
+pytestmark = pytest.mark.slow
+
 PAGES = 200
 SILENT = 10
 HOSTS = frozenset({"127.0.0.1"})
@@ -174,7 +176,7 @@ async def test_memory_stays_flat(quick, tmp_path):
 
     @asynccontextmanager
     async def open_board():
-        options = {"ledger": tmp_path / "jobs.db", "budget": RateLimiter(limit=10**6, window=0.001)}
+        options = {"ledger": tmp_path / "jobs.db", "rate_limiter": RateLimiter(limit=10**6, window=0.001)}
         async with (
             QameraSession(key, base_url=origin, on_event=on_event, **options, **quick) as qamera,
             Board(
@@ -435,11 +437,11 @@ async def test_an_order_of_the_app_before_is_waited_for(sandbox, board):
 async def test_what_was_never_sent_is_not_sent_after_a_restart(sandbox, board, quick):
     """It waited for the quota when the app ended: nothing was paid for, and nothing is kept of it."""
     budget = RateLimiter(limit=1, window=600.0)
-    async with board({"budget": budget}, patience=0.01) as one:
+    async with board({"rate_limiter": budget}, patience=0.01) as one:
         await one.order(request(1))
         await until(one, State.PENDING, 1)
         await one.order(request(2))
-    async with board({"budget": RateLimiter(limit=10**6, window=0.001)}) as one:
+    async with board({"rate_limiter": RateLimiter(limit=10**6, window=0.001)}) as one:
         await until(one, State.DONE, 1)
         left = one.feed.get("form-00002")
 

@@ -141,19 +141,19 @@ class Board:
 
     # --- watching -----------------------------------------------------------------------------------
 
-    def _watch(self, card_id: str, job: Job) -> None:
+    def _watch(self, card_id: str, job: Job[Video]) -> None:
         if self.feed[card_id].state in {State.PENDING, State.DONE, State.FAILED}:
             return  # it is watched already, or was
         self._intents.pop(card_id, None)
         self.feed.change(card_id, state=State.PENDING, why="", candidates=())
         self._start(self._follow(card_id, job))
 
-    async def _follow(self, card_id: str, job: Job) -> None:
+    async def _follow(self, card_id: str, job: Job[Video]) -> None:
         while True:
             try:
                 async for video in job.updates():
                     self.feed.change(card_id, status=video.status, why="")
-                videos = await job.all_videos()
+                await job
             except JobFailedError as error:
                 self.feed.change(card_id, state=State.FAILED, why=words_of(error))
                 return
@@ -164,7 +164,7 @@ class Board:
                 self.feed.change(card_id, why=words_of(error))
                 await asyncio.sleep(self._pause)
             else:
-                await self._fetch(card_id, videos)
+                await self._fetch(card_id, job.records)
                 return
 
     async def _fetch(self, card_id: str, videos: tuple[Video, ...]) -> None:

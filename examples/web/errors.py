@@ -38,7 +38,7 @@ STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (AmbiguousSubmissionError, 409),
     (LedgerUnavailableError, 503),
     (LedgerCorruptError, 503),
-    (LedgerError, 409),  # another request under that id, or nothing to settle there
+    (LedgerError, 409),  # another request with that id, or a submission that is not ambiguous
     (RateLimitError, 503),
     (BusyError, 503),
     (UnknownError, 404),
@@ -54,7 +54,7 @@ def status_of(error: Exception) -> int:
 
 
 def words_of(error: Exception) -> str:
-    """Give the words of an error for a page: what happened, without paths and what to do in Python."""
+    """Return the text of an error for a page: what happened, without paths and without advice for Python."""
     if isinstance(error, AmbiguousSubmissionError) and error.cause is not None:
         return error.cause.summary
     if isinstance(error, QameraError) and not isinstance(error, LedgerError):

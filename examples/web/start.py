@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 from web.board import Board
+from yarl import URL
 
 from qamera_async import PollPolicy, QameraSession, Timeouts
-from qamera_async._session import api_origin
 from qamera_async.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ PAGE = Path(__file__).parent
 """The folder of what a browser gets."""
 
 FILES = ("page.css", "page.js", "icon.svg")
+
+DEFAULT_URL = "https://app.qamera.ai"
+"""The API that a session uses if QAMERA_BASE_URL is not set."""
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -51,9 +54,10 @@ def board_in(folder: Path) -> Callable[[], AbstractAsyncContextManager[Board]]:
 async def _on_the_api(folder: Path) -> AsyncIterator[Board]:
     clips, ledger = folder / "clips", folder / "jobs.db"
     clips.mkdir(parents=True, exist_ok=True)
+    origin = _origin(os.environ.get("QAMERA_BASE_URL") or DEFAULT_URL)
     async with (
         QameraSession(ledger=ledger) as qamera,
-        Board(qamera, ledger=ledger, origin=api_origin(), clips=clips) as board,
+        Board(qamera, ledger=ledger, origin=origin, clips=clips) as board,
     ):
         yield board
 
@@ -74,9 +78,14 @@ async def _on_the_sandbox(folder: Path) -> AsyncIterator[Board]:
                 timeouts=Timeouts(reconcile=3.0),
                 trace_configs=[_trouble_on(sandbox)],
             ) as qamera,
-            Board(qamera, ledger=ledger, origin=api_origin(sandbox.url), clips=clips) as board,
+            Board(qamera, ledger=ledger, origin=_origin(sandbox.url), clips=clips) as board,
         ):
             yield board
+
+
+def _origin(url: str) -> str:
+    """Return scheme, host and port of a URL, as the ledger stores them."""
+    return str(URL(url).origin())
 
 
 def _trouble_on(sandbox: Sandbox) -> aiohttp.TraceConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import logging
 import math
@@ -18,7 +19,7 @@ import attrs
 
 from .._models import JobState
 from .._protocol import RecordList, Response, list_request, parse_error, parse_list
-from .._ratelimit.limiter import Priority
+from .._ratelimit import Priority
 from .._transport.api import is_transient, retry
 from ..errors import (
     LedgerError,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .._models import Record
     from .._protocol import RecordListSpec
-    from .._ratelimit.limiter import SessionLimiter, Slot
+    from .._ratelimit import SessionLimiter, Slot
     from .._transport.api import ApiClient
     from ..events import Emit
     from ..ledger.board import Board, Look
@@ -62,7 +63,12 @@ class RecordListener(Protocol):
 
     since: float
     """When it began to wait, in the loop's time."""
-    waiters: Sized
+
+    @property
+    def waiters(self) -> Sized:
+        """The tasks that wait for the job."""
+        ...
+
     """The tasks that wait."""
 
     def record_changed(self, record: TrackedRecord) -> None:
@@ -86,7 +92,6 @@ class TrackedRecord:
         "_list",
         "_record",
         "created_at",
-        "listed_status",
         "listeners",
         "missing_polls",
         "missing_since",
@@ -99,12 +104,11 @@ class TrackedRecord:
 
     def __init__(self, record_id: str) -> None:
         self.record_id = record_id
-        self.status: str | None = None  # last seen, as it is shown to callers
+        self.status: str | None = None  # last seen
         self.state = JobState.PENDING
         self.created_at: float | None = None  # in the loop's time; None: not created by this session
         self.listeners: tuple[RecordListener, ...] = ()
         self.reported = False  # whether a `Finished` or `Failed` event has named it
-        self.listed_status: str | None = None  # last seen, as in the list
         self.missing_since: float | None = None
         self.missing_polls = 0
         self.url_missing_since: float | None = None
@@ -131,8 +135,7 @@ class TrackedRecord:
     def seen_in(self, records: RecordList) -> bool:
         """Take the record from this list on demand; return whether its status changed."""
         self._record, self._list = None, records
-        previous, self.listed_status = self.listed_status, records.status(self.record_id)
-        return self.status is None or self.listed_status != previous
+        return records.status(self.record_id) != self.status
 
     def url_appeared(self, record: Record, now: float) -> bool:
         """Return whether a URL appeared late. A DONE record without one counts as pending for a while."""
@@ -254,6 +257,8 @@ class Poller:
         self._outage: Iterator[float] | None = None
         self._backoff = 0.0  # least pause in an outage, in seconds
         self._task: asyncio.Task[None] | None = None
+        # The task must not keep the context of whichever waiter came first.
+        self._context = contextvars.copy_context()
         self._busy = False  # whether a poll is on the wire or being processed
         self._wake = asyncio.Event()
         self._closed = False
@@ -388,8 +393,6 @@ class Poller:
             if self._limiter.exhausted:
                 raise parse_error(response)
             self._emit(RateLimitWait(self._limiter.cooldown))
-        if response.status != _OK:
-            raise parse_error(response)
         records = parse_list(response, self._spec, self._rules)
         self._note(records)
         return records
@@ -428,7 +431,7 @@ class Poller:
             self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
-                self._run(), name=f"qamera-poller-{self._spec.key}"
+                self._run(), name=f"qamera-poller-{self._spec.key}", context=self._context
             )
             self._task.add_done_callback(self._on_task_end)
 
@@ -547,7 +550,7 @@ class Poller:
 
     async def _read(self, response: Response, *, conditional: bool) -> RecordList:
         """Return the list in a response; a long one is processed in several iterations of the loop."""
-        if response.status != _OK and not (conditional and response.status == _NOT_MODIFIED):
+        if response.status == _NOT_MODIFIED and not conditional:
             raise parse_error(response)
         await _let_others_run(response)
         records = parse_list(response, self._spec, self._rules, self._latest)
@@ -650,14 +653,14 @@ class Poller:
             self._warn_once(record.status, "unknown status %r; it counts as pending", record.status)
         tracked.update(record)
         changed |= tracked.url_appeared(record, now)
-        listeners = tracked.listeners
-        if tracked.final:
-            self._remove(tracked)
         if changed:
             self._emit(Updated(record))
         if changed or tracked.final:
-            for listener in listeners:
+            for listener in tracked.listeners:
                 listener.record_changed(tracked)
+        if tracked.final:
+            # Only now: if a listener raises, the record is still watched, so that all listeners are failed.
+            self._remove(tracked)
         return changed
 
     def _on_missing(self, record: TrackedRecord, sent_at: float, now: float, *, complete: bool) -> None:

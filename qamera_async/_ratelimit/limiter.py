@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 import os
 import threading
 from collections import deque
@@ -105,15 +104,15 @@ class SessionLimiter:
     ``rate_limiter`` shows the shared state.
 
     Args:
-        name: the origin, and a digest of the API key.
+        account: a name for the key and origin that reveals neither.
         rate_limiter: the rate limiter that was passed to the session; None if none was.
 
     Raises:
         ConfigurationError: an open session with this key and origin has different numbers.
     """
 
-    def __init__(self, name: tuple[str, str], rate_limiter: RateLimiter | None) -> None:
-        self._name = name
+    def __init__(self, account: str, rate_limiter: RateLimiter | None) -> None:
+        self._account = account
         self._error: Exception | None = None
         self._pending: set[asyncio.Timeout] = set()
         self._slots: SharedSlots | None = None
@@ -122,7 +121,7 @@ class SessionLimiter:
 
     def _join(self, rate_limiter: RateLimiter | None) -> None:
         self._registry = _registry
-        self.rate_limiter, self._joined = self._registry.join(self._name, rate_limiter)
+        self.rate_limiter, self._joined = self._registry.join(self._account, rate_limiter)
 
     @property
     def _engine(self) -> Engine:
@@ -227,26 +226,28 @@ class SessionLimiter:
             return  # forked since: this process never joined
         self.detach()
         self._joined.release(self)
-        self._registry.leave(self._name)
+        self._registry.leave(self._account)
 
-    def leave_later(self) -> None:
-        """Leave when the next session is built. Safe in ``__del__``, which may run while a lock is held."""
-        self._registry.abandoned.append(self)
+    def leave_later(self, release: Callable[[], None]) -> None:
+        """Leave, and call ``release``, when the next session is built.
+
+        Safe in a finalizer, which may run while a lock is held.
+        """
+        self._registry.abandoned.append((self, release))
 
 
-def session_limiter(origin: str, api_key: str, rate_limiter: RateLimiter | None) -> SessionLimiter:
+def session_limiter(account: str, rate_limiter: RateLimiter | None) -> SessionLimiter:
     """Return a session's access to the rate limiter of its key and origin.
 
     Args:
-        origin: the origin of the API.
-        api_key: the API key; only a digest of it is kept.
+        account: a name for the key and origin that reveals neither.
         rate_limiter: the rate limiter passed to the session. None means the one of the open sessions with
             this key and origin, or one with the API's numbers.
 
     Raises:
         ConfigurationError: an open session with this key and origin has different numbers.
     """
-    return SessionLimiter((origin, hashlib.sha256(api_key.encode()).hexdigest()), rate_limiter)
+    return SessionLimiter(account, rate_limiter)
 
 
 # --- which sessions share a rate limiter ----------------------------------------------------------
@@ -268,8 +269,9 @@ class _Registry:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._engines: WeakKeyDictionary[RateLimiter, Engine] = WeakKeyDictionary()
-        self._entries: dict[tuple[str, str], _Entry] = {}
-        self.abandoned: deque[SessionLimiter] = deque()  # of sessions that were never closed
+        self._entries: dict[str, _Entry] = {}
+        # Of sessions that were never closed: their limiters, and what releases the rest of them.
+        self.abandoned: deque[tuple[SessionLimiter, Callable[[], None]]] = deque()
 
     def engine(self, limiter: RateLimiter) -> Engine:
         """Return the engine of a limiter."""
@@ -284,27 +286,29 @@ class _Registry:
         with self._lock:
             self._engines[limiter] = engine
 
-    def join(self, name: tuple[str, str], limiter: RateLimiter | None) -> tuple[RateLimiter, Engine]:
+    def join(self, account: str, limiter: RateLimiter | None) -> tuple[RateLimiter, Engine]:
         """Count one more session, and return its limiter and engine."""
         while self.abandoned:
-            self.abandoned.popleft().leave()
+            limiter_left, release = self.abandoned.popleft()
+            limiter_left.leave()
+            release()
         with self._lock:
-            self._drop_idle(name)
-            entry = self._entries.get(name)
+            self._drop_idle(account)
+            entry = self._entries.get(account)
             if limiter is None:
                 open_entry = entry is not None and entry.sessions
                 limiter = limiter_of(entry.engine) if entry is not None and open_entry else RateLimiter()
             if entry is None:
-                entry = self._entries[name] = _Entry(self.engine(limiter))
+                entry = self._entries[account] = _Entry(self.engine(limiter))
             else:
                 self._unite(entry, limiter)
             entry.sessions += 1
             return limiter, entry.engine
 
-    def leave(self, name: tuple[str, str]) -> None:
+    def leave(self, account: str) -> None:
         """Count one session less."""
         with self._lock:
-            self._entries[name].sessions -= 1
+            self._entries[account].sessions -= 1
 
     def _unite(self, entry: _Entry, limiter: RateLimiter) -> None:
         """Let an entry and a limiter have one engine."""
@@ -326,11 +330,11 @@ class _Registry:
             new.take_over(old, move=not any(other.engine is old for other in others))
             entry.engine = new
 
-    def _drop_idle(self, name: tuple[str, str]) -> None:
+    def _drop_idle(self, account: str) -> None:
         for other in [
             key
             for key, entry in self._entries.items()
-            if key != name and not entry.sessions and not entry.engine.used and not entry.engine.cooldown
+            if key != account and not entry.sessions and not entry.engine.used and not entry.engine.cooldown
         ]:
             del self._entries[other]
 

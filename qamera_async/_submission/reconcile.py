@@ -15,7 +15,7 @@ from .._config import Timeouts
 from .._models import Receipt, Record
 from .._polling import Poller
 from .._protocol import RecordList, kind_of
-from ..errors import LedgerError, QameraError
+from ..errors import QameraError
 from ..ledger.places import NoLedger
 from ..ledger.rows import Row
 from .claim import Claim, suspension_clock

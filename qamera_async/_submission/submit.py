@@ -166,13 +166,17 @@ class Submitter:
             _, running = await asyncio.wait(running, timeout=patience)
             for task in running:
                 task.cancel()
-            patience = _CUT_OFF_PAUSE  # a ledger that hangs may take a cancellation for each of its operations
+            patience = (
+                _CUT_OFF_PAUSE  # a ledger that hangs may take a cancellation for each of its operations
+            )
 
     # --- tasks ------------------------------------------------------------------------------------
 
     async def _run(self, claim: Claim, step: Coroutine[Any, Any, _T]) -> _T:
         """Run a step of a submission in a task that outlives its caller."""
-        task = claim.task = asyncio.get_running_loop().create_task(step, name=f"qamera-submit-{claim.intent_id}")
+        task = claim.task = asyncio.get_running_loop().create_task(
+            step, name=f"qamera-submit-{claim.intent_id}"
+        )
         task.add_done_callback(partial(self._on_step_done, claim))
         try:
             await asyncio.wait([task])
@@ -184,7 +188,8 @@ class Submitter:
             raise
         if task.cancelled():
             raise self._withdrawn_error()
-        return task.result()
+        result: _T = task.result()
+        return result
 
     def _on_step_done(self, claim: Claim, task: asyncio.Task[Any]) -> None:
         """Release a claim that nobody is left to send, and log, once, a result that has no caller."""
@@ -204,7 +209,9 @@ class Submitter:
 
     def _withdrawn_error(self) -> BaseException:
         if self._closing:
-            return SessionClosedError("The session was closed before the request was sent; nothing was submitted.")
+            return SessionClosedError(
+                "The session was closed before the request was sent; nothing was submitted."
+            )
         return asyncio.CancelledError("The claim was withdrawn before the request was sent.")
 
     def _end(self, claim: Claim, *, unsent: bool) -> None:
@@ -331,7 +338,7 @@ class Submitter:
             await self._stored(claim, self._ledger.submitted(claim.intent, receipt))
         except Exception as error:
             # Without the traceback, which is of no use to anybody here.
-            _log.error("A receipt could not be stored: %s. %s", _described(claim, receipt), error)  # noqa: TRY400
+            _log.error("A receipt could not be stored: %s. %s", _described(claim, receipt), error)
             raise
         finally:
             self._emit(Submitted(claim.request.ref, claim.request, receipt))
@@ -377,7 +384,9 @@ def _as_qamera_error(error: Exception) -> QameraError:
         return without_traceback(error)
     name = type(error).__name__
     # No more than the places in the code: the error's text and its frames may hold the API key.
-    _log.error("A submission met %s after it was sent:\n%s", name, "".join(traceback.format_tb(error.__traceback__)))
+    _log.error(
+        "A submission met %s after it was sent:\n%s", name, "".join(traceback.format_tb(error.__traceback__))
+    )
     return QameraError(f"The answer could not be processed ({name}).")
 
 

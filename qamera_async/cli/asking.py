@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from .._session import api_origin
+from .._transport import api_origin
 from . import values
 from .connection import session_of
 from .plan import describe, plan

@@ -130,9 +130,12 @@ async def _until_left(
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - this is one
     loop = asyncio.get_running_loop()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else it is nohup's
-        numbers.append(signal.SIGHUP)
+    numbers = [signal.SIGTERM]
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP.
+        # A signal that the parent ignores stays ignored: SIGHUP under nohup, SIGINT in background jobs.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            numbers.append(number)
 
     def leave(_number: int, _frame: object) -> None:
         running.screen.restore()

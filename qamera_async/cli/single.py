@@ -74,7 +74,7 @@ async def wait(running: Running, record_ids: Sequence[str], api: Api) -> Code:
     record_ids = tuple(dict.fromkeys(record_ids))
     progress = Progress(len(record_ids), *api.limits)
     running.how_to_go_on = "The jobs go on: run it again to wait for them."
-    jobs: list[Job] = []
+    jobs: list[Job[Video]] = []
 
     def on_event(event: Event) -> None:
         progress.on_event(event)
@@ -159,7 +159,7 @@ class Settling:
         self._overwrite = overwrite
         self._places = asyncio.Semaphore(_DOWNLOADS)
 
-    async def one(self, job: Job, path: Path | None = None) -> Code:
+    async def one(self, job: Job[Video], path: Path | None = None) -> Code:
         """See one job through."""
         name = " ".join(job.record_ids)
         try:
@@ -184,7 +184,7 @@ class Settling:
         except FileExistsError:
             self._running.screen.note(f"{path} is there already and stays as it is; --overwrite replaces it.")
 
-    def _ended(self, job: Job, error: QameraError | None) -> None:
+    def _ended(self, job: Job[Video], error: QameraError | None) -> None:
         request = cast("Request", job.request)  # one that was registered elsewhere has none
         self._progress.outcome(Outcome(0, request, job=job, error=error))
 
@@ -195,7 +195,7 @@ async def _all(jobs: Sequence[Coroutine[object, object, Code]]) -> Code:
     return gravest([task.result() for task in tasks])
 
 
-def _paid(job: Job) -> str:
+def _paid(job: Job[Video]) -> str:
     credit = None if job.receipt is None else job.receipt.credits_reserved
     ids = " ".join(job.record_ids)
     return ids if credit is None else f"{ids}, {credit} credits reserved"

@@ -70,8 +70,8 @@ class Pipeline:
     ) -> None:
         self._session = session
         # The pipeline stands on the session, and shares its ledger.
-        ledger = session._ledger  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        place = session._place  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        ledger = session.internals.ledger
+        place = session.internals.ledger_address
         if place is None:
             raise ConfigurationError("session: it has no ledger, which is what makes an order once-only")
         if not executor_id.strip() or not version.strip():
@@ -100,8 +100,7 @@ class Pipeline:
         if is_running():
             raise ConfigurationError("This process has a pipeline already, and DBOS allows for one.")
         await self._executor.begin()
-        retry = self._session._retry  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        self._running = Running(self._session, retry)
+        self._running = Running(self._session, self._session.internals.retry)
         try:
             self._launch()
             run_with(self._running)

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from .._config import RetryPolicy, Timeouts
     from .._models import Video
-    from .._transport import Transport
-    from .._transport.fetch import Fetched
+    from .._transport import DownloadClient, StreamingResponse
     from ..events import Emit
 
     Progress = Callable[[int, int | None], None]
@@ -43,7 +42,7 @@ class Downloader:
     """Fetches clips and thumbnails, to files or as streams.
 
     Args:
-        transport: fetches elsewhere without a key.
+        client: Sends the requests, without the key.
         retry: for what breaks off.
         timeouts: those of the transport.
         emit: told of ``Downloading`` and ``Retrying``.
@@ -52,13 +51,13 @@ class Downloader:
 
     def __init__(
         self,
-        transport: Transport,
+        client: DownloadClient,
         retry: RetryPolicy,
         timeouts: Timeouts,
         emit: Emit,
         fresh: Callable[[str], Awaitable[Video | None]],
     ) -> None:
-        self._elsewhere = transport.elsewhere
+        self._client = client
         self._retry = retry
         self._timeouts = timeouts
         self._emit = emit
@@ -156,12 +155,12 @@ class Downloader:
 
     async def _route(self, errand: Errand, url: str | None, *, allow_private: bool) -> Route:
         private = allow_private or await self._is_home_private()
-        return Route(self._elsewhere, errand, url, self._fresh, private=private)
+        return Route(self._client, errand, url, self._fresh, private=private)
 
     async def _is_home_private(self) -> bool:
         if self._home_is_private is not None:
             return self._home_is_private
-        host, addresses = await self._elsewhere.home()
+        host, addresses = await self._client.api_addresses()
         private = is_private_home(host, addresses)
         if private or addresses:
             self._home_is_private = private
@@ -169,7 +168,7 @@ class Downloader:
 
     def _attempts(self, errand: Errand, size: int = 0) -> Attempts:
         what = f"download of {errand.record_id}"
-        return Attempts(self._retry, self._emit, self._elsewhere.pause, what, size)
+        return Attempts(self._retry, self._emit, self._client.pause, what, size)
 
     def _reporter(self, record_id: str, on_progress: Callable[[int, int | None], object] | None) -> Progress:
         def report(done: int, total: int | None) -> None:
@@ -185,7 +184,7 @@ class Downloader:
     # --- a stream -------------------------------------------------------------------------------
 
     async def _pieces(
-        self, record_id: str, route: Route, answer: Fetched, piece: bytes
+        self, record_id: str, route: Route, answer: StreamingResponse, piece: bytes
     ) -> AsyncGenerator[bytes, None]:
         total = length(answer)
         proof = Proof() if answer.ends == "connection" else None
@@ -217,7 +216,7 @@ class Downloader:
                 return None
 
         while (part := await filed(errand, opened, _close)) is None:
-            await self._elsewhere.pause(_LOOK_EACH)
+            await self._client.pause(_LOOK_EACH)
         return part
 
     async def _fill(self, errand: Errand, route: Route, part: Part, report: Progress) -> None:

@@ -15,7 +15,7 @@ from .whole import Proof
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._transport.fetch import Fetched
+    from .._transport import StreamingResponse
     from .errand import Errand
     from .parts import Part
     from .route import Route
@@ -66,7 +66,7 @@ class Filling:
             # It is about other bytes than those that are here.
             note = None
 
-    async def _copy(self, answer: Fetched, head: bytes) -> None:
+    async def _copy(self, answer: StreamingResponse, head: bytes) -> None:
         """Read a body to its end while it is being written."""
         part, route = self._part, self._route
         total = length(answer) if part.note is None or part.note.total is None else part.note.total
@@ -92,7 +92,7 @@ class Filling:
             await filed(self._errand, lambda: part.begin("", None))
         check_end(route, proof, come, total)
 
-    async def _begin(self, answer: Fetched) -> None:
+    async def _begin(self, answer: StreamingResponse) -> None:
         etag, total = answer.headers.get("etag", ""), length(answer)
         await filed(self._errand, lambda: self._part.begin(etag, total))
 

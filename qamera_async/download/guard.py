@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, TypeAlias
 
-from .._transport.fetch import as_url
+from .._transport import parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +65,7 @@ def why_not(text: str, *, came_from: str | None, private: bool) -> str | None:  
     if any(char < " " or char == "\x7f" for char in text):
         return "its URL has control characters in it"
     try:
-        url = as_url(text)
+        url = parse_url(text)
         host, port = url.host, url.port
     except ValueError:
         return "its URL is none"
@@ -73,7 +73,7 @@ def why_not(text: str, *, came_from: str | None, private: bool) -> str | None:  
         return "its URL is not http:// or https:// and a host"
     if url.user is not None or url.password is not None:
         return "its URL has a user or a password in it"
-    if came_from is not None and url.scheme == "http" and as_url(came_from).scheme == "https":
+    if came_from is not None and url.scheme == "http" and parse_url(came_from).scheme == "https":
         return "it is redirected from https:// to http://"
     if private:
         return None
@@ -86,7 +86,7 @@ def why_not(text: str, *, came_from: str | None, private: bool) -> str | None:  
 def host_of(text: str) -> str | None:
     """Give a URL's host for a message; None where it has none that can be read."""
     try:
-        return as_url(text).host
+        return parse_url(text).host
     except ValueError:
         return None
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from .._transport.fetch import Fetched
+    from .._transport import StreamingResponse
     from .note import Note
     from .parts import Part
 
@@ -16,12 +16,12 @@ _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 _NOTHING_ASKED = re.compile(r"bytes \*/(\d{1,18})", re.ASCII)
 
 
-def length(answer: Fetched) -> int | None:
+def length(answer: StreamingResponse) -> int | None:
     """Give what an answer announces as the length of its body; None where it doesn't."""
     return int(answer.headers["content-length"]) if answer.ends == "length" else None
 
 
-def is_encoded(answer: Fetched) -> bool:
+def is_encoded(answer: StreamingResponse) -> bool:
     """Say whether the body is something else than the file's own bytes, in chunks at most."""
     content, transfer = (
         {coding.strip().lower() for coding in answer.headers.get(name, "").split(",")} - {""}
@@ -30,7 +30,7 @@ def is_encoded(answer: Fetched) -> bool:
     return not content <= {"identity"} or not transfer <= {"chunked"}
 
 
-def fitting_total(answer: Fetched, part: Part, note: Note) -> int | None:
+def fitting_total(answer: StreamingResponse, part: Part, note: Note) -> int | None:
     """Give the size of the whole where a 206 goes on exactly where the part ends; None where it doesn't."""
     found = _RANGE.fullmatch(answer.headers.get("content-range", "").strip())
     if answer.status != PARTIAL or found is None or answer.headers.get("etag") != note.etag:
@@ -41,7 +41,7 @@ def fitting_total(answer: Fetched, part: Part, note: Note) -> int | None:
     return total if fits and length(answer) in {None, last - first + 1} else None
 
 
-def is_all(answer: Fetched, part: Part, note: Note) -> bool:
+def is_all(answer: StreamingResponse, part: Part, note: Note) -> bool:
     """Say whether nothing was left to be sent."""
     found = _NOTHING_ASKED.fullmatch(answer.headers.get("content-range", "").strip())
     same = answer.headers.get("etag") == note.etag and note.total in {None, part.size}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from yarl import URL
 
-from .._transport.fetch import AddressRefusedError
+from .._transport import AddressRefusedError
 from ..errors import InvalidResponseError, QameraError, SessionClosedError, TransportError
 from .attempts import Interrupted
 from .guard import is_public, why_not
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from .._models import Video
-    from .._transport.fetch import Fetched, Fetcher
+    from .._transport import DownloadClient, StreamingResponse
     from ..errors import DownloadError
     from .errand import Errand
 
@@ -34,7 +34,7 @@ class Route:
     """Leads to the answer that has the bytes.
 
     Args:
-        elsewhere: fetches without a key.
+        client: Sends the requests, without the key.
         errand: what for.
         url: where to begin; None: it has to be looked up.
         fresh: looks the record up anew; gives None where it isn't listed.
@@ -43,14 +43,14 @@ class Route:
 
     def __init__(
         self,
-        elsewhere: Fetcher,
+        client: DownloadClient,
         errand: Errand,
         url: str | None,
         fresh: Callable[[str], Awaitable[Video | None]],
         *,
         private: bool,
     ) -> None:
-        self._elsewhere = elsewhere
+        self._client = client
         self._errand = errand
         self._first = url
         self._url: str | None = url
@@ -63,7 +63,7 @@ class Route:
         return self._errand.error(message, self._url, status)
 
     @asynccontextmanager
-    async def answer(self, headers: Mapping[str, str]) -> AsyncGenerator[Fetched, None]:
+    async def answer(self, headers: Mapping[str, str]) -> AsyncGenerator[StreamingResponse, None]:
         """Give the answer at the end of the way, its status 200, or 206 or 416 if ``headers`` has a Range.
 
         Raises:
@@ -95,7 +95,7 @@ class Route:
                 raise self.error("It is redirected too often, or to nowhere", answer.status)
             came_from, url = url, _joined(url, location)
 
-    async def read(self, answer: Fetched) -> bytes:
+    async def read(self, answer: StreamingResponse) -> bytes:
         """Give the next bytes of an answer, b"" at its end.
 
         Raises:
@@ -106,7 +106,7 @@ class Route:
         except (TransportError, InvalidResponseError) as error:
             raise self._interrupted(error) from None
 
-    async def head(self, answer: Fetched) -> bytes:
+    async def head(self, answer: StreamingResponse) -> bytes:
         """Give the first bytes of an answer, looked at.
 
         Raises:
@@ -125,8 +125,8 @@ class Route:
     # --- one hop --------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _fetched(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[Fetched, None]:
-        context = self._elsewhere.fetch(url, headers, self._allowed)
+    async def _fetched(self, url: str, headers: Mapping[str, str]) -> AsyncGenerator[StreamingResponse, None]:
+        context = self._client.fetch(url, headers, self._allowed)
         try:
             answer = await context.__aenter__()
         except SessionClosedError:
@@ -142,7 +142,7 @@ class Route:
         finally:
             await context.__aexit__(None, None, None)
 
-    def _is_final(self, answer: Fetched, headers: Mapping[str, str]) -> bool:
+    def _is_final(self, answer: StreamingResponse, headers: Mapping[str, str]) -> bool:
         """Say whether an answer is what was asked for; False: it leads on."""
         status = answer.status
         if status in _REDIRECTS or status in _REFUSED:
@@ -190,6 +190,6 @@ def _joined(url: str, location: str) -> str:
         return location  # and is refused as it is
 
 
-def _seconds(answer: Fetched) -> float | None:
+def _seconds(answer: StreamingResponse) -> float | None:
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None  # noqa: PLR2004

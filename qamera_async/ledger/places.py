@@ -137,7 +137,7 @@ def ledger_is_there(place: str | Address) -> bool:
 
 def _postgres() -> ModuleType:
     try:
-        return import_module(".postgres", __name__)
+        return import_module(".postgres", __package__)
     except ImportError as error:
         raise ConfigurationError(
             "ledger: an address needs psycopg, which isn't installed: pip install 'qamera-async[postgres]'"

@@ -210,7 +210,7 @@ async def ambiguous(server, options, *, read=True, **more):
         read: whether the fault reads what is sent: what nobody reads can't be counted but by its connection.
         more: time limits.
     """
-    timeouts = {"request": 5.0, "lookup": 0.0} | more
+    timeouts = {"request": 5.0, "reconcile": 0.0} | more
     async with server.session(**options | {"timeouts": q.Timeouts(**timeouts)}) as session:
         with pytest.raises(q.AmbiguousSubmissionError) as lost:
             await asyncio.wait_for(session.register_video(image_id="i", ref="sku-1"), 30)

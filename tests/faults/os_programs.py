@@ -36,7 +36,7 @@ def session(asked: dict, **options: object) -> q.QameraSession:
     """Give a session that polls often."""
     settings = {
         "base_url": asked["url"],
-        "budget": q.RateLimiter(10**6, 0.001),
+        "rate_limiter": q.RateLimiter(10**6, 0.001),
         "polling": q.PollPolicy(interval=0.02, stale_after=0.1, max_interval=0.1),
         "retry": q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01),
         "timeouts": PATIENT,

@@ -14,7 +14,7 @@ from itertools import count
 import attrs
 import pytest
 from canary import KEY, Search
-from counting_loop import CountingLoop
+from counting_loop import CountingLoop, CountingUvloop
 from faults import FaultServer, http, nothing_left
 
 import qamera_async as q
@@ -22,6 +22,8 @@ from qamera_async import _protocol as protocol
 from qamera_async._submission import Submitter
 from qamera_async._submission.order import Order
 from qamera_async.events import Submitted
+
+pytestmark = pytest.mark.slow
 
 STEP = 1 if os.environ.get("QAMERA_SWEEPS") == "full" else 3
 TASKS = ["ordinary", *(["eager"] if sys.version_info >= (3, 12) else [])]
@@ -36,7 +38,7 @@ class Sweep:
     is wrong with any of them, in words.
     """
 
-    def __init__(self, caplog, *, contexts, cold, refused, ledger, eager, times):
+    def __init__(self, caplog, *, contexts, cold, refused, ledger, eager, times, loop, step):
         self.caplog = caplog
         self.serving, self.trusting = contexts
         self.cold = cold
@@ -44,6 +46,8 @@ class Sweep:
         self.ledger = ledger
         self.eager = eager
         self.times = times
+        self.loop = loop
+        self.step = step
         self.points = self.kept = 0
         self.faults = []
         self.events = []
@@ -55,7 +59,7 @@ class Sweep:
         self.search = Search(known | ({"ledger": "img_warm"} if ledger else {}))
 
     def run(self):
-        with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        with asyncio.Runner(loop_factory=self.loop) as runner:
             loop = runner.get_loop()
             loop.set_exception_handler(lambda _, context: self.lost.append(context))
             if self.eager:
@@ -96,7 +100,7 @@ class Sweep:
             options = {
                 "base_url": f"{scheme}://127.0.0.1:{server.port}",
                 "ssl_context": self.trusting,
-                "budget": q.RateLimiter(1_000_000, 1_000.0),
+                "rate_limiter": q.RateLimiter(1_000_000, 1_000.0),
                 "ledger": self.ledger,
                 "on_event": self.events.append,
                 "timeouts": q.Timeouts(reconcile=0.0),
@@ -104,7 +108,7 @@ class Sweep:
             session = server.session(**options)
             await session.register_video(image_id="img_warm", ref="warm")
             by_itself = 0
-            for moment in count(0, STEP):
+            for moment in count(0, self.step):
                 if self.cold:
                     await session.aclose()
                     nothing_left(session)
@@ -193,7 +197,15 @@ def sweep(caplog, contexts, tmp_path):
     """Give a function that makes a sweep of a variant and runs it."""
     caplog.set_level(logging.DEBUG)  # what is looked for is the key, too
 
-    def swept(transport="TCP", use="warm", keeping="no ledger", tasks="ordinary", times=1):
+    def swept(
+        transport="TCP",
+        use="warm",
+        keeping="no ledger",
+        tasks="ordinary",
+        times=1,
+        loop=CountingLoop,
+        step=STEP,
+    ):
         sweep = Sweep(
             caplog,
             contexts=contexts if transport == "TLS" else (None, None),
@@ -202,6 +214,8 @@ def sweep(caplog, contexts, tmp_path):
             ledger=tmp_path / "jobs.db" if keeping == "ledger" else None,
             eager=tasks == "eager",
             times=times,
+            loop=loop,
+            step=step,
         )
         sweep.run()
         return sweep
@@ -209,7 +223,6 @@ def sweep(caplog, contexts, tmp_path):
     return swept
 
 
-@pytest.mark.sweep
 @pytest.mark.case(81)
 @pytest.mark.parametrize(
     "times",
@@ -237,6 +250,24 @@ def test_cancelled_at_any_moment_a_receipt_is_kept_or_nothing_was_sent(
     assert swept.keys == {f"X-Api-Key: {KEY}".encode()}
 
 
+@pytest.mark.slow
+@pytest.mark.case(51, 81)
+@pytest.mark.skipif(CountingUvloop is None, reason="uvloop is not installed")
+@pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
+@pytest.mark.parametrize("use", ["cold", "warm", "refused first"])
+@pytest.mark.parametrize("transport", ["TCP", "TLS"])
+def test_cancelled_at_any_callback_of_uvloop_a_receipt_is_kept_or_nothing_was_sent(
+    sweep, transport, use, keeping
+):
+    swept = sweep(transport, use, keeping, loop=CountingUvloop, step=1)
+    print(f"{swept.points} points")
+
+    assert swept.faults == []
+    assert swept.points >= 10
+    assert 0 < swept.kept < swept.points
+    assert (swept.search.found, swept.search.blind) == (set(), set())
+
+
 # --- the sweep finds what is wrong --------------------------------------------------------------
 
 
@@ -251,7 +282,6 @@ async def in_the_callers_task(self, request, *, retry_failed=False, approve=None
         self._orders.discard(order)
 
 
-@pytest.mark.sweep
 @pytest.mark.case(51)
 @pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
 @pytest.mark.parametrize("transport", ["TCP", "TLS"])
@@ -264,7 +294,6 @@ def test_without_a_task_of_its_own_a_post_loses_its_receipt(sweep, transport, ke
     assert [fault for fault in swept.faults if "the ledger has no receipt" in fault] or keeping == "no ledger"
 
 
-@pytest.mark.sweep
 @pytest.mark.case(81)
 def test_a_key_that_is_written_anywhere_is_found(sweep, monkeypatch):
     """The test above can fail: it does where the log, the events, the jobs or the ledger have the key."""

@@ -105,7 +105,7 @@ TROUBLE = [
 
 def watching(quick, events, limit="", seconds=0.0):
     """Give options with one short limit, if any, that note what happens."""
-    limits = {"connect": 5.0, "request": 5.0, "lookup": 0.0} | ({limit: seconds} if limit else {})
+    limits = {"connect": 5.0, "request": 5.0, "reconcile": 0.0} | ({limit: seconds} if limit else {})
     retry = q.RetryPolicy(attempts=3, base=0.001)
     return quick | {"timeouts": q.Timeouts(**limits), "retry": retry, "on_event": events.append}
 
@@ -169,7 +169,10 @@ async def test_no_request_waits_for_a_connection_of_a_pool(method, quick):
         await all_here.wait()
         await connection.send(http(EITHER))
 
-    options = quick | {"budget": q.RateLimiter(1_000), "timeouts": q.Timeouts(connect=3.0, request=15.0)}
+    options = quick | {
+        "rate_limiter": q.RateLimiter(1_000),
+        "timeouts": q.Timeouts(connect=3.0, request=15.0),
+    }
     async with FaultServer(together) as server:
         async with server.session(**options) as session:
             await asyncio.gather(*(ASK[method](session) for _ in range(number)))

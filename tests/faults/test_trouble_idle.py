@@ -14,6 +14,7 @@ POSTS = 1_500
 AT_A_TIME = 5
 
 
+@pytest.mark.slow
 @pytest.mark.case(27)
 async def test_a_server_that_closes_idle_connections_makes_no_post_ambiguous(quick):
     """Of 1,500 POSTs none meets a connection that is just being closed: each has its own."""
@@ -29,7 +30,7 @@ async def test_a_server_that_closes_idle_connections_makes_no_post_ambiguous(qui
             await session.register_video(image_id="i")
 
     async with FaultServer(fickle) as server:
-        options = quick | {"budget": q.RateLimiter(10 * POSTS), "timeouts": q.Timeouts(reconcile=0.0)}
+        options = quick | {"rate_limiter": q.RateLimiter(10 * POSTS), "timeouts": q.Timeouts(reconcile=0.0)}
         async with server.session(**options) as session:
             await asyncio.gather(*(some(POSTS // AT_A_TIME) for _ in range(AT_A_TIME)))
     nothing_left(session)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from children import start
 from command import QUICK
 from command import started as command_started
 from faults import GOOD, LIST, FaultServer, http, nothing_left
@@ -22,7 +23,7 @@ PROGRAMS = Path(__file__).with_name("lifetime_programs.py")
 
 async def started(name, **asked):
     """Start a program; its output is read by the caller."""
-    return await asyncio.create_subprocess_exec(
+    return await start(
         sys.executable, "-Wignore::DeprecationWarning", PROGRAMS, name, json.dumps(asked),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

@@ -178,7 +178,7 @@ async def test_what_a_server_echoes_is_in_no_error(log):
     options = {
         "timeouts": q.Timeouts(reconcile=0.0),
         "retry": q.RetryPolicy(attempts=1),
-        "budget": q.RateLimiter(10**6, 0.001),
+        "rate_limiter": q.RateLimiter(10**6, 0.001),
     }
     shown, errors = {}, []
     logging.getLogger("qamera_async").debug(SEEN)
@@ -259,6 +259,7 @@ def reprs():
             yield f"repr {number} of a {type(thing).__name__}", repr(thing)
 
 
+@pytest.mark.slow
 async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
     """Events, errors, reprs, pickles, the log at DEBUG with the loop's own, the ledger, the report."""
     events, shown = [], {}

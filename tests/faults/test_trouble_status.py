@@ -44,13 +44,15 @@ RETRY_AFTER = [
 
 
 @pytest.mark.case(29)
-@pytest.mark.parametrize("page", [True, False], ids=["page", "words"])
-@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize(("method", "page"), [("POST", False), ("GET", False), ("GET", True)])
 @pytest.mark.parametrize(
     ("value", "least", "most"), [pytest.param(*row, id=name) for name, *row in RETRY_AFTER]
 )
 async def test_a_429_is_waited_out_and_sent_again(value, least, most, method, page, quick):
-    """As long as Retry-After says, at most RetryPolicy.max_delay; its base where that is no number."""
+    """Wait Retry-After, at most RetryPolicy.max_delay; RetryPolicy.base if Retry-After is no number.
+
+    A POST is sent again only after a 429 in the API's shape, a GET after any 429.
+    """
     waits = []
 
     def watch(event):
@@ -97,6 +99,67 @@ async def test_what_retry_after_states_is_what_is_waited(method, quick):
     assert waits[0] == 7.0
     assert 0 < left <= 7.0
     assert server.methods == [method]
+
+
+FOREIGN = {
+    "page": http(PAGE, "%s", content_type=HTML),
+    "empty body": http(b"", "%s"),
+    "other object": http({"message": "Too many requests"}, "%s"),
+    "error is a number": http({"error": 429}, "%s"),
+    "JSON array": http(["error"], "%s"),
+    "JSON cut off": http(b'{"error": "Too man', "%s"),
+}
+
+
+@pytest.mark.case(29)
+@pytest.mark.parametrize("body", FOREIGN)
+@pytest.mark.parametrize("status", [b"429 Too Many Requests", b"407 Proxy Authentication Required"])
+async def test_a_429_or_407_in_a_foreign_shape_makes_a_post_ambiguous(status, body, quick):
+    """P3: a gateway may send this answer after it forwarded the POST to the API."""
+    answer = FOREIGN[body].replace(b"%s", status + b"\r\nRetry-After: 0", 1)
+    async with FaultServer(answers(answer), GOOD) as server:
+        error = await ambiguous(server, quick)
+
+    assert isinstance(error.cause, q.ApiError)
+    assert error.cause.status == int(status[:3])
+    assert error.cause.foreign
+
+
+@pytest.mark.case(29)
+async def test_a_gateway_that_answers_429_to_every_post_gets_one_post(quick):
+    """P3: the gateway forwards the POST each time it receives the POST, and answers 429 each time."""
+    async with FaultServer(answers(FOREIGN["page"].replace(b"%s", b"429 Too Many Requests", 1))) as server:
+        async with server.session(**quick | {"rate_limiter": q.RateLimiter(100, 0.05)}) as session:
+            with pytest.raises(q.AmbiguousSubmissionError):
+                await session.register_video(image_id="i")
+
+    assert server.methods.count("POST") == 1
+
+
+@pytest.mark.case(29)
+async def test_a_429_in_a_foreign_shape_to_a_post_holds_the_next_request(quick):
+    """The gateway refuses other requests too, so everyone waits for Retry-After."""
+    answer = FOREIGN["page"].replace(b"%s", b"429 Too Many Requests\r\nRetry-After: 7", 1)
+    options = quick | {"retry": q.RetryPolicy(max_delay=60.0), "timeouts": q.Timeouts(reconcile=0.0)}
+    async with FaultServer(answers(answer), GOOD) as server:
+        async with server.session(**options) as session:
+            with pytest.raises(q.AmbiguousSubmissionError):
+                await session.register_video(image_id="i")
+            cooldown = session.rate_limiter.cooldown
+
+    assert 0 < cooldown <= 7.0
+
+
+@pytest.mark.case(29)
+async def test_a_407_in_the_api_shape_is_a_refusal(quick):
+    """A 407 follows the rule of every other 4xx in the API's shape."""
+    async with FaultServer(answers(http({"error": "No."}, "407 Proxy Authentication Required"))) as server:
+        async with server.session(**quick) as session:
+            with pytest.raises(q.ApiError) as refused:
+                await session.register_video(image_id="i")
+
+    assert (refused.value.status, refused.value.foreign) == (407, False)
+    assert server.methods == ["POST"]
 
 
 @pytest.mark.case(30)

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import aiohttp
 import pytest
+from batch_helpers import Counted, consume, posts, videos
 from os_faults import Faults
-from test_batch import Counted, posts, videos
-from test_batch_trouble import handed_out
 
 import qamera_async as q
 from qamera_async.events import Retrying
@@ -38,7 +37,7 @@ async def test_a_server_in_trouble_costs_five_posts(sandbox, quick, lookup):
     sandbox.trouble("error", status=500, times=1000)
     source = Counted(videos(1000))
     async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=lookup)}) as session:
-        outcomes, error = await handed_out(session.batch(source))
+        outcomes, error = await consume(session.batch(source))
         again = await session.batch(videos(1000))
 
     assert type(error) is q.AmbiguityLimitError
@@ -247,7 +246,7 @@ async def test_a_session_opened_and_closed_100_times_provokes_no_429():
     """Each thinks that it has a window of its own, and none has: one quota counts them all."""
     async with Sandbox(job_seconds=0.01, quota=(30, 0.3), credits=10**6, count_delay=0.01) as sandbox:
         for number in range(100):
-            options = {"base_url": sandbox.url, "budget": q.RateLimiter(30, 0.3)}
+            options = {"base_url": sandbox.url, "rate_limiter": q.RateLimiter(30, 0.3)}
             async with q.QameraSession(sandbox.api_key, **options) as session:
                 if number % 2:
                     await session.register_video(image_id="i")

@@ -1,6 +1,6 @@
 """How much is tried: the same few hundred examples each time, or as many new ones as one asks for.
 
-``QAMERA_FUZZ=20 pytest tests/fuzz`` tries twenty times as many, and others in each run.
+``QAMERA_FUZZ=20 pytest -m slow tests/fuzz`` tries twenty times as many, and others in each run.
 """
 
 import os
@@ -27,7 +27,7 @@ def _register(name, examples):
 
 # Only known by their names here: the other folders' tests keep what they have.
 _register("values", 100)
-_register("budget", 150)
+_register("limiter", 150)
 _register("poller", 300)
 _register("files", 40)
 _register("sockets", 25)

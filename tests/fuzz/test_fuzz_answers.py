@@ -1,4 +1,4 @@
-"""Whatever a server answers, the readers give what was meant or a QameraError."""
+"""Any response gives what the server meant, or a QameraError."""
 
 import copy
 import json
@@ -23,42 +23,56 @@ from strategies import (
 )
 
 import qamera_async as q
-from qamera_async import _protocol as protocol
-from qamera_async._protocol import Answer
+from qamera_async._protocol import (
+    VIDEOS,
+    RecordList,
+    Response,
+    is_definite_rejection,
+    parse_error,
+    parse_list,
+    parse_receipt,
+)
 
 RULES = q.StatusRules()
 FUZZ = settings.get_profile("values")
-LONGEST_EXCERPT = 203  # characters, its dots among them
+LONGEST_EXCERPT = 203  # characters, with the dots at the end
+LONGEST_MESSAGE = 2_000  # characters
 statuses = st.one_of(
     st.sampled_from([200, 400, 401, 402, 403, 404, 407, 409, 429, 500, 503]), st.integers(0, 999)
 )
 
 
-def answer(body, status=200, sent_headers=None):
-    return Answer(status, sent_headers or {}, body)
+def response(body, status=200, sent_headers=None):
+    return Response(status, sent_headers or {}, body)
 
 
-def listed(body):
-    """All that is read of a list, as the poller and a user's program read it."""
-    listing = protocol.read_listing(answer(body))
-    some = protocol.read_some(answer(body), [*listing.statuses, "nobody's"], listing, RULES)
-    return listing, some, protocol.read_videos(answer(body), RULES)
+def parse(body):
+    return parse_list(response(body), VIDEOS, RULES)
 
 
-def held_together(listing, some, videos):
-    """The two ways to read one list say the same; of doubled ids the last one counts."""
-    assert set(some) == set(listing.statuses) == {video.id for video in videos}
-    assert some == {video.id: video for video in videos}
-    for record_id, status in listing.statuses.items():
-        assert some[record_id].status == (status if RULES.knows(status) else status[:100])
-    assert all(video.created_at is None or video.created_at.utcoffset().seconds == 0 for video in videos)
-    assert all(video.video_url != "" for video in videos)
+def checked_list(records):
+    """Check that all ways to read a list agree, also after it went to another process."""
+    videos = list(records)
+    assert [video.id for video in videos] == list(records.ids)
+    assert all(video.id.strip() for video in videos)
+    assert len(records) == len(videos)
+    for video in videos:
+        assert records.get(video.id) == video
+        assert records.status(video.id) == video.status
+        assert len(video.status) <= 100
+        assert video.created_at is None or video.created_at.utcoffset().seconds == 0
+        assert video.video_url != ""
+    items = records.encode_items([*records.ids, " not listed"])
+    assert items.pop(" not listed") is None
+    again = RecordList.from_items(items.values(), VIDEOS, RULES, complete=records.complete)
+    assert (list(again), again.broken) == (videos, 0)
 
 
 def checked_error(error):
-    """It is ours, says something, is of bounded length where it shows what came, and pickles."""
+    """Check that an error has a text, is of bounded length where it shows a body, and can be pickled."""
     assert isinstance(error, q.QameraError)
     assert len(getattr(error, "excerpt", "")) <= LONGEST_EXCERPT
+    assert len(error.message) <= LONGEST_MESSAGE
     assert len(error.correlation_id or "") <= LONGEST_EXCERPT
     assert str(error)
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - made here
@@ -73,29 +87,27 @@ def checked_error(error):
 @example(b'{"videos":[{"id":"a","status":"DONE","new":"\xff"},3],"new":"\\ude00"}')
 @example(b'{"videos":[{"id":"a"},{"id":"a","status":"DONE"}],"count":"x"}')
 @example(b'{"videos":[{"id":""},{"id":""}]}')
-def test_any_list_is_read_the_same_both_ways_or_refused(body):
-    """P7: ids and statuses, the videos asked for, and all videos agree; else InvalidResponseError."""
+def test_any_list_is_read_or_refused(body):
+    """P7: all ways to read a list agree; any other body is an InvalidResponseError."""
     try:
-        read = listed(body)
+        records = parse(body)
     except q.InvalidResponseError as error:
         checked_error(error)
-        with pytest.raises(q.InvalidResponseError):
-            protocol.read_videos(answer(body), RULES)
     else:
-        held_together(*read)
+        checked_list(records)
 
 
 def refused(constant):
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def named(body):
-    """Give the ids of a receipt by Python's own reader, once each; whether all of the list are ids.
+    """Return the ids of a receipt by Python's own decoder, once each, and whether every one can be read.
 
-    An id is a text that isn't blank and has no character that could not be read.
+    An id that can be read is a text that isn't blank and has no replaced character.
     """
     try:
-        stated = json.loads(body.decode(), parse_constant=refused)
+        stated = json.loads(body.decode("utf-8", "replace"), strict=False, parse_constant=refused)
     except (ValueError, RecursionError):
         return (), False
     listed = stated.get("createdRecordIds") if isinstance(stated, dict) else None
@@ -114,11 +126,11 @@ def named(body):
 @example(b'{"createdRecordIds":["a"],"orderId":"cut \\ud83d"}', {})
 @example(b'{"createdRecordIds":["a","cut \\ud83d"]}', {})
 @example(b'{"createdRecordIds":["b",null,"a"," ","b"]}', {})
-def test_any_receipt_has_its_ids_or_is_refused_with_those_that_are_readable(body, sent_headers):
-    """P4, P7: no receipt without an id, and no id that the server named is forgotten."""
+def test_any_receipt_has_its_ids_or_is_refused_with_the_readable_ones(body, sent_headers):
+    """P4, P7: no receipt is without an id, and no id that the server named is lost."""
     refusal = None
     try:
-        receipt = protocol.read_receipt(answer(body, 200, sent_headers))
+        receipt = parse_receipt(response(body, 200, sent_headers))
     except q.InvalidResponseError as error:
         refusal = error
 
@@ -137,34 +149,34 @@ def test_any_receipt_has_its_ids_or_is_refused_with_those_that_are_readable(body
 @given(st.one_of(bodies, errors.map(encoded)), statuses, headers)
 @example(b'{"error":"Required: 999999999999999999, available: 5"}', 402, {})
 @example(b'{"error":"no such suggestion: cut \\ud83d"}', 400, {})
-def test_any_answer_that_says_no_is_an_error_of_ours(body, status, sent_headers):
-    """P7: with its status, a bounded wait, and no number that wasn't there."""
-    error = protocol.error_of(answer(body, status, sent_headers))
+def test_any_other_response_is_an_error(body, status, sent_headers):
+    """P7: the error has the status and a bounded Retry-After, and only the API's shape is a rejection."""
+    error = parse_error(response(body, status, sent_headers))
 
     checked_error(error)
     assert error.status == status
+    rejected = is_definite_rejection(response(body, status, sent_headers))
     if isinstance(error, q.ApiError):
         assert error.retry_after is None or 0 <= error.retry_after <= 3600
-        refusal = protocol.is_refusal(answer(body, status, sent_headers))
-        assert not refusal or status in (407, 429) or (400 <= status < 500 and not error.foreign)
+        assert rejected is (400 <= status < 500 and status not in (408, 409) and not error.foreign)
     else:
-        assert not protocol.is_refusal(answer(body, status, sent_headers))
+        assert not rejected
 
 
 @FUZZ
 @given(
     st.lists(good_items(), max_size=5, unique_by=lambda pair: pair[0]["id"]), st.integers(0, 9) | st.none()
 )
-def test_a_documented_list_is_what_was_meant(pairs, count):
-    """Whatever fields are added, in whatever order; null is the same as absent."""
-    body = encoded({"videos": [written for _, written in pairs], "count": count})
+def test_documented_list_is_read_as_meant(pairs, count):
+    """Fields may be added and come in any order, and null is the same as absent."""
+    items = [written for _, written in pairs]
 
-    listing, some, videos = listed(body)
+    records = parse(encoded({"videos": items, "count": count}))
 
-    held_together(listing, some, videos)
-    assert listing.broken == 0
-    assert listing.complete is (count is None or count <= len(pairs))
-    for (meant, _), video in zip(pairs, videos, strict=True):
+    checked_list(records)
+    assert records.broken == 0
+    assert records.complete is (count is None or count <= len(pairs))
+    for (meant, _), video in zip(pairs, records, strict=True):
         assert (video.id, video.status) == (meant["id"], meant["status"])
         assert (video.name, video.thumbnail, video.voting, video.video_url) == (
             whole(meant["name"]),
@@ -177,12 +189,23 @@ def test_a_documented_list_is_what_was_meant(pairs, count):
 
 
 @FUZZ
+@given(st.lists(good_items().map(lambda pair: pair[1]), max_size=5))
+def test_lenient_decoder_reads_the_same_as_the_fast_one(items):
+    """A broken item makes the whole list go through the lenient decoder."""
+    fast = parse(encoded({"videos": items}))
+    lenient = parse(encoded({"videos": [*items, 7]}))
+
+    assert list(lenient) == list(fast)
+    assert lenient.broken == fast.broken + 1
+
+
+@FUZZ
 @given(good_receipts)
-def test_a_documented_receipt_is_what_was_meant(pair):
-    """Whatever fields are added, in whatever order; each id once, in the server's order."""
+def test_documented_receipt_is_read_as_meant(pair):
+    """Fields may be added and come in any order; each id is named once, in the server's order."""
     meant, written = pair
 
-    receipt = protocol.read_receipt(answer(encoded(written)))
+    receipt = parse_receipt(response(encoded(written)))
 
     assert receipt == q.Receipt(
         tuple(dict.fromkeys(meant["createdRecordIds"])),
@@ -195,35 +218,34 @@ def test_a_documented_receipt_is_what_was_meant(pair):
 
 @FUZZ
 @given(good_items(), st.lists(st.binary(max_size=20), max_size=3))
-def test_a_good_video_among_broken_ones_is_served(pair, broken):
-    """Case 50: what else is in the list hides nothing, as long as it is JSON."""
+def test_good_item_among_broken_ones_is_read(pair, broken):
+    """Case 50: a broken item hides no other, as long as the list is JSON."""
     meant, written = pair
     body = encoded({"videos": [*(noise.hex() for noise in broken), written, *(len(n) for n in broken)]})
 
-    listing, some, _ = listed(body)
+    records = parse(body)
 
-    assert (listing.broken, list(some)) == (2 * len(broken), [meant["id"]])
-    assert some[meant["id"]].video_url == whole(meant["videoUrl"])
+    assert (records.broken, list(records.ids)) == (2 * len(broken), [meant["id"]])
+    assert records.get(meant["id"]).video_url == whole(meant["videoUrl"])
 
 
 @pytest.mark.parametrize("bulk", BULKS)
-def test_no_reader_takes_more_than_a_multiple_of_the_body(bulk):
-    """P7: the limit of the body is one of the memory, up to what Python's smallest objects take."""
+def test_memory_is_a_multiple_of_the_body(bulk):
+    """P7: the limit of the body limits the memory, up to the size of Python's smallest objects."""
     head, unit, tail = BULKS[bulk]
-    raw = answer(head + unit * (60_000 // len(unit)) + tail)
+    body = head + unit * (60_000 // len(unit)) + tail
     peaks = []
-    for read in (
-        protocol.read_receipt,
-        protocol.read_listing,
-        lambda a: protocol.read_videos(a, RULES),
-        protocol.error_of,
+    for parse_body in (
+        lambda: parse_receipt(response(body)),
+        lambda: parse(body),
+        lambda: parse_error(response(body, 400)),
     ):
         tracemalloc.start()
         try:
-            read(raw)
+            parse_body()
         except q.InvalidResponseError:
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
 
-    assert max(peaks) <= 40 * len(raw.body) + 100_000
+    assert max(peaks) <= 40 * len(body) + 100_000

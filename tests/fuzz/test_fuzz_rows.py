@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import TOKENS, anything, texts
 
 import qamera_async as q
-from qamera_async import _protocol as protocol
+from qamera_async._protocol import encode_request
 from qamera_async.cli.rows import CatalogueError, read_rows
 
 FUZZ = settings.get_profile("values")
@@ -92,7 +92,7 @@ def test_any_bytes_are_requests_or_a_catalogue_error(name, content):
         assert len(set(refs)) == len(refs) == len(catalogue.lines) > 0
         assert list(catalogue.lines) == sorted(catalogue.lines)
         for request in catalogue.requests:
-            json.loads(protocol.encode(request)[1])
+            json.loads(encode_request(request, "key").body)
     else:
         lines = [problem.line for problem in catalogue.problems]
         assert lines == sorted(lines)

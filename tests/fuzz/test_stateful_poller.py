@@ -298,9 +298,7 @@ class PollerMachine(RuleBasedStateMachine):
                 record.created_at = record.created_at or created_at
 
     @precondition(lambda self: self.jobs)
-    @rule(
-        pick=picks, timeout=st.sampled_from([1.0, 8.0, 100.0, math.inf, None]), slowly=st.booleans()
-    )
+    @rule(pick=picks, timeout=st.sampled_from([1.0, 8.0, 100.0, math.inf, None]), slowly=st.booleans())
     def wait(self, pick, timeout, slowly):
         """Where ``slowly``, the poll on the wire is answered much later."""
         job = self.jobs[pick % len(self.jobs)]

@@ -47,6 +47,7 @@ from qamera_async import (
     ServerError,
     SessionClosedError,
     StatusRules,
+    TargetExistsError,
     Timeouts,
     TransportError,
     Video,
@@ -226,6 +227,8 @@ def explain_more(error: QameraError) -> str:  # noqa: PLR0911 - one for each err
             return f"{error.max_credits - error.spent} {error.price}"
         case AmbiguityLimitError():
             return error.errors[0].intent.id.upper()
+        case TargetExistsError():
+            return error.path or ""
         case DownloadError():
             return f"{error.record_id} {error.path} {error.status} {error.host}"
         case LedgerVersionError():

@@ -145,7 +145,7 @@ async def test_killed_process_keeps_its_slots_as_long_as_they_may_count(machine)
 
 
 async def test_suspended_process_keeps_its_slots_in_flight(machine):
-    """P2: it may send its requests when it goes on. They end with the process, or a window after a response."""
+    """P2: it may send its requests when it goes on. They end with it, or a window after a response."""
     slot_ids = await machine.fill()
     machine.now += 10 * (GRACE + WINDOW)
     assert await machine.is_full()

@@ -1,6 +1,7 @@
 """Settings: validation, delays and the meaning of statuses."""
 
 import copy
+import doctest
 import inspect
 import itertools
 import math
@@ -13,6 +14,7 @@ from cattrs.preconf.json import make_converter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qamera_async import _config
 from qamera_async._config import (
     PollPolicy,
     RetryPolicy,
@@ -186,3 +188,7 @@ def test_cattrs_restores_a_setting_from_json(value):
     converter = make_converter()
 
     assert converter.loads(converter.dumps(value), type(value)) == value
+
+
+def test_docstring_examples():
+    assert doctest.testmod(_config) == (0, 4)

@@ -1,6 +1,7 @@
 """Requests, receipts, records and intents: validation, copies and annotations."""
 
 import copy
+import doctest
 import enum
 import inspect
 import itertools
@@ -16,6 +17,7 @@ from cattrs.preconf.json import make_converter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qamera_async import _models
 from qamera_async._models import (
     Intent,
     JobState,
@@ -302,3 +304,7 @@ def test_subclasses_become_plain_values():
     assert type(request.image_id) is type(request.ref) is str
     assert [type(value) for value in request.extra_body.values()] == [str, int, list, int]
     assert {type(name) for name in request.extra_body} == {str}
+
+
+def test_docstring_examples():
+    assert doctest.testmod(_models) == (0, 2)

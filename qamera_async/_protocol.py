@@ -1,0 +1,711 @@
+"""The wire protocol as pure functions: requests to bytes, responses to models or errors.
+
+The module does no I/O and reads no clock. It is the only one that knows the API's paths and field names.
+`KINDS` is the one table of what can be generated: a new kind is one row here and one record class in
+`_models`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import GenericAlias
+from typing import Any, NoReturn, TypeGuard, cast
+
+import attrs
+import msgspec
+
+from . import errors
+from ._config import StatusRules
+from ._models import Receipt, Record, ReelRequest, Request, Video, VideoRequest
+
+KEY_HEADER = "X-Api-Key"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+
+# The number of records is checked before decoding, because a short record takes many times its bytes in
+# memory. The longest body that the transport reads, 42 MiB, holds about 110,000 records as documented.
+_MAX_RECORDS = 150_000
+_SHORT_LIST = 32 * _MAX_RECORDS  # bytes; counting the records of a shorter list is not worth its time
+# A list that is not as documented is decoded by `json`, which builds every value. Below these limits that
+# takes less than 0.5 s, for which the event loop stands still.
+_MAX_LENIENT_BYTES = 12 * 1024 * 1024
+_MAX_LENIENT_TOKENS = 300_000
+
+_MAX_STATUS = 100  # characters
+_MAX_EXCERPT = 200  # characters
+_MAX_MESSAGE = 2_000  # characters
+_MAX_REDACTED = 16 * 1024  # characters; as much of a text is searched for the key
+_LONGEST_KEY = 8 * 1024  # characters; servers refuse longer headers
+_MAX_RETRY_AFTER = 3600.0  # seconds; more is taken for a mistake of the server
+_MAX_CREDITS = 2**31
+_MAX_DIGITS = 1_000  # of an integer in JSON
+
+_OK = 200
+_NOT_MODIFIED = 304
+_CLIENT_ERROR = 400  # to 499
+_SERVER_ERROR = 500  # to 599
+_ETAG = re.compile(r'(W/)?"[!\x23-\x7e]{0,200}"')  # RFC 9110, 8.8.3
+_SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
+_CREDITS = re.compile(r"required:\s*([0-9]{1,18})[^0-9]+available:\s*([0-9]{1,18})", re.IGNORECASE)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Besides its own errors, msgspec raises RecursionError for nested brackets and ValueError for a str with a
+# lone surrogate.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+# --- kinds ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class RecordListSpec:
+    """One list endpoint of the API.
+
+    Args:
+        path: The path of the endpoint.
+        key: The field of the JSON body that holds the records.
+        record_type: The class of the records. Its fields are read from the wire by their camelCase names.
+
+    """
+
+    path: str
+    key: str
+    record_type: type[Any]
+
+
+@attrs.frozen
+class Kind:
+    """One kind of generation: what a request of it sends and where its records are listed.
+
+    Args:
+        name: The name of the kind, as ledgers and command lines show it.
+        path: The path that the request is posted to.
+        request_type: The class of the requests.
+        encode: Returns the fields of the JSON body. A field that is None is not sent.
+        records: The list in which the records appear.
+        single: True if a job's result is one record, False if it is a tuple of records.
+
+    """
+
+    name: str
+    path: str
+    request_type: type[Any]
+    encode: Callable[[Any], dict[str, Any]]
+    records: RecordListSpec
+    single: bool
+
+
+def _encode_video(request: VideoRequest) -> dict[str, Any]:
+    return {
+        "imageId": request.image_id,
+        "generatedImageId": request.generated_image_id,
+        "suggestion": request.suggestion,
+        "provider": request.provider,
+    }
+
+
+def _encode_reel(request: ReelRequest) -> dict[str, Any]:
+    return {"imagesIds": request.image_ids}
+
+
+# The API's section "Videos": reels are listed among the videos.
+VIDEOS = RecordListSpec("/api/external/videos", "videos", Video)
+
+_ROWS = (
+    Kind(
+        "video",
+        "/api/external/video-picker/register-videos",
+        VideoRequest,
+        _encode_video,
+        VIDEOS,
+        single=True,
+    ),
+    Kind("reel", "/api/external/reel/register-reel", ReelRequest, _encode_reel, VIDEOS, single=True),
+)
+
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _ROWS}
+"""Every kind by its name."""
+
+
+def kind_of(request: object) -> Kind:
+    """Return the kind of a request.
+
+    Raises:
+        InvalidRequestError: The value is not a request.
+
+    """
+    for kind in KINDS.values():
+        if isinstance(request, kind.request_type):
+            return kind
+    names = ", ".join(kind.request_type.__name__ for kind in KINDS.values())
+    raise errors.InvalidRequestError(f"A request must be one of {names}, not a {type(request).__name__}.")
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class ApiRequest:
+    """One request to the API, without what the connection adds: host, API key and user agent.
+
+    Args:
+        method: GET or POST.
+        path: The path below the base URL.
+        body: The bytes of the body; None sends no body.
+        headers: The headers that belong to this request.
+
+    """
+
+    method: str
+    path: str
+    body: bytes | None = None
+    headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
+
+
+def encode_request(request: Request, idempotency_key: str) -> ApiRequest:
+    """Return the POST that submits a request (the API's section "Videos").
+
+    Args:
+        request: The request. Its `ref` is not sent.
+        idempotency_key: The value of the Idempotency-Key header.
+
+    Raises:
+        InvalidRequestError: The value is not a request, or its `extra_body` names a field of the request.
+
+    """
+    kind = kind_of(request)
+    fields = kind.encode(request)
+    taken = sorted(fields.keys() & request.extra_body.keys())
+    if taken:
+        raise errors.InvalidRequestError(
+            f"extra_body must not contain {', '.join(taken)}: {kind.request_type.__name__} sets it."
+        )
+    body = {name: value for name, value in fields.items() if value is not None} | dict(request.extra_body)
+    return ApiRequest(
+        "POST",
+        kind.path,
+        msgspec.json.encode(body),
+        {"Content-Type": "application/json", IDEMPOTENCY_HEADER: idempotency_key},
+    )
+
+
+def list_request(spec: RecordListSpec, known: RecordList | None = None) -> ApiRequest:
+    """Return the GET of a list.
+
+    Args:
+        spec: The list.
+        known: An earlier list. If it has an ETag, the server may answer that nothing has changed (304). None
+            asks for the whole list.
+
+    """
+    etag = None if known is None else known.etag
+    return ApiRequest("GET", spec.path, headers={} if etag is None else {"If-None-Match": etag})
+
+
+# --- responses ------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Response:
+    """One HTTP response.
+
+    Args:
+        status: The HTTP status.
+        headers: The headers by their lower-case names.
+        body: The bytes of the body after decompression.
+        redact: Replaces the secrets in a text. By default there are none.
+
+    """
+
+    status: int
+    # The server may echo the API key, so tracebacks with locals must not show these.
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    redact: Callable[[str], str] = attrs.field(default=str, repr=False)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The id of this exchange in the server's logs; None if the server sent none."""
+        value = self.headers.get("x-correlation-id", "").encode("ascii", "replace").decode()
+        return self.shorten(value.strip(), _MAX_EXCERPT) or None
+
+    @property
+    def date(self) -> datetime | None:
+        """The server's clock when it answered, an aware datetime in UTC; None if the server did not tell."""
+        try:
+            return _in_utc(parsedate_to_datetime(self.headers["date"]))
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return None
+
+    def excerpt(self) -> str:
+        """Return the first 200 characters of the body, without secrets."""
+        # A character has at most four bytes.
+        text = self.body[: 4 * (_MAX_REDACTED + 1)].decode("utf-8", "replace")
+        shown = self.shorten(text, _MAX_EXCERPT + 1)
+        return shown if len(shown) <= _MAX_EXCERPT else f"{shown[:_MAX_EXCERPT]}..."
+
+    def shorten(self, text: str, length: int) -> str:
+        """Return the first characters of a text, without secrets.
+
+        Args:
+            text: A text of any length.
+            length: The most characters to return, at most 8,192.
+
+        """
+        # Redacting comes before cutting, because a part of a key is not recognised. A very long text is cut
+        # first all the same, to bound the time; then the end, which may be a part of a key, is left out.
+        redacted = self.redact(text[:_MAX_REDACTED])
+        end = len(redacted) if len(text) <= _MAX_REDACTED else max(len(redacted) - _LONGEST_KEY, 0)
+        return redacted[: min(end, length)]
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how long the server asks to wait (the API's section "Sibling").
+
+    Returns:
+        Seconds, at most an hour; None if the header is missing or is not a number of seconds.
+
+    """
+    value = headers.get("retry-after", "").strip()
+    return min(float(value), _MAX_RETRY_AFTER) if _SECONDS.fullmatch(value) else None
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+_ERROR_TYPES: Mapping[int, type[errors.ApiError]] = {
+    400: errors.BadRequestError,
+    401: errors.AuthenticationError,
+    402: errors.InsufficientCreditsError,
+    403: errors.PermissionDeniedError,
+    404: errors.NotFoundError,
+    429: errors.RateLimitError,
+}
+
+
+def parse_error(response: Response) -> errors.QameraError:
+    """Return the error of a response whose status is not 200 (the API's section "Every request")."""
+    status = response.status
+    if not _CLIENT_ERROR <= status < _SERVER_ERROR + 100:
+        return _invalid_response(
+            response,
+            f"The server answered with status {status}, which the API does not use.",
+            "status 200, or an error with a status from 400 to 599",
+        )
+    text = _error_text(response)
+    message = response.excerpt() if text is None else response.shorten(text, _MAX_MESSAGE)
+    error_type = _ERROR_TYPES.get(status, errors.ApiError if status < _SERVER_ERROR else errors.ServerError)
+    details: dict[str, Any] = {}
+    if error_type is errors.InsufficientCreditsError and (numbers := _CREDITS.search(message)):
+        details = {"required": int(numbers[1]), "available": int(numbers[2])}
+    return error_type(
+        message,
+        status=status,
+        correlation_id=response.correlation_id,
+        retry_after=retry_after(response.headers),
+        foreign=text is None,
+        **details,
+    )
+
+
+def is_definite_rejection(response: Response) -> bool:
+    """Return whether a response to a POST proves that the request was not accepted.
+
+    The body must have the API's shape, because a proxy may answer 407 or 429 after it has forwarded the
+    request. 408 and 409 prove nothing in any shape: the server may have accepted the request before.
+    """
+    rejected = _CLIENT_ERROR <= response.status < _SERVER_ERROR and response.status not in {408, 409}
+    return rejected and _error_text(response) is not None
+
+
+def _error_text(response: Response) -> str | None:
+    """Return the text of an error; None if the body has neither shape of "Every request" and "Sibling"."""
+    error = _fields(_decode_json(response.body)).get("error")
+    if isinstance(error, str):
+        return _text(error)
+    for name in ("message", "message_i18n", "code"):
+        value = _fields(error).get(name)
+        for text in (value, *_fields(value).values()):
+            if isinstance(text, str) and text:
+                return _text(text)
+    return None
+
+
+def _invalid_response(
+    response: Response, message: str, expected: str, record_ids: tuple[str, ...] = ()
+) -> errors.InvalidResponseError:
+    return errors.InvalidResponseError(
+        message,
+        status=response.status,
+        expected=expected,
+        excerpt=response.excerpt(),
+        correlation_id=response.correlation_id,
+        record_ids=record_ids,
+    )
+
+
+# --- receipts -------------------------------------------------------------------------------------
+
+
+def parse_receipt(response: Response) -> Receipt:
+    """Return the receipt of an accepted submission (the API's section "The receipt").
+
+    Everything but the record ids may be missing or have another type; it is None then.
+
+    Raises:
+        InvalidResponseError: The body has no record ids, or one of them cannot be read. `record_ids` of the
+            error has the readable ones.
+
+    """
+    # The decoded body may echo the API key. It is never a local of this frame, which the traceback shows.
+    receipt = _decode_receipt(response)
+    if receipt is None:
+        raise _invalid_response(
+            response,
+            "The server's receipt cannot be read.",
+            "a receipt with createdRecordIds",
+            _readable_ids(response),
+        )
+    return receipt
+
+
+def _decode_receipt(response: Response) -> Receipt | None:
+    fields = _fields(_decode_json(response.body))
+    values = _values(fields.get("createdRecordIds"))
+    record_ids = list(filter(_is_record_id, values))
+    if not values or len(record_ids) < len(values):
+        return None
+    return Receipt(
+        record_ids=tuple(dict.fromkeys(record_ids)),
+        batch_id=_text(fields.get("batchId")),
+        order_id=_text(fields.get("orderId")),
+        reservation_id=_text(fields.get("reservationId")),
+        credits_reserved=_credits(fields.get("creditsReserved")),
+        correlation_id=response.correlation_id,
+    )
+
+
+def _readable_ids(response: Response) -> tuple[str, ...]:
+    values = _values(_fields(_decode_json(response.body)).get("createdRecordIds"))
+    record_ids = dict.fromkeys(filter(_is_record_id, values))
+    # An id that echoes the API key does not go into an error.
+    harmless = set(response.redact("\n".join(record_ids)).split("\n"))
+    return tuple(record_id for record_id in record_ids if record_id in harmless)
+
+
+def _is_record_id(value: object) -> TypeGuard[str]:
+    # U+FFFD and lone surrogates stand for characters that were lost on the way.
+    return isinstance(value, str) and bool(value.strip()) and "\ufffd" not in value and _text(value) == value
+
+
+def _credits(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < _MAX_CREDITS else None
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+class _Entry(msgspec.Struct, gc=False, rename="camel", omit_defaults=True):
+    """One record as the list has it. `_wire` adds the other fields of the record type."""
+
+    id: str
+    status: str | None = None
+    created_at: str | None = None
+
+
+@attrs.frozen
+class _DecodedList:
+    """What a list has: its entries, its `count`, and the number of entries that are not records."""
+
+    entries: list[_Entry]
+    count: int | None
+    broken: int = 0
+
+
+@attrs.frozen
+class _Wire:
+    """How the entries of one list are decoded."""
+
+    entry_type: type[_Entry]
+    list_decoder: msgspec.json.Decoder[Any]
+    entry_decoder: msgspec.json.Decoder[_Entry]
+
+
+@functools.cache
+def _wire(spec: RecordListSpec) -> _Wire:
+    # The state is not on the wire: it follows from the status.
+    names = {field.name for field in attrs.fields(spec.record_type)} - {*_Entry.__struct_fields__, "state"}
+    entry_type = cast(
+        "type[_Entry]",
+        msgspec.defstruct(
+            f"{spec.record_type.__name__}Entry",
+            [(name, str | None, None) for name in sorted(names)],
+            bases=(_Entry,),
+            gc=False,
+        ),
+    )
+    list_type = msgspec.defstruct(
+        "EntryList",
+        [("entries", GenericAlias(list, entry_type)), ("count", int | None, None)],
+        rename={"entries": spec.key},
+    )
+    return _Wire(entry_type, msgspec.json.Decoder(list_type), msgspec.json.Decoder(entry_type))
+
+
+@attrs.frozen(eq=False)
+class RecordList:
+    """One list of records as the server sent it.
+
+    Of entries with the same id the last one counts.
+
+    Args:
+        spec: The list.
+        rules: What the status words mean.
+        entries: The decoded entries by their ids, in the server's order.
+        complete: False if the list's `count` says that records are missing from it.
+        broken: The number of entries that are not records.
+        response: The response that the list came in; None if the list did not come from the server.
+        unchanged: True if the server's list is the same as the one before it.
+
+    """
+
+    spec: RecordListSpec = attrs.field(repr=False)
+    rules: StatusRules = attrs.field(repr=False)
+    entries: Mapping[str, _Entry] = attrs.field(repr=False)
+    complete: bool
+    broken: int
+    response: Response | None = attrs.field(default=None, repr=False)
+    unchanged: bool = False
+
+    @classmethod
+    def from_items(
+        cls, items: Iterable[str], spec: RecordListSpec, rules: StatusRules, *, complete: bool
+    ) -> RecordList:
+        """Return a list of entries that `encode_items` encoded, in another process too.
+
+        Args:
+            items: The encoded entries. One that cannot be read counts as broken.
+            spec: The list that they are from.
+            rules: What the status words mean.
+            complete: Whether the list that they are from was complete.
+
+        """
+        decode = _wire(spec).entry_decoder.decode
+        entries: dict[str, _Entry] = {}
+        broken = 0
+        for item in items:
+            try:
+                entry = decode(item)
+            except _UNREADABLE:
+                broken += 1
+            else:
+                entries[entry.id] = entry
+        return cls(spec, rules, entries, complete, broken)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, record_id: object) -> bool:
+        return record_id in self.entries
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self._record, self.entries.values())
+
+    @property
+    def ids(self) -> KeysView[str]:
+        """The ids of the records, in the server's order."""
+        return self.entries.keys()
+
+    @property
+    def date(self) -> datetime | None:
+        """The server's clock when it answered, an aware datetime in UTC; None if it is not known."""
+        return None if self.response is None else self.response.date
+
+    @property
+    def etag(self) -> str | None:
+        """The list's ETag; None if the server sent none, or a value that is not one."""
+        etag = "" if self.response is None else self.response.headers.get("etag", "")
+        return etag if _ETAG.fullmatch(etag) else None
+
+    def status(self, record_id: str) -> str | None:
+        """Return the status word of a record, "" if it has none; None if the record is not in the list."""
+        entry = self.entries.get(record_id)
+        return None if entry is None else self._status(entry)
+
+    def get(self, record_id: str) -> Record | None:
+        """Return a record, made on demand; None if it is not in the list."""
+        entry = self.entries.get(record_id)
+        return None if entry is None else self._record(entry)
+
+    def encode_items(self, ids: Iterable[str]) -> dict[str, str | None]:
+        """Return records as JSON text by their ids, for `from_items`; None for an id that is not listed."""
+        return {record_id: self._encode(self.entries.get(record_id)) for record_id in ids}
+
+    def _encode(self, entry: _Entry | None) -> str | None:
+        if entry is None:
+            return None
+        # The process that decodes the text has no response to redact the status with.
+        return msgspec.json.encode(msgspec.structs.replace(entry, status=self._status(entry))).decode()
+
+    def _status(self, entry: _Entry) -> str:
+        status = entry.status or ""
+        if len(status) > _MAX_STATUS:
+            return ""
+        # A warning shows an unknown word, which may echo the API key.
+        return status if self.response is None or self.rules.knows(status) else self.response.redact(status)
+
+    def _record(self, entry: _Entry) -> Record:
+        status = self._status(entry)
+        values = msgspec.structs.asdict(entry)
+        values["status"] = status
+        values["state"] = self.rules.state(status)
+        values["created_at"] = _timestamp(entry.created_at)
+        values["video_url"] = values.get("video_url") or None
+        # Twice as fast as the class's own constructor. Values without a field are left out.
+        record: Record = msgspec.convert(values, self.spec.record_type)
+        return record
+
+
+def parse_list(
+    response: Response, spec: RecordListSpec, rules: StatusRules, known: RecordList | None = None
+) -> RecordList:
+    """Return the list in a response (the API's section "Videos" and its siblings).
+
+    One broken entry hides no other: an entry without a readable id is counted as broken, a field of another
+    type counts as absent, and unknown fields are ignored.
+
+    Args:
+        response: The response to `list_request`.
+        spec: The list that was asked for.
+        rules: What the status words mean.
+        known: An earlier list. If the server's list is the same, the result shares its entries and nothing is
+            decoded. None decodes in any case.
+
+    Raises:
+        InvalidResponseError: The body is not such a list, or is too large: more than 150,000 records, or 12
+            MiB or 300,000 values where it is not as documented.
+        QameraError: The status is neither 200 nor a 304 for `known`; see `parse_error`.
+
+    """
+    before = None if known is None else known.response
+    if known is not None and before is not None:
+        if response.status == _NOT_MODIFIED:
+            headers = {**before.headers, **response.headers}
+            return attrs.evolve(known, response=attrs.evolve(before, headers=headers), unchanged=True)
+        if response.status == _OK and response.body == before.body:
+            return attrs.evolve(known, response=attrs.evolve(response, body=before.body), unchanged=True)
+    if response.status != _OK:
+        raise parse_error(response)
+    # As for a receipt, the decoded body is never a local of this frame.
+    records = _decode_list(response, spec, rules)
+    if records is None:
+        raise _invalid_response(
+            response,
+            f"The server's list of {spec.key} cannot be read.",
+            f'{{"{spec.key}": [{{"id": ...}}, ...]}} with at most {_MAX_RECORDS:,} records',
+        )
+    return records
+
+
+def _decode_list(response: Response, spec: RecordListSpec, rules: StatusRules) -> RecordList | None:
+    body = response.body
+    if len(body) > _SHORT_LIST and body.count(b"{") > _MAX_RECORDS:
+        return None
+    try:
+        plain = _wire(spec).list_decoder.decode(body)
+        decoded = _DecodedList(plain.entries, plain.count)
+    except _UNREADABLE:
+        lenient = _decode_leniently(body, spec)
+        if lenient is None:
+            return None
+        decoded = lenient
+    broken = decoded.broken
+    complete = decoded.count is None or decoded.count <= len(decoded.entries) + broken
+    entries = {entry.id: entry for entry in decoded.entries}
+    if "" in entries or any(map(str.isspace, entries)):
+        broken += sum(not entry.id.strip() for entry in decoded.entries)
+        entries = {record_id: entry for record_id, entry in entries.items() if record_id.strip()}
+    return RecordList(spec, rules, entries, complete, broken, response)
+
+
+def _decode_leniently(body: bytes, spec: RecordListSpec) -> _DecodedList | None:
+    """Decode a list that is not as documented."""
+    tokens = sum(map(body.count, (b",", b"[", b"{", b"\\")))
+    if len(body) > _MAX_LENIENT_BYTES or tokens > _MAX_LENIENT_TOKENS:
+        return None
+    fields = _fields(_decode_json(body, _lenient_decoder))
+    count = fields.get("count")
+    if not isinstance(fields.get(spec.key), list) or count == math.inf:
+        return None
+    values = _values(fields[spec.key])
+    entry_type = _wire(spec).entry_type
+    id_name, *names = entry_type.__struct_encode_fields__
+    entries: list[_Entry] = []
+    for value in map(_fields, values):
+        record_id = _text(value.get(id_name))
+        if record_id is not None:
+            entries.append(entry_type(record_id, *(_text(value.get(name)) for name in names)))
+    return _DecodedList(entries, count if type(count) is int else None, len(values) - len(entries))
+
+
+# --- JSON values ----------------------------------------------------------------------------------
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    # A limit of its own, because Python's can be turned off and the time is quadratic.
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("too many digits")
+    return int(digits)
+
+
+def _integer_or_infinity(digits: str) -> float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
+
+
+_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer)
+_lenient_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer_or_infinity)
+
+
+def _decode_json(body: bytes, decoder: json.JSONDecoder = _decoder) -> Any:  # noqa: ANN401 - any JSON value
+    """Decode JSON; None if the body is not JSON.
+
+    Bytes that are not UTF-8 are replaced. Lone surrogates are accepted: JavaScript writes them for a text
+    that it cuts.
+    """
+    try:
+        return decoder.decode(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _fields(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _values(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []
+
+
+def _text(value: object) -> str | None:
+    """Return a text that can be encoded as UTF-8; None for any other value."""
+    if not isinstance(value, str):
+        return None
+    return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
+
+
+def _timestamp(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else _in_utc(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

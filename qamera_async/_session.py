@@ -1,0 +1,913 @@
+"""QameraSession: wires the parts together and owns their lifetimes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import ssl
+import warnings
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+import attrs
+
+from ._batch import Batch
+from ._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
+from ._jobs import Job, JobRegistry
+from ._models import Intent, Record, ReelRequest, Request, Video, VideoRequest, check_record_ids
+from ._polling import Poller
+from ._protocol import KINDS, VIDEOS, kind_of
+from ._ratelimit import RateLimiter, SessionLimiter, session_limiter
+from ._submission import Claim, Submitter
+from ._transport import ApiClient, ConnectionSettings, DownloadClient, Secret
+from .download import Downloader, safe_name
+from .errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    QameraError,
+    SessionClosedError,
+    TargetExistsError,
+    short_repr,
+)
+from .events import Event, check_callback, event_emitter
+from .ledger.address import Address
+from .ledger.file import Settled, intent_id
+from .ledger.ledger import Ledger
+from .ledger.places import NoLedger, checked_place, ledger_at
+from .ledger.rows import Row
+
+_T = TypeVar("_T")
+_log = logging.getLogger("qamera_async")
+
+
+@attrs.frozen
+class SessionStatistics:
+    """What a session is doing at one moment; made by `QameraSession.statistics`.
+
+    Args:
+        waiters: Tasks that await a job.
+        watched_records: Records that the polls look for.
+        polls: Polls that this session has sent and got an answer to.
+        submissions: Submissions that the server has accepted.
+        slots_used: Slots of the rate limit that are taken now, by all sessions that share it.
+        slots_waiting: Requests that wait for a slot, of all sessions that share the rate limit.
+        credits_reserved: Credits that the receipts of this session name.
+        seconds_since_poll: Seconds since the last good poll was sent; None before the first.
+
+    """
+
+    waiters: int
+    watched_records: int
+    polls: int
+    submissions: int
+    slots_used: int
+    slots_waiting: int
+    credits_reserved: int
+    seconds_since_poll: float | None
+
+
+class QameraSession:
+    """A client of the Qamera AI API for one event loop; an async context manager.
+
+    The session is bound to the first event loop that it runs on. Used on another loop, in a forked process or after
+    it was closed, its methods raise `SessionClosedError`.
+
+    Args:
+        api_key: The API key; None means the environment variable ``QAMERA_API_KEY``.
+        base_url: The address of the API; None means ``QAMERA_BASE_URL``, then ``https://app.qamera.ai``.
+        allow_http: Allow ``http://`` to a host other than this machine.
+        rate_limiter: The rate limit; None means 60 requests in 60 s, shared by all sessions of this process with
+            the same key and origin.
+        polling: How often the lists are fetched; None means ``PollPolicy()``.
+        retry: How requests that are safe to repeat are repeated; None means ``RetryPolicy()``.
+        timeouts: All time limits; None means ``Timeouts()``.
+        statuses: What the status words of the API mean; None means ``StatusRules()``.
+        ledger: Ledger file (created if missing) or ``postgresql://`` URL (needs the extra ``postgres``); None means
+            that nothing is stored.
+        on_event: A plain function that is called on the event loop with each event of `qamera_async.events`. What
+            it raises is logged and ignored.
+        headers: Headers to add to each request to the API. The key, host, content and idempotency headers can't be
+            set.
+        proxy: The URL of an HTTP proxy for all requests; None means no proxy, unless ``trust_env`` is set.
+        trust_env: Take proxies from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...). ``.netrc`` is never read.
+        ssl_context: TLS settings for all connections; None means the certificates of the system.
+        trace_configs: aiohttp's trace hooks for the requests to the API.
+
+    Raises:
+        ConfigurationError: A key, URL or setting can't be used.
+
+    Example:
+        async with QameraSession() as qamera:
+            job = await qamera.register_video(image_id="img_abc123")
+            video = await job
+
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        allow_http: bool = False,
+        rate_limiter: RateLimiter | None = None,
+        polling: PollPolicy | None = None,
+        retry: RetryPolicy | None = None,
+        timeouts: Timeouts | None = None,
+        statuses: StatusRules | None = None,
+        ledger: str | os.PathLike[str] | None = None,
+        on_event: Callable[[Event], object] | None = None,
+        headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
+        trust_env: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+    ) -> None:
+        # The arguments that may hold secrets leave the locals first: a traceback with locals must not show them.
+        key, address, extra_headers = Secret(api_key), Secret(base_url), Secret(headers)
+        proxy_url, ledger_url = Secret(proxy), Secret(ledger)
+        del api_key, base_url, headers, proxy, ledger
+        self._settings = ConnectionSettings(
+            api_key=key,
+            base_url=address.value,
+            allow_http=allow_http,
+            headers=extra_headers.value,
+            proxy=proxy_url,
+            trust_env=trust_env,
+            ssl_context=ssl_context,
+            trace_configs=trace_configs,
+        )
+        polling = _setting("polling", polling, PollPolicy)
+        rules = _setting("statuses", statuses, StatusRules)
+        self._retry = retry = _setting("retry", retry, RetryPolicy)
+        self._timeouts = timeouts = _setting("timeouts", timeouts, Timeouts)
+        if rate_limiter is not None and not isinstance(rate_limiter, RateLimiter):
+            raise ConfigurationError(
+                f"rate_limiter must be a RateLimiter or None, not {short_repr(rate_limiter)}."
+            )
+        emit = event_emitter(on_event)
+        origin = self._settings.origin
+        self._ledger_address = None if ledger_url.value is None else checked_place(ledger_url.value)
+        self._ledger: NoLedger = (
+            NoLedger() if self._ledger_address is None else ledger_at(self._ledger_address, origin)
+        )
+        self.internals = SessionInternals(self._ledger, self._ledger_address, retry)
+        account = _account(self._settings)
+        try:
+            self._limiter = session_limiter(account, rate_limiter)
+        except ConfigurationError:
+            self._ledger.release()
+            raise
+        self._slots = self._ledger.slots(account, timeouts.request + timeouts.connect)
+        self._api = ApiClient(self._settings, timeouts, retry)
+        board = self._ledger.board(account)
+        self._pollers = {
+            spec.path: Poller(spec, self._api, self._limiter, polling, timeouts, retry, rules, emit, board)
+            for spec in {kind.records for kind in KINDS.values()}
+        }
+        self._submitter = Submitter(
+            self._api, self._limiter, self._pollers, self._ledger, timeouts, retry, emit
+        )
+        self._download_client = DownloadClient(self._settings, timeouts)
+        self._downloader = Downloader(self._download_client, retry, timeouts, emit, self._listed_video)
+        self._jobs = JobRegistry(
+            self._pollers, emit, self._check, timeouts, polling, self._ledger, self._downloader
+        )
+        self._orders = _Orders(
+            self._submitter, self._jobs, self._limiter, polling, self._ledger, self._downloader
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
+        self._closing = self._closed = False
+        self._close_task: asyncio.Task[None] | None = None
+        self._finalizer = weakref.finalize(self, _abandon, self._limiter, self._ledger)
+        self._finalizer.atexit = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "new" if self._loop is None else "open"
+        return f"<QameraSession {self._settings.origin} {state}>"
+
+    def __del__(self) -> None:
+        finalizer = getattr(self, "_finalizer", None)
+        if finalizer is not None and finalizer.alive and self._loop is not None:
+            warnings.warn(
+                f"Unclosed {self!r}: use async with, or await aclose().",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    # --- lifetime ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Bind the session to the running loop and open its ledger.
+
+        Raises:
+            LedgerError: The ledger can't be used.
+            SessionClosedError: The session can't be used here.
+
+        """
+        self._check()
+        try:
+            await self._ledger.open()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Wait for the submissions on the wire, then close everything; idempotent.
+
+        Tasks that wait for a job or for a slot of the rate limit get `SessionClosedError`. A submission that has no
+        answer after ``Timeouts.close`` seconds is cut off, logged, and ambiguous in the ledger.
+
+        Raises:
+            SessionClosedError: The session belongs to another loop or process.
+
+        """
+        if self._close_task is None:
+            if self._loop is None:
+                if not self._closed:
+                    self._ledger.release()
+                self._finish_closing()
+                return
+            self._check()
+            self._closing = True
+            # A task of its own, so that a cancelled caller doesn't leave half of the session open.
+            self._close_task = asyncio.get_running_loop().create_task(self._close(), name="qamera-close")
+        await asyncio.shield(self._close_task)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is closed or being closed."""
+        return self._closing or self._closed
+
+    async def _close(self) -> None:
+        self._limiter.stop(SessionClosedError("The session was closed before the request was sent."))
+        parts = [
+            self._submitter.aclose,
+            *(poller.aclose for poller in self._pollers.values()),
+            self._download_client.aclose,
+            self._api.aclose,
+            self._close_ledger,
+        ]
+        try:
+            for close in parts:
+                try:
+                    await close()
+                except Exception:
+                    _log.exception("Closing a part of the session failed; the rest is closed all the same.")
+        finally:
+            self._finish_closing()
+
+    async def _close_ledger(self) -> None:
+        self._limiter.detach()
+        async with asyncio.timeout(self._timeouts.close):
+            await self._ledger.aclose()
+
+    def _finish_closing(self) -> None:
+        self._closed = True
+        self._finalizer.detach()
+        self._limiter.leave()
+
+    def _check_open(self) -> None:
+        """Refuse a closed session and a forked process."""
+        if self._process != os.getpid():
+            raise SessionClosedError(
+                "The session was made before a fork: make a QameraSession in each process."
+            )
+        if self.closed:
+            raise SessionClosedError("The session is closed.")
+
+    def _check(self) -> None:
+        """Refuse what `_check_open` refuses and any loop but the first; bind to the running loop."""
+        self._check_open()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise SessionClosedError("The session is used without a running event loop.") from None
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            raise SessionClosedError(
+                "The session belongs to another event loop: make one QameraSession for each loop."
+            )
+        self._loop = loop
+        if self._slots is not None:
+            self._limiter.attach(self._slots)
+
+    # --- state ------------------------------------------------------------------------------------
+
+    @property
+    def rate_limiter(self) -> RateLimiter:
+        """The rate limit that the requests of this session count against."""
+        return self._limiter.rate_limiter
+
+    def statistics(self) -> SessionStatistics:
+        """Return what the session is doing now; sends nothing."""
+        ages = [age for poller in self._pollers.values() if (age := poller.list_age) is not None]
+        return SessionStatistics(
+            waiters=sum(poller.waiters for poller in self._pollers.values()),
+            watched_records=sum(poller.watched for poller in self._pollers.values()),
+            polls=sum(poller.polls for poller in self._pollers.values()),
+            submissions=self._submitter.submissions,
+            slots_used=self.rate_limiter.used,
+            slots_waiting=self.rate_limiter.waiting,
+            credits_reserved=self._orders.credits_reserved,
+            seconds_since_poll=min(ages, default=None),
+        )
+
+    # --- submissions ------------------------------------------------------------------------------
+
+    async def register_video(
+        self,
+        *,
+        image_id: str | None = None,
+        generated_image_id: str | None = None,
+        suggestion: str | None = None,
+        provider: str | None = None,
+        ref: str | None = None,
+        extra_body: Mapping[str, object] | None = None,
+    ) -> Job[Video]:
+        """Submit one video of one image; this spends credits.
+
+        Source: the API's section "POST /api/external/video-picker/register-videos".
+
+        Args:
+            image_id: The source image. Exactly one of the two ids is needed.
+            generated_image_id: A generated image as the source.
+            suggestion: Creative direction, motion; None leaves it to the server.
+            provider: The generation provider; None means the server's default.
+            ref: The caller's name for this piece of work; never sent. With a ledger, the same ref is submitted once.
+            extra_body: Further fields for the JSON body.
+
+        Returns:
+            The job of the video: ``await`` it for the `Video`.
+
+        Raises:
+            InvalidRequestError: An argument can't be sent; nothing was sent.
+            AmbiguousSubmissionError: The server may or may not have accepted the submission; it is not sent again.
+            ApiError: The server refused the submission: 400, 401, 402, 403, 404, or 429 for five windows.
+            TransportError: The server was not reached; nothing was sent.
+            RefConflictError: The ledger has another request with this ``ref``; nothing was sent.
+            LedgerError: The ledger can't be written. `LedgerUnavailableError.receipt` has a receipt that arrived.
+            SessionClosedError: The session is closed, or was closed before the request was sent.
+
+        """
+        return await self.register(
+            VideoRequest(
+                image_id=image_id,
+                generated_image_id=generated_image_id,
+                suggestion=suggestion,
+                provider=provider,
+                ref=ref,
+                extra_body=extra_body,
+            )
+        )
+
+    async def register_reel(
+        self,
+        image_ids: Iterable[str],
+        *,
+        ref: str | None = None,
+        extra_body: Mapping[str, object] | None = None,
+    ) -> Job[Video]:
+        """Submit one reel of 1 to 10 images; this spends credits.
+
+        Source: the API's section "POST /api/external/reel/register-reel".
+
+        Args:
+            image_ids: The images, in the order of the reel.
+            ref: The caller's name for this piece of work, as for `register_video`.
+            extra_body: Further fields for the JSON body.
+
+        Returns:
+            The job of the reel: ``await`` it for the `Video`.
+
+        Raises:
+            QameraError: As for `register_video`.
+
+        """
+        return await self.register(ReelRequest(image_ids=image_ids, ref=ref, extra_body=extra_body))
+
+    async def create_video(
+        self,
+        *,
+        image_id: str | None = None,
+        generated_image_id: str | None = None,
+        suggestion: str | None = None,
+        provider: str | None = None,
+        ref: str | None = None,
+        extra_body: Mapping[str, object] | None = None,
+    ) -> Video:
+        """Submit one video and wait until it is done; this spends credits.
+
+        Args:
+            image_id: As for `register_video`, like all arguments.
+            generated_image_id: As for `register_video`.
+            suggestion: As for `register_video`.
+            provider: As for `register_video`.
+            ref: As for `register_video`.
+            extra_body: As for `register_video`.
+
+        Returns:
+            The finished video.
+
+        Raises:
+            QameraError: As for `register_video` and `Job.wait`.
+
+        """
+        job = await self.register_video(
+            image_id=image_id,
+            generated_image_id=generated_image_id,
+            suggestion=suggestion,
+            provider=provider,
+            ref=ref,
+            extra_body=extra_body,
+        )
+        return await job
+
+    async def create_reel(
+        self,
+        image_ids: Iterable[str],
+        *,
+        ref: str | None = None,
+        extra_body: Mapping[str, object] | None = None,
+    ) -> Video:
+        """Submit one reel and wait until it is done; this spends credits.
+
+        Args:
+            image_ids: As for `register_reel`, like all arguments.
+            ref: As for `register_reel`.
+            extra_body: As for `register_reel`.
+
+        Returns:
+            The finished reel.
+
+        Raises:
+            QameraError: As for `register_reel` and `Job.wait`.
+
+        """
+        return await (await self.register_reel(image_ids, ref=ref, extra_body=extra_body))
+
+    async def register(self, request: Request, *, retry_failed: bool = False) -> Job[Video]:
+        """Submit a request value; this spends credits.
+
+        Args:
+            request: A `VideoRequest` or a `ReelRequest`.
+            retry_failed: Submit again a request that the ledger has as failed. Without a ledger it changes nothing.
+
+        Returns:
+            The job of the request. With a ledger and a ``ref`` that was submitted before, the earlier job.
+
+        Raises:
+            QameraError: As for `register_video`.
+
+        """
+        self._check()
+        claimed = await self._orders.claim(request, retry_failed=retry_failed)
+        return claimed if isinstance(claimed, Job) else await self._orders.send(claimed)
+
+    def job(self, *record_ids: str, kind: str = "video") -> Job[Video]:
+        """Attach to records made earlier or elsewhere; sends nothing before the job is awaited.
+
+        Args:
+            record_ids: One or more record ids of one receipt; duplicates count once.
+            kind: The kind of the records: "video" or "reel".
+
+        Returns:
+            The job; the same object while a job of the same record ids is held.
+
+        Raises:
+            InvalidRequestError: No id, an id that is no text, or an unknown kind.
+            SessionClosedError: The session is closed.
+
+        """
+        ids = check_record_ids(record_ids)
+        if kind not in KINDS:
+            raise InvalidRequestError(f"kind must be one of {', '.join(KINDS)}, not {short_repr(kind)}.")
+        self._check_open()
+        return self._jobs.job(ids, KINDS[kind])
+
+    def batch(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        max_in_flight: int = 300,
+        max_credits: int | None = None,
+        retry_failed: bool = False,
+        download_to: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        allow_private: bool = False,
+        max_downloads: int = 4,
+    ) -> Batch:
+        """Submit many requests; this spends credits.
+
+        ``async for`` yields each outcome as it finishes; ``await`` returns all of them in input order. At most five
+        submissions are on the wire at a time, which bounds what an ambiguous run can cost.
+
+        Args:
+            requests: An iterable or async iterable of requests; it is read only as fast as they are submitted.
+            max_in_flight: How many requests may be submitted and not yet handed out.
+            max_credits: How many credits the batch may spend; None means no limit. Only the first request of each
+                kind may exceed it, since its price is not known before its receipt.
+            retry_failed: Submit again requests that the ledger has as failed.
+            download_to: A folder for the files, created if missing, with ``~`` expanded; None means no downloads.
+                A file is named after the ``ref``, else after the record id.
+            overwrite: Replace existing files in that folder.
+            allow_private: Allow downloads from private network addresses.
+            max_downloads: How many downloads run at a time.
+
+        Returns:
+            The batch; nothing is read or submitted before it is iterated or awaited.
+
+        Raises:
+            ConfigurationError: An argument can't be used.
+            SessionClosedError: The session is closed.
+
+        """
+        self._check_open()
+        return Batch(
+            self._orders,
+            requests,
+            retry=self._retry,
+            max_in_flight=max_in_flight,
+            max_credits=max_credits,
+            retry_failed=retry_failed,
+            download_to=download_to,
+            overwrite=overwrite,
+            allow_private=allow_private,
+            max_downloads=max_downloads,
+        )
+
+    # --- lists and files --------------------------------------------------------------------------
+
+    async def list_videos(self) -> tuple[Video, ...]:
+        """Return all videos and reels of the account, in the server's order; one request.
+
+        Source: the API's section "GET /api/external/videos".
+
+        Raises:
+            ApiError: The server refused the request, or failed.
+            TransportError: No answer arrived in ``RetryPolicy.attempts`` attempts.
+            InvalidResponseError: The answer is not a list.
+            SessionClosedError: The session is closed.
+
+        """
+        self._check()
+        return tuple(await self._pollers[VIDEOS.path].fetch_list())
+
+    async def download(
+        self,
+        video_or_job: Video | Job[Video],
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        allow_private: bool = False,
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> Path:
+        """Download a clip to a file, which appears under its name only when it is complete.
+
+        Args:
+            video_or_job: The video; a job is waited for.
+            path: The name of the file; its folder must exist.
+            overwrite: Replace an existing file.
+            allow_private: Allow a private network address, where the API itself has a public one.
+            on_progress: A plain function that is called on the event loop with the bytes so far and the bytes in
+                all (None where the server doesn't say).
+
+        Returns:
+            The path.
+
+        Raises:
+            TargetExistsError: The file exists; nothing was requested.
+            DownloadError: The clip can't be downloaded; nothing is submitted again.
+            QameraError: As for `Job.wait`.
+
+        """
+        check_callback("on_progress", on_progress)
+        return await self._downloader.file(
+            await self._video(video_or_job),
+            path,
+            overwrite=overwrite,
+            allow_private=allow_private,
+            on_progress=on_progress,
+        )
+
+    async def download_thumbnail(
+        self,
+        video_or_job: Video | Job[Video],
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        allow_private: bool = False,
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> Path:
+        """Download a thumbnail to a file, as `download` does a clip.
+
+        Args:
+            video_or_job: The video; a job is waited for.
+            path: As for `download`.
+            overwrite: As for `download`.
+            allow_private: As for `download`.
+            on_progress: As for `download`.
+
+        Returns:
+            The path.
+
+        Raises:
+            QameraError: As for `download`.
+
+        """
+        check_callback("on_progress", on_progress)
+        return await self._downloader.file(
+            await self._video(video_or_job),
+            path,
+            thumbnail=True,
+            overwrite=overwrite,
+            allow_private=allow_private,
+            on_progress=on_progress,
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self, video_or_job: Video | Job[Video], *, allow_private: bool = False
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """Stream a clip without a file: ``async with session.stream(video) as chunks``.
+
+        Args:
+            video_or_job: The video; a job is waited for.
+            allow_private: As for `download`.
+
+        Raises:
+            DownloadError: The clip can't be had; raised by the iteration where it ends too early.
+            QameraError: As for `Job.wait`.
+
+        """
+        video = await self._video(video_or_job)
+        async with self._downloader.stream(video, allow_private=allow_private) as chunks:
+            yield chunks
+
+    async def _video(self, video_or_job: Video | Job[Video]) -> Video:
+        self._check()
+        if isinstance(video_or_job, Job):
+            return await video_or_job
+        if isinstance(video_or_job, Video):
+            return video_or_job
+        raise InvalidRequestError(f"video_or_job must be a Video or a Job, not {short_repr(video_or_job)}.")
+
+    async def _listed_video(self, record_id: str) -> Video | None:
+        return (await self._pollers[VIDEOS.path].next_list()).get(record_id)
+
+    # --- the ledger -------------------------------------------------------------------------------
+
+    async def unfinished(self) -> list[Job[Video]]:
+        """Return the jobs that the ledger has as submitted and not yet finished.
+
+        Raises:
+            ConfigurationError: The session has no ledger.
+            LedgerError: The ledger can't be used.
+
+        """
+        return [self._orders.job_of_row(row) for row in await self._require_ledger().unfinished()]
+
+    async def ambiguous(self) -> list[Intent]:
+        """Return the submissions of the ledger that the server may or may not have accepted.
+
+        Costs one poll where there are any. A record that was made near the time of sending and that no receipt
+        names is a candidate. Submissions that were sent together may have the same candidates. An empty
+        ``candidates`` proves nothing: a server may list a record late.
+
+        Raises:
+            ConfigurationError: The session has no ledger.
+            LedgerError: The ledger can't be used.
+
+        """
+        ledger = self._require_ledger()
+        rows = await ledger.doubtful()
+        if not rows:
+            return []
+        found: dict[str, tuple[Record, ...]] = {}
+        try:
+            async with asyncio.timeout(self._timeouts.reconcile):
+                found = await self._submitter.reconciler.look_back(rows)
+        except (TimeoutError, QameraError) as error:
+            _log.info("The list for the ambiguous submissions is not available: %s", error or "timeout")
+        for row in rows:
+            # Candidates once seen are stored. Seeing none is not: a record may be listed later.
+            if found.get(row.id) and found[row.id] != row.candidates:
+                await ledger.looked_into(row.id, found[row.id])
+        return [attrs.evolve(row.intent, candidates=found.get(row.id, row.candidates or ())) for row in rows]
+
+    async def adopt(self, intent_or_ref: Settled, *record_ids: str) -> Job[Video]:
+        """Resolve an ambiguous submission: these records belong to it.
+
+        Args:
+            intent_or_ref: The intent from `ambiguous`, the error that was raised, the intent's id, or the ref.
+            record_ids: The records, as the Qamera app or the candidates have them.
+
+        Returns:
+            The job of the records.
+
+        Raises:
+            InvalidRequestError: No id, or the id of a record that belongs to another request.
+            ConfigurationError: The session has no ledger.
+            LedgerError: The ledger can't be used, or has no such ambiguous submission.
+
+        """
+        ids = check_record_ids(record_ids)
+        ledger = self._require_ledger()
+        return self._orders.job_of_row(await ledger.adopt(await _find_intent(ledger, intent_or_ref), ids))
+
+    async def abandon(self, intent_or_ref: Settled) -> None:
+        """Resolve an ambiguous submission: the server did not accept it, so it may be submitted again.
+
+        Args:
+            intent_or_ref: As for `adopt`.
+
+        Raises:
+            ConfigurationError: The session has no ledger.
+            LedgerError: The ledger can't be used, or has no such ambiguous submission.
+
+        """
+        ledger = self._require_ledger()
+        await ledger.abandon(await _find_intent(ledger, intent_or_ref))
+
+    def _require_ledger(self) -> Ledger:
+        self._check()
+        if not isinstance(self._ledger, Ledger):
+            raise ConfigurationError("The session has no ledger: pass QameraSession(ledger=PATH).")
+        return self._ledger
+
+
+@attrs.frozen(repr=False)
+class SessionInternals:
+    """The parts of a session that other packages of this library need; not public."""
+
+    ledger: NoLedger
+    ledger_address: str | Address | None
+    retry: RetryPolicy
+
+
+class _Orders:
+    """Submit requests as jobs and download their files: what `QameraSession.register` and a batch share.
+
+    It is the `qamera_async._batch.BatchAccess` of a session.
+    """
+
+    def __init__(
+        self,
+        submitter: Submitter,
+        jobs: JobRegistry,
+        limiter: SessionLimiter,
+        polling: PollPolicy,
+        ledger: NoLedger,
+        downloader: Downloader,
+    ) -> None:
+        self._submitter = submitter
+        self._jobs = jobs
+        self._limiter = limiter
+        self._polling = polling
+        self._ledger = ledger
+        self._downloader = downloader
+        self.credits_reserved = 0
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether a ledger records receipts."""
+        return self._ledger.kept
+
+    async def claim(self, request: Request, *, retry_failed: bool) -> Claim | Job[Video]:
+        """Claim a request in the ledger; return the earlier job where one stands for it."""
+        claim = await self._submitter.claim(request, retry_failed=retry_failed)
+        return claim if claim.earlier is None else self.job_of_row(claim.earlier)
+
+    async def send(self, claim: Claim) -> Job[Video]:
+        """Send a claimed request once and return its job."""
+        # From the first submission on, some slots of each window are kept for polls.
+        self._limiter.reserve_polls(self._polling.stale_after)
+        receipt = await self._submitter.send(claim)
+        self.credits_reserved += max(receipt.credits_reserved or 0, 0)
+        return self._jobs.job(
+            receipt.record_ids,
+            claim.kind,
+            request=claim.request,
+            receipt=receipt,
+            created_at=asyncio.get_running_loop().time(),
+        )
+
+    def withdraw(self, claim: Claim) -> None:
+        """Give up a claimed request, unless it may have reached the server."""
+        self._submitter.withdraw(claim)
+
+    def job_of_row(self, row: Row) -> Job[Video]:
+        """Return the job of a row of the ledger."""
+        return self._jobs.job(
+            row.record_ids, kind_of(row.request), request=row.request, receipt=row.receipt, records=row.videos
+        )
+
+    def target(self, request: Request, job: Job[Video] | None, folder: Path) -> Path | None:
+        """Return the file of a request in a folder; None while neither its ref nor its record id is known."""
+        name = request.ref if request.ref is not None else None if job is None else job.record_ids[0]
+        return None if name is None else folder / safe_name(name, ".mp4")
+
+    async def download(
+        self, job: Job[Video], record: Record, path: Path, *, overwrite: bool, allow_private: bool
+    ) -> Path:
+        """Download the clip of a job, unless the ledger says that the existing file is it.
+
+        Raises:
+            DownloadError: The clip can't be downloaded. An existing file of another content is left untouched.
+
+        """
+        record_id, ledger = job.record_ids[0], self._ledger
+        if not isinstance(ledger, Ledger):
+            return await self._downloader.file(
+                record, path, wait=True, overwrite=overwrite, allow_private=allow_private
+            )
+        if await _is_downloaded(ledger, record_id, path):
+            return path
+
+        async def note_file(size: int) -> None:
+            await ledger.keep_file(record_id, os.fspath(path), size)
+
+        try:
+            return await self._downloader.file(
+                record,
+                path,
+                wait=True,
+                overwrite=overwrite,
+                allow_private=allow_private,
+                before_final=note_file,
+            )
+        except TargetExistsError:
+            # Another process, or another request with the same target, may have been quicker.
+            if await _is_downloaded(ledger, record_id, path):
+                return path
+            raise
+
+
+async def _is_downloaded(ledger: Ledger, record_id: str, path: Path) -> bool:
+    """Tell whether the file at a path is what the ledger has as the download of a record."""
+
+    def size_of_file() -> int | None:
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except OSError:
+            return None
+
+    size = await asyncio.to_thread(size_of_file)
+    return size is not None and await ledger.has_file(record_id, os.fspath(path), size)
+
+
+async def _find_intent(ledger: Ledger, intent_or_ref: Settled) -> str:
+    """Return the id of the ambiguous intent that a caller means: by value, id or ref."""
+    wanted = intent_id(intent_or_ref)
+    if not isinstance(intent_or_ref, str):
+        return wanted
+    rows = await ledger.doubtful()
+    by_ref = [row.id for row in rows if row.request.ref == intent_or_ref and row.id != wanted]
+    return wanted if not by_ref or any(row.id == wanted for row in rows) else by_ref[-1]
+
+
+def _account(settings: ConnectionSettings) -> str:
+    """Return a digest of key and origin: a name for the account that reveals neither."""
+    return hashlib.blake2b(
+        f"{settings.origin} {settings.api_key.value}".encode(), key=b"qamera-async slots", digest_size=16
+    ).hexdigest()
+
+
+def _abandon(limiter: SessionLimiter, ledger: NoLedger) -> None:
+    """Release what an unclosed session holds, once it is collected."""
+    # Later: this may run in the middle of code that holds a lock.
+    limiter.leave_later(ledger.release)
+
+
+def _setting(name: str, value: _T | None, kind: type[_T]) -> _T:
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__} or None, not {short_repr(value)}.")
+    return value

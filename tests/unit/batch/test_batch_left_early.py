@@ -1,0 +1,419 @@
+"""A batch that is left early or cancelled: nothing more is submitted, no task stays, no receipt is lost."""
+
+import asyncio
+import gc
+import logging
+import threading
+
+import pytest
+from batch_helpers import Counted, batch_tasks, collect, until, videos
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, idle, make_batch, refused, script
+
+import qamera_async as q
+from qamera_async import LedgerUnavailableError
+
+pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+
+
+def warnings(caplog):
+    return "\n".join(r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+
+
+def log_lines(caplog):
+    lines = [record for record in caplog.records if record.getMessage().startswith("A batch was left early")]
+    return [(record.levelname, record.getMessage()) for record in lines]
+
+
+def assert_nothing_lost(access, caplog, handed_out):
+    told = {record_id for outcome in handed_out for record_id in outcome.job.record_ids}
+    for job in access.jobs:
+        assert job.record_ids[0] in told or job.record_ids[0] in warnings(caplog)
+
+
+class Generator:
+    """Requests without an end that note when they are closed."""
+
+    def __init__(self):
+        self.closed = self.read = 0
+
+    def sync(self):
+        try:
+            for request in videos(1000):
+                self.read += 1
+                yield request
+        finally:
+            self.closed += 1
+
+    async def asynchronous(self):
+        try:
+            for request in videos(1000):
+                self.read += 1
+                yield request
+        finally:
+            await asyncio.sleep(0)
+            self.closed += 1
+
+
+async def leave_with_all_but_one_ready(access, requests):
+    batch = make_batch(access, requests)
+    async with batch:
+        async for outcome in batch:
+            await until(lambda: batch.finished == len(requests) and not access.on_wire)
+            return outcome
+    raise AssertionError("no outcome")
+
+
+# --- leaving ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sync", "asynchronous"])
+@pytest.mark.parametrize("after", [1, 7])
+async def test_leaving_the_loop_submits_nothing_more_and_leaves_no_task(caplog, after, kind):
+    source, access, given = Generator(), FakeAccess(), []
+    async for outcome in make_batch(access, getattr(source, kind)(), max_in_flight=20):
+        given.append(outcome)
+        if len(given) == after:
+            break
+    read, posts = source.read, len(access.posts)
+    await idle()
+
+    assert source.closed == 1
+    assert source.read == read
+    assert len(access.posts) == posts
+    assert_nothing_lost(access, caplog, given)
+
+
+@pytest.mark.parametrize("kind", ["sync", "asynchronous"])
+async def test_leaving_the_context_waits_until_no_task_is_left(caplog, kind):
+    source, access, given = Generator(), FakeAccess(), []
+    async with make_batch(access, getattr(source, kind)(), max_in_flight=20) as batch:
+        async for outcome in batch:
+            given.append(outcome)
+            if len(given) == 7:
+                break
+
+    assert batch_tasks() == []
+    assert source.closed == 1
+    await idle()
+    assert_nothing_lost(access, caplog, given)
+
+
+async def test_an_exception_in_the_context_leaves_the_batch():
+    source, access = Generator(), FakeAccess()
+    with pytest.raises(KeyError):
+        async with make_batch(access, source.sync()) as batch:
+            async for _ in batch:
+                raise KeyError
+
+    assert batch_tasks() == []
+    assert source.closed == 1
+
+
+async def test_a_batch_can_not_be_consumed_after_its_context():
+    async with make_batch(FakeAccess(), videos(3)) as batch:
+        pass
+    with pytest.raises(RuntimeError):
+        await batch
+    with pytest.raises(RuntimeError):
+        aiter(batch)
+
+
+@pytest.mark.parametrize("form", ["await", "for"])
+async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form):
+    async with make_batch(FakeAccess(), videos(5)) as batch:
+        if form == "await":
+            await batch
+        else:
+            async for _ in batch:
+                pass
+
+    assert batch_tasks() == []
+    assert caplog.text == ""
+
+
+async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
+    outcomes = aiter(make_batch(FakeAccess(), videos(1)))
+    given = await anext(outcomes)
+    await outcomes.aclose()
+
+    assert given.ok
+    assert warnings(caplog) == ""
+
+
+async def test_an_iterator_that_was_left_early_raises():
+    """A time limit, or aclose(), must not look like the end of the batch."""
+    access = FakeAccess(job_seconds=None)
+    late, closed, unused = (aiter(make_batch(access, videos(3))) for _ in range(3))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(late), 0.02)
+    asking = asyncio.ensure_future(anext(closed))
+    await asyncio.sleep(0)
+    await closed.aclose()
+    await unused.aclose()
+    await unused.aclose()
+
+    with pytest.raises(RuntimeError, match="left early"):
+        await asking
+    for outcomes in (late, closed, unused):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="left early"):
+                await anext(outcomes)
+
+
+async def test_an_iterator_that_came_to_its_end_stays_there():
+    whole = aiter(make_batch(FakeAccess(), videos(3)))
+    assert len([outcome async for outcome in whole]) == 3
+    stopped = aiter(make_batch(FakeAccess(lambda _: refused(401)), videos(3)))
+    with pytest.raises(q.AuthenticationError):
+        await anext(stopped)
+
+    for outcomes in (whole, stopped):
+        await outcomes.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(outcomes)
+        assert aiter(outcomes) is outcomes
+
+
+async def test_an_iterator_that_is_kept_can_be_continued():
+    outcomes = aiter(make_batch(FakeAccess(), videos(5)))
+    async for _ in outcomes:
+        break
+
+    assert len([outcome async for outcome in outcomes]) == 4
+
+
+async def test_a_forgotten_iterator_stops_the_batch(caplog):
+    source, access = Generator(), FakeAccess()
+    outcomes = aiter(make_batch(access, source.sync(), max_in_flight=10))
+    given = [await anext(outcomes)]
+    cycle = [outcomes]
+    cycle.append(cycle)
+    del outcomes, cycle
+    gc.collect()
+    await idle()
+
+    assert source.closed == 1
+    assert source.read <= 11
+    assert_nothing_lost(access, caplog, given)
+
+
+async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
+    source, access = Generator(), FakeAccess(job_seconds=None)
+    kept = [aiter(make_batch(access, source.sync(), max_in_flight=10))]
+    asking = asyncio.ensure_future(anext(kept[0]))
+    await until(lambda: len(access.jobs) == 10)
+    access.jobs[0].finish()
+    given = [await asking]
+    del asking
+    await asyncio.sleep(0)
+    thread = threading.Thread(target=kept.clear)
+    thread.start()
+    thread.join()
+    await idle()
+
+    assert source.closed == 1
+    assert_nothing_lost(access, caplog, given)
+
+
+async def test_only_generators_are_closed_on_leaving():
+    source = Counted(videos(100))
+    async with make_batch(FakeAccess(), source, max_in_flight=1) as batch:
+        async for _ in batch:
+            break
+
+    assert 0 < source.read < 100
+
+
+# --- cancellation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["await", "for", "context"])
+async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, form):
+    for moment in range(80):
+        caplog.clear()
+        access, given, source = FakeAccess(job_seconds=0.001), [], Generator()
+        batch = make_batch(access, source.sync(), max_in_flight=6)
+
+        async def consume_it(batch=batch, given=given):
+            if form == "await":
+                await batch
+            elif form == "for":
+                async for outcome in batch:
+                    given.append(outcome)
+                    await asyncio.sleep(0)
+            else:
+                async with batch:
+                    async for outcome in batch:
+                        given.append(outcome)
+                        await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(consume_it())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        if form != "for":
+            assert batch_tasks() == []
+        del task
+        await idle()
+        assert source.closed == (1 if source.read else 0)
+        assert_nothing_lost(access, caplog, given)
+
+
+async def test_a_cancelled_await_logs_what_it_had_collected(caplog):
+    access = FakeAccess()
+
+    async def source():
+        for request in videos(3):
+            yield request
+        await asyncio.sleep(1e6)
+
+    batch = make_batch(access, source())
+    task = asyncio.ensure_future(collect(batch))
+    await until(lambda: batch.finished == 3)
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert_nothing_lost(access, caplog, [])
+    assert "sku-2" in warnings(caplog)
+
+
+async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
+    closed, access = [], FakeAccess()
+
+    async def source():
+        try:
+            yield videos(1)[0]
+            await asyncio.sleep(1e6)
+        finally:
+            await asyncio.sleep(0.05)
+            closed.append(True)
+
+    task = asyncio.ensure_future(collect(make_batch(access, source())))
+    await until(lambda: access.posts)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.005)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert closed == [True]
+    assert batch_tasks() == []
+
+
+@pytest.mark.parametrize("victim", ["qamera-batch", "qamera-batch-reader", "qamera-batch-1"])
+async def test_a_batch_whose_tasks_are_cancelled_from_outside_says_so(caplog, victim):
+    access = FakeAccess(job_seconds=0.05)
+    running = asyncio.ensure_future(collect(make_batch(access, videos(3), max_in_flight=2)))
+    await until(lambda: len(access.jobs) == 2)
+    for task in asyncio.all_tasks():
+        if task.get_name() == victim:
+            task.cancel()
+    result = await running
+
+    assert isinstance(result.stopped, asyncio.CancelledError)
+    assert len(access.posts) == 2
+    assert_nothing_lost(access, caplog, result.outcomes)
+
+
+# --- the log ----------------------------------------------------------------------------------------
+
+
+async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not(caplog):
+    access = FakeAccess(job_seconds=None)
+    batch = make_batch(access, videos(5))
+    async with batch:
+        outcomes = aiter(batch)
+        asking = asyncio.ensure_future(anext(outcomes))
+        await until(lambda: len(access.jobs) == 5)
+        access.jobs[0].finish()
+        given = await asking
+        access.jobs[1].finish()
+        await until(lambda: batch.finished == 2)
+    ((level, line),) = log_lines(caplog)
+
+    assert level == "WARNING"
+    assert given.job.record_ids[0] not in line
+    assert line.count("vid_00") == line.count("ref 'sku-") == 4
+
+
+async def test_without_a_ledger_many_ids_are_logged_in_several_lines(caplog):
+    access = FakeAccess()
+    given = await leave_with_all_but_one_ready(access, videos(50))
+
+    assert [line.count("vid_") for _, line in log_lines(caplog)] == [20, 20, 9]
+    assert {level for level, _ in log_lines(caplog)} == {"WARNING"}
+    assert_nothing_lost(access, caplog, [given])
+
+
+async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
+    caplog.set_level("INFO", "qamera_async")
+    access = FakeAccess(script(ambiguous(), Answer()), has_ledger=True)
+    await leave_with_all_but_one_ready(access, videos(30))
+    ((level, line),) = log_lines(caplog)
+
+    assert level == "INFO"
+    assert "29 submissions" in line
+    assert "run the batch again" in line
+    assert "vid_" not in line
+
+
+async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
+    caplog.set_level("INFO", "qamera_async")
+    access = FakeAccess(has_ledger=True)
+    requests = [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")]
+    first = await leave_with_all_but_one_ready(access, requests)
+
+    unnamed = {
+        job.record_ids[0] for job, post in zip(access.jobs, access.posts, strict=True) if post.ref is None
+    }
+    unnamed -= set(first.job.record_ids)
+    assert unnamed
+    assert sorted(level for level, _ in log_lines(caplog)) == ["INFO", "WARNING"]
+    assert all(record_id in warnings(caplog) for record_id in unnamed)
+    assert "sku-" not in warnings(caplog)
+
+
+@pytest.mark.parametrize("has_ledger", [True, False])
+async def test_a_receipt_that_was_neither_saved_nor_handed_out_is_logged(caplog, has_ledger):
+    error = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x", "vid_y")))
+    access = FakeAccess(lambda _: Answer(error, seconds=0.005), has_ledger=has_ledger)
+    await leave_with_all_but_one_ready(access, videos(2))
+
+    assert "vid_x, vid_y (ref 'sku-1')" in warnings(caplog)
+
+
+async def test_an_ambiguous_submission_that_was_not_handed_out_is_logged(caplog):
+    access = FakeAccess(script(Answer(), ambiguous(), Answer()))
+    await leave_with_all_but_one_ready(access, videos(4))
+
+    assert "ambiguous submission (ref 'sku-1')" in warnings(caplog)
+
+
+async def test_a_cancelled_await_with_a_ledger_says_how_to_continue(caplog):
+    caplog.set_level("INFO", "qamera_async")
+    access = FakeAccess(has_ledger=True)
+
+    async def source():
+        for request in videos(3):
+            yield request
+        await asyncio.sleep(1e6)
+
+    batch = make_batch(access, source())
+    task = asyncio.ensure_future(collect(batch))
+    await until(lambda: batch.finished == 3)
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert {level for level, _ in log_lines(caplog)} == {"INFO"}
+
+
+async def test_earlier_jobs_that_were_not_handed_out_are_logged(caplog):
+    known = {f"sku-{n}": FakeJob(f"vid_{n}") for n in range(3)}
+    for job in known.values():
+        job.finish()
+    given = await leave_with_all_but_one_ready(FakeAccess(known=known), videos(3))
+
+    assert warnings(caplog).count("vid_") == 2
+    assert given.job.record_ids[0] not in warnings(caplog)
