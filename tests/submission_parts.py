@@ -141,6 +141,8 @@ class Pause:
 
 
 class FakeSlot:
+    """Remembers how it was settled."""
+
     def __init__(self):
         self.settled = []
 

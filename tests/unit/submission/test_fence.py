@@ -51,7 +51,7 @@ async def resolve(path, ledger):
 
 
 def freezes(point, then, meanwhile=None):
-    """Return a script that blocks the process at a point before the first byte, then follows another script."""
+    """Return a script that blocks the process before the first byte, then follows another script."""
 
     async def script(exchange):
         if point == "before the first byte":

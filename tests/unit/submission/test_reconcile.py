@@ -105,7 +105,9 @@ async def test_receipt_that_arrives_during_the_search_takes_its_record():
 async def test_receipts_are_remembered_while_an_older_submission_is_open():
     """A list that showed them was fetched after the older submission was sent."""
     pause = Pause("sent", LOST)
-    parts = Parts(pause, accepts("vid_b"), accepts("vid_c"), lists=[("vid_b", "vid_c", "new")], reconcile=LONG)
+    parts = Parts(
+        pause, accepts("vid_b"), accepts("vid_c"), lists=[("vid_b", "vid_c", "new")], reconcile=LONG
+    )
     parts.poller.show(["old"])
     older = asyncio.ensure_future(ambiguous(parts))
     await pause.reached.wait()
@@ -199,7 +201,9 @@ async def test_receipt_of_this_session_is_no_candidate_by_time():
 
 async def test_suspension_of_the_machine_counts_as_time(monkeypatch):
     """The loop's clock stands still in a suspension, the server's clock does not."""
-    monkeypatch.setattr("qamera_async._submission.reconcile.suspension_clock", lambda: suspension_clock() + 3600)
+    monkeypatch.setattr(
+        "qamera_async._submission.reconcile.suspension_clock", lambda: suspension_clock() + 3600
+    )
     date = now()
     records = [created("new", date - timedelta(hours=1)), created("other", date)]
     parts = Parts(LOST, lists=[records], date=date, reconcile=LONG)
@@ -217,7 +221,9 @@ async def test_ambiguous_submissions_at_one_time_may_share_candidates():
 
     assert one.may_share_candidates
     assert other.may_share_candidates
-    assert {record.id for record in one.candidates} == {record.id for record in other.candidates} == {"a", "b"}
+    assert (
+        {record.id for record in one.candidates} == {record.id for record in other.candidates} == {"a", "b"}
+    )
 
 
 async def test_ambiguous_submissions_one_after_the_other_do_not_share():
@@ -234,7 +240,8 @@ async def test_ambiguous_submissions_one_after_the_other_do_not_share():
 
 
 @pytest.mark.parametrize(
-    "error", [q.AuthenticationError("No.", status=401), q.RequestTimeoutError("Late."), LookupError("A defect.")]
+    "error",
+    [q.AuthenticationError("No.", status=401), q.RequestTimeoutError("Late."), LookupError("A defect.")],
 )
 async def test_failed_search_still_raises_the_ambiguous_error(error):
     """What was found before counts."""
@@ -247,7 +254,9 @@ async def test_failed_search_still_raises_the_ambiguous_error(error):
 
 
 @pytest.mark.parametrize("operation", ["alone", "unclaimed"])
-@pytest.mark.parametrize("error", [q.LedgerUnavailableError("Gone.", path="jobs.db"), LookupError("A defect.")])
+@pytest.mark.parametrize(
+    "error", [q.LedgerUnavailableError("Gone.", path="jobs.db"), LookupError("A defect.")]
+)
 async def test_ledger_that_cannot_say_hides_no_candidate(operation, error):
     parts = Parts(LOST, lists=[("new",)], reconcile=LONG)
     parts.poller.show(["old"])
@@ -295,7 +304,10 @@ async def test_earlier_candidates_are_returned_as_listed_now():
     parts = Parts(lists=[[{"id": "a", "status": "PROCESSING"}]])
     found = await parts.submitter.reconciler.look_back([row("one", candidates=(video("a"), video("gone")))])
 
-    assert [(record.id, record.status) for record in found["one"]] == [("a", "PROCESSING"), ("gone", "PENDING")]
+    assert [(record.id, record.status) for record in found["one"]] == [
+        ("a", "PROCESSING"),
+        ("gone", "PENDING"),
+    ]
 
 
 async def test_candidates_of_an_earlier_submission_are_found_by_its_time():

@@ -1,4 +1,4 @@
-"""Callers that are cancelled, claims that are withdrawn, and sessions that close, at every point of a submission."""
+"""Callers that are cancelled, claims that are withdrawn and sessions that close during a submission."""
 
 import asyncio
 import logging
@@ -16,7 +16,6 @@ from submission_parts import (
     fails,
     loses,
     refuses,
-    submission_tasks,
     turns,
     until,
 )
@@ -51,7 +50,7 @@ SCRIPTS = {
 @pytest.mark.parametrize("times", [1, 2, 1_000], ids=["once", "twice", "again and again"])
 @pytest.mark.parametrize("scripts", SCRIPTS.values(), ids=SCRIPTS)
 async def test_cancelled_at_every_loop_iteration(scripts, times, caplog):
-    """Either nothing was sent and the claim is gone, or the outcome is in the ledger, an event and the log."""
+    """Either nothing was sent and no claim is left, or the ledger, an event and the log have the outcome."""
     outcomes = set()
     for moment in range(MOMENTS):
         caplog.clear()
@@ -472,17 +471,18 @@ async def test_closed_at_every_loop_iteration(moment):
 @pytest.mark.parametrize("stage", ["connecting", "sent", "storing"])
 def test_end_of_the_loop_leaves_a_trace(stage, caplog):
     """`asyncio.run` cancels all tasks; what is on the wire then is ambiguous, and a receipt is stored."""
-    pause = found = None
+    found = None
 
     async def main():
-        nonlocal pause, found
+        nonlocal found
         pause = Pause("sent" if stage == "storing" else stage, accepts("vid_7"))
         found = Parts(pause)
         if stage == "storing":
             pause.resume.set()
             found.ledger.delays["receipt"] = asyncio.Event()
-        asyncio.ensure_future(found.register())
+        task = asyncio.ensure_future(found.register())
         await until(lambda: pause.reached.is_set() and (stage != "storing" or found.ledger.receipts))
+        assert not task.done()
 
     asyncio.run(main())
 

@@ -102,7 +102,11 @@ async def test_wait_for_the_rate_limit_is_an_event():
 
 # --- not processed: retried, then raised ----------------------------------------------------------
 
-NOT_SENT = [UNREACHED, q.RequestTimeoutError("No connection in time.", sent=False), connection_lost(sent=False)]
+NOT_SENT = [
+    UNREACHED,
+    q.RequestTimeoutError("No connection in time.", sent=False),
+    connection_lost(sent=False),
+]
 
 
 @pytest.mark.parametrize("error", NOT_SENT, ids=lambda error: type(error).__name__)
@@ -349,7 +353,9 @@ async def test_refusal_is_raised_after_it_was_stored():
     assert parts.log[-1] == "refused"
 
 
-@pytest.mark.parametrize("error", [FULL, q.SessionClosedError("The ledger is closed."), RuntimeError("A defect.")])
+@pytest.mark.parametrize(
+    "error", [FULL, q.SessionClosedError("The ledger is closed."), RuntimeError("A defect.")]
+)
 async def test_receipt_that_cannot_be_stored_is_emitted_logged_and_never_withdrawn(error, caplog):
     parts = Parts(accepts("vid_7"))
     parts.ledger.failures["receipt"] = error
@@ -357,7 +363,11 @@ async def test_receipt_that_cannot_be_stored_is_emitted_logged_and_never_withdra
         await parts.register()
 
     assert [event.receipt.record_ids for event in parts.events] == [("vid_7",)]
-    assert [record for record in caplog.records if record.levelno == logging.ERROR and "vid_7" in record.getMessage()]
+    assert [
+        record
+        for record in caplog.records
+        if record.levelno == logging.ERROR and "vid_7" in record.getMessage()
+    ]
     assert "withdraw" not in parts.log
     assert len(parts.api.requests) == 1
     parts.assert_nothing_left()
