@@ -1,6 +1,8 @@
 """The rate limit in a ledger: no reboot, changed clock, crash or suspension frees a slot too early."""
 
 import asyncio
+import signal
+import sys
 import threading
 
 import postgres
@@ -252,3 +254,63 @@ async def test_accounts_do_not_share(machine):
     other = machine.slots("other", "one")
 
     assert (await other.take(Priority.POLL, LIMIT, WINDOW, 0.0))[0] is not None
+
+
+CHILD = """
+import asyncio, sys, time
+from qamera_async._ratelimit import Priority
+from qamera_async.ledger.places import checked_place
+{module}
+
+async def main():
+    storage = {storage}.of({place})
+    await storage.open()
+    slot_id, _ = await storage.slots("account", 0.1).take(Priority.SUBMISSION, 1, 0.1, 0.0)
+    print(slot_id, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system can't suspend a process")
+@pytest.mark.parametrize("where", ["sqlite", "postgres"])
+async def test_slot_ends_with_its_process_and_not_while_it_is_suspended(where, tmp_path):
+    """P2: the clock of a suspended process goes on, and the other processes see that it lives."""
+    if where == "sqlite":
+        place = str(tmp_path / "jobs.db")
+        storage = SqliteStorage.of(place)
+        names = {
+            "module": "from qamera_async.ledger.sqlite import SqliteStorage",
+            "storage": "SqliteStorage",
+            "place": repr(place),
+        }
+    else:
+        place = postgres.server().database()
+        storage = PostgresStorage.of(checked_place(place))
+        names = {
+            "module": "from qamera_async.ledger.postgres import PostgresStorage",
+            "storage": "PostgresStorage",
+            "place": f"checked_place({place!r})",
+        }
+    await storage.open()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CHILD.format(**names), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert (await asyncio.wait_for(child.stdout.readline(), 60)).strip() not in {b"", b"None"}
+        child.send_signal(signal.SIGSTOP)
+        slots = storage.slots("account", 0.1)
+        for _ in range(5):
+            assert (await slots.take(Priority.SUBMISSION, 1, 0.1, 0.0))[0] is None
+            await asyncio.sleep(0.1)
+        child.kill()
+        await child.wait()
+        async with asyncio.timeout(30):
+            while (await slots.take(Priority.SUBMISSION, 1, 0.1, 0.0))[0] is None:
+                await asyncio.sleep(0.02)
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+        await storage.aclose()
