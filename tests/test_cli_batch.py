@@ -283,7 +283,7 @@ async def test_a_dry_run_refuses_the_addresses_that_a_run_would(catalogue, tmp_p
     )
 
     assert ended.code == 2
-    assert "base_url" in ended.err
+    assert "QAMERA_BASE_URL" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -308,8 +308,8 @@ def _map(  # noqa: PLR0911 - a table, the most specific exception first
 class TimeLimit:
     """Like `asyncio.timeout`, but what has already arrived is read before the task is cancelled.
 
-    A timer fires together with the arrival of data after the process was suspended or the event loop was
-    blocked.
+    After the process was suspended, or the event loop was blocked, a timer that is overdue fires before data
+    that arrived in time is read.
 
     Args:
         seconds: The limit in seconds; None means no limit.

@@ -217,7 +217,7 @@ async def test_what_is_no_http_is_in_no_error(log, quick, garbage):
     assert (
         not_seen(
             shown,
-            {"log": SEEN, "traceback of InvalidResponseError": "no valid HTTP", "pickle": "qamera_async"},
+            {"log": SEEN, "traceback of InvalidResponseError": "not valid HTTP", "pickle": "qamera_async"},
         )
         == []
     )
@@ -366,5 +366,5 @@ async def test_a_key_that_can_not_be_used_is_not_printed(tmp_path):
     )
 
     assert ended.code == 2
-    assert "api_key" in ended.err
+    assert "QAMERA_API_KEY" in ended.err
     assert found({"stdout": ended.out, "stderr": ended.err}) == []
