@@ -69,8 +69,6 @@ class RecordListener(Protocol):
         """The tasks that wait for the job."""
         ...
 
-    """The tasks that wait."""
-
     def record_changed(self, record: TrackedRecord) -> None:
         """Handle a new status or URL."""
 
@@ -134,6 +132,8 @@ class TrackedRecord:
 
     def seen_in(self, records: RecordList) -> bool:
         """Take the record from this list on demand; return whether its status changed."""
+        if self._list is not None and self._list.entries is records.entries:
+            return False  # the same list again
         self._record, self._list = None, records
         return records.status(self.record_id) != self.status
 

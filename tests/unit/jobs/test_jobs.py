@@ -185,16 +185,19 @@ async def test_records_are_those_seen_so_far_in_the_order_of_the_ids(polling):
 
 
 async def test_records_outlive_the_list_that_showed_them(polling):
-    left, missed = polling.job("a"), polling.job("b")
+    def lists():
+        gc.collect()
+        return sum(isinstance(each, RecordList) for each in gc.get_objects())
+
+    left, missed, before = polling.job("a"), polling.job("b"), lists()
     tasks = await polling.waiting(left, missed)
     await polling.api.respond(response([item("a", "QUEUED"), item("b", "RUNNING")]))
     tasks[0].cancel()
     await asyncio.wait(tasks[:1])
     await polling.api.respond(response([item("c")]))
-    gc.collect()
 
     assert [job.records[0].status for job in (left, missed)] == ["QUEUED", "RUNNING"]
-    assert sum(isinstance(each, RecordList) for each in gc.get_objects()) == 1
+    assert lists() == before + 1
     tasks[1].cancel()
 
 
