@@ -8,17 +8,19 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 from report import row
 
-from qamera_async import JobState, QameraSession, Video
+from qamera_async import JobState, RetryPolicy, Timeouts, Video
+from qamera_async._transport import ConnectionSettings, DownloadClient, Secret
 from qamera_async.download import Downloader
 
 SIZE = 200 * 1024 * 1024  # bytes
 ROUNDS = 9
+SETTINGS = ConnectionSettings(api_key=Secret("mk_live_a.bcdefgh"), base_url="http://127.0.0.1:1")
 
 
 class Serve(socketserver.StreamRequestHandler):
@@ -87,7 +89,7 @@ async def main(quick):
     """Run all rows of this table."""
     async with (
         server() as url,
-        QameraSession("mk_live_a.bcdefgh", base_url="http://127.0.0.1:1") as session,
+        aclosing(DownloadClient(SETTINGS, Timeouts())) as client,
         aiohttp.ClientSession() as http,
     ):
         most = 0.0
@@ -97,7 +99,7 @@ async def main(quick):
             most = max(most, resident())
 
         downloader = Downloader(
-            session._transport, session._retry, session._timeouts, session._emit, lambda _: asyncio.sleep(0)
+            client, RetryPolicy(), Timeouts(), lambda _: None, lambda _: asyncio.sleep(0)
         )
         video = Video("vid_1", "DONE", JobState.DONE, video_url=url)
         ratios, ours, theirs = [], [], []

@@ -83,21 +83,20 @@ def requests_of(catalogue: Path) -> list[VideoRequest]:
             line = rows.line_num
             if None in row or None in row.values():
                 raise ValueError(f"{catalogue}, line {line}: it has not as many columns as the header")
-            given = {name: row[name] for name in COLUMNS if row.get(name)}
-            # What makes a row once-only is its name; an image that is there once is a name as good as any.
-            given.setdefault("ref", given.get("image_id", ""))
+            given = {name: value for name in COLUMNS if (value := (row.get(name) or "").strip())}
             try:
                 request = VideoRequest(
                     image_id=given.get("image_id"),
                     suggestion=given.get("suggestion"),
                     provider=given.get("provider"),
-                    ref=given["ref"] or None,
+                    # The ref is what a rerun recognises a row by. Without a column ref it is the image id.
+                    ref=given.get("ref", given.get("image_id")),
                 )
             except InvalidRequestError as error:
                 raise ValueError(f"{catalogue}, line {line}: {error}") from None
-            earlier = lines.setdefault(given["ref"], line)
+            earlier = lines.setdefault(str(request.ref), line)
             if earlier != line:
-                raise ValueError(f"{catalogue}, line {line}: ref {given['ref']!r} is on line {earlier} too")
+                raise ValueError(f"{catalogue}, line {line}: ref {request.ref!r} is on line {earlier} too")
             requests.append(request)
     except csv.Error as error:
         raise ValueError(f"{catalogue}, line {rows.reader.line_num}: {error}") from None

@@ -47,13 +47,15 @@ _MAX_DIGITS = 1_000  # of an integer in JSON
 
 _OK = 200
 _NOT_MODIFIED = 304
+_CLIENT_ERROR = 400  # to 499
+_SERVER_ERROR = 500  # to 599
 _ETAG = re.compile(r'(W/)?"[!\x23-\x7e]{0,200}"')  # RFC 9110, 8.8.3
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 _CREDITS = re.compile(r"required:\s*([0-9]{1,18})[^0-9]+available:\s*([0-9]{1,18})", re.IGNORECASE)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-# msgspec raises RecursionError for nested brackets, and ValueError for an integer of thousands of digits and
-# for bytes that are not UTF-8.
+# Besides its own errors, msgspec raises RecursionError for nested brackets and ValueError for a str with a
+# lone surrogate.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 # --- kinds ----------------------------------------------------------------------------------------
@@ -287,7 +289,7 @@ _ERROR_TYPES: Mapping[int, type[errors.ApiError]] = {
 def parse_error(response: Response) -> errors.QameraError:
     """Return the error of a response whose status is not 200 (the API's section "Every request")."""
     status = response.status
-    if not 400 <= status <= 599:  # noqa: PLR2004
+    if not _CLIENT_ERROR <= status < _SERVER_ERROR + 100:
         return _invalid_response(
             response,
             f"The server answered with status {status}, which the API does not use.",
@@ -295,7 +297,7 @@ def parse_error(response: Response) -> errors.QameraError:
         )
     text = _error_text(response)
     message = response.excerpt() if text is None else response.shorten(text, _MAX_MESSAGE)
-    error_type = errors.ServerError if status >= 500 else _ERROR_TYPES.get(status, errors.ApiError)  # noqa: PLR2004
+    error_type = _ERROR_TYPES.get(status, errors.ApiError if status < _SERVER_ERROR else errors.ServerError)
     details: dict[str, Any] = {}
     if error_type is errors.InsufficientCreditsError and (numbers := _CREDITS.search(message)):
         details = {"required": int(numbers[1]), "available": int(numbers[2])}
@@ -315,7 +317,7 @@ def is_definite_rejection(response: Response) -> bool:
     The body must have the API's shape, because a proxy may answer 407 or 429 after it has forwarded the
     request. 408 and 409 prove nothing in any shape: the server may have accepted the request before.
     """
-    rejected = 400 <= response.status < 500 and response.status not in {408, 409}  # noqa: PLR2004
+    rejected = _CLIENT_ERROR <= response.status < _SERVER_ERROR and response.status not in {408, 409}
     return rejected and _error_text(response) is not None
 
 
@@ -634,7 +636,7 @@ def _decode_leniently(body: bytes, spec: RecordListSpec) -> _DecodedList | None:
     tokens = sum(map(body.count, (b",", b"[", b"{", b"\\")))
     if len(body) > _MAX_LENIENT_BYTES or tokens > _MAX_LENIENT_TOKENS:
         return None
-    fields = _fields(_decode_json(body, lenient=True))
+    fields = _fields(_decode_json(body, _lenient_decoder))
     count = fields.get("count")
     if not isinstance(fields.get(spec.key), list) or count == math.inf:
         return None
@@ -667,25 +669,18 @@ def _integer_or_infinity(digits: str) -> float:
     return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
-_strict_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer)
+_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer)
 _lenient_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer_or_infinity)
 
 
-def _decode_json(body: bytes, *, lenient: bool = False) -> Any:  # noqa: ANN401 - any JSON value
-    """Decode JSON. Lone surrogates are accepted: JavaScript writes them for a text that it cuts.
+def _decode_json(body: bytes, decoder: json.JSONDecoder = _decoder) -> Any:  # noqa: ANN401 - any JSON value
+    """Decode JSON; None if the body is not JSON.
 
-    Args:
-        body: The bytes.
-        lenient: Whether to replace bytes that are not UTF-8, and to read an integer of thousands of digits as
-            infinity.
-
-    Returns:
-        The value; None if the bytes are not JSON.
-
+    Bytes that are not UTF-8 are replaced. Lone surrogates are accepted: JavaScript writes them for a text
+    that it cuts.
     """
-    decoder = _lenient_decoder if lenient else _strict_decoder
     try:
-        return decoder.decode(body.decode("utf-8", "replace" if lenient else "strict"))
+        return decoder.decode(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 

@@ -1,10 +1,13 @@
-"""A place to download to: a sandbox with one finished video, a session on it, and a folder."""
+"""A place to download to: a sandbox with one finished video, clients of it, and a folder."""
 
 from contextlib import asynccontextmanager
 
 import pytest
 
-from qamera_async import RetryPolicy
+from qamera_async import RateLimiter, RetryPolicy, StatusRules
+from qamera_async._protocol import VIDEOS, list_request, parse_list
+from qamera_async._ratelimit import Priority, session_limiter
+from qamera_async._transport import ApiClient, ConnectionSettings, DownloadClient, Secret
 from qamera_async.download import Downloader
 from qamera_async.errors import DownloadError
 from qamera_async.sandbox import Sandbox
@@ -16,22 +19,33 @@ ID = "old_000001"
 
 
 class Place:
-    """A sandbox, a session on it, a downloader, a finished video and a target."""
+    """A sandbox, a downloader, a finished video and a target."""
 
-    def __init__(self, sandbox, session, folder, events):
-        self.sandbox, self.session, self.events = sandbox, session, events
+    def __init__(self, sandbox, folder, quick):
+        self.sandbox, self.events, self._quick = sandbox, [], quick
         self.target = folder / "clip.mp4"
         self.part = folder / "clip.mp4.part"
         self.note = folder / "clip.mp4.part.json"
+        self._settings = ConnectionSettings(api_key=Secret(sandbox.api_key), base_url=sandbox.url)
+        self._api = ApiClient(self._settings, quick["timeouts"], quick["retry"])
+        limiter = RateLimiter(1_000_000, 0.001)
+        self._limiter = session_limiter(self._settings.origin, sandbox.api_key, limiter)
+        self.clients = []
+        self.client = self.new_client()
         self.downloader = self.another()
         self.video = None
 
+    def new_client(self, timeouts=None):
+        """Return a download client with other timeouts."""
+        self.clients.append(DownloadClient(self._settings, timeouts or self._quick["timeouts"]))
+        return self.clients[-1]
+
     def another(self, **options):
-        """Give a downloader with other settings."""
+        """Return a downloader with other settings."""
         settings = {
-            "transport": self.session._transport,
-            "retry": self.session._retry,
-            "timeouts": self.session._timeouts,
+            "client": self.client,
+            "retry": self._quick["retry"],
+            "timeouts": self._quick["timeouts"],
             "emit": self.events.append,
             "fresh": self.fresh,
         }
@@ -39,8 +53,15 @@ class Place:
 
     async def fresh(self, record_id):
         """Look a record up in the list."""
-        videos = await self.session.list_videos()
-        return next((video for video in videos if video.id == record_id), None)
+        slot = await self._limiter.acquire(Priority.SUBMISSION)
+        response = await self._api.send(list_request(VIDEOS), slot)
+        return parse_list(response, VIDEOS, StatusRules()).get(record_id)
+
+    async def aclose(self):
+        """Close the clients."""
+        for client in [self._api, *self.clients]:
+            await client.aclose()
+        self._limiter.leave()
 
     async def fetch(self, **options):
         """Download the clip to the target."""
@@ -64,10 +85,12 @@ async def opened(folder, quick):
     """Give a place whose target is in a folder."""
     async with Sandbox(quota=None, clip_bytes=SIZE) as sandbox:
         sandbox.add_records(1)
-        async with sandbox.session(**quick) as session:
-            place = Place(sandbox, session, folder, [])
+        place = Place(sandbox, folder, quick)
+        try:
             place.video = await place.fresh(ID)
             yield place
+        finally:
+            await place.aclose()
 
 
 async def halved(place, after=3_500_000):

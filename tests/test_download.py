@@ -82,10 +82,8 @@ async def test_progress_is_told(place):
 async def test_a_download_takes_no_slot_of_the_quota(place, quick):
     """The CDN is not the API."""
     budget = RateLimiter(60, 60.0)
-    async with place.sandbox.session(
-        **(quick | {"rate_limiter": budget, "api_key": "mk_live_other.key"})
-    ) as session:
-        await place.another(transport=session._transport).file(place.video, place.target)
+    async with place.sandbox.session(**quick | {"rate_limiter": budget}) as session:
+        await session.download(place.video, place.target)
 
     assert place.is_whole()
     assert budget.used == 0
@@ -367,7 +365,7 @@ async def test_waiting_for_another_ones_download_ends(place, monkeypatch, end):
     await asyncio.sleep(0.05)
     assert not waiting.done()
     if end == "closed":
-        await place.session.aclose()
+        await place.client.aclose()
     else:
         (fetching if end == "failed" else waiting).cancel()
 
@@ -396,12 +394,11 @@ async def test_there_is_one_writer_up_to_the_name(place):
 # --- cut short ----------------------------------------------------------------
 
 
-async def test_a_stall_is_resumed(place, quick):
+async def test_a_stall_is_resumed(place):
     """Nothing for ``Timeouts.request`` seconds is a lost connection."""
     place.sandbox.cdn_trouble("stall", after=3_000_000)
-    options = quick | {"timeouts": Timeouts(request=0.1)}
-    async with place.sandbox.session(**options) as session:
-        await place.another(transport=session._transport).file(place.video, place.target)
+    client = place.new_client(Timeouts(request=0.1))
+    await place.another(client=client).file(place.video, place.target)
 
     assert place.asked()[1][1] == 206
     assert place.is_whole()
@@ -1004,27 +1001,26 @@ async def test_cancelled_while_the_file_is_opened_frees_it(place):
 async def test_closing_the_session_ends_a_download(place, quick, phase, silent):
     """With SessionClosedError and a .part that can be resumed, whatever it was at."""
     retry = RetryPolicy(attempts=3, base=60.0)
-    session = place.sandbox.session(**(quick | {"retry": retry, "timeouts": Timeouts(request=60)}))
+    client = place.new_client(Timeouts(request=60))
     place.sandbox.cdn_trouble("cut" if phase == "pause" else "stall", after=3_000_000)
     if phase == "read without length":
         place.sandbox.cdn_trouble("no_length")
     video = place.video
-    async with session:
-        if phase == "connect":
-            port = silent.getsockname()[1]
-            video = attrs.evolve(video, video_url=f"http://127.0.0.1:{port}/")
-        downloader = place.another(transport=session._transport, retry=retry)
-        task = asyncio.create_task(downloader.file(video, place.target))
-        while phase != "connect" and not any(
-            isinstance(e, Retrying if phase == "pause" else Downloading) for e in place.events
-        ):
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05)
-        await session.aclose()
-        with pytest.raises(SessionClosedError):
-            await asyncio.wait_for(task, 1)
-        with pytest.raises(SessionClosedError):
-            await downloader.file(video, place.target)
+    if phase == "connect":
+        port = silent.getsockname()[1]
+        video = attrs.evolve(video, video_url=f"http://127.0.0.1:{port}/")
+    downloader = place.another(client=client, retry=retry)
+    task = asyncio.create_task(downloader.file(video, place.target))
+    while phase != "connect" and not any(
+        isinstance(e, Retrying if phase == "pause" else Downloading) for e in place.events
+    ):
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    await client.aclose()
+    with pytest.raises(SessionClosedError):
+        await asyncio.wait_for(task, 1)
+    with pytest.raises(SessionClosedError):
+        await downloader.file(video, place.target)
 
     assert not place.target.exists()
     assert place.part.exists() == (phase != "connect")
@@ -1033,16 +1029,16 @@ async def test_closing_the_session_ends_a_download(place, quick, phase, silent):
 KILLED = """
 import asyncio, sys
 sys.path.insert(0, {tests!r})
-from qamera_async import JobState, QameraSession, Video
+from qamera_async import JobState, RetryPolicy, Timeouts, Video
+from qamera_async._transport import ConnectionSettings, DownloadClient, Secret
 from qamera_async.download import Downloader
 
 async def main():
-    async with QameraSession({key!r}, base_url={url!r}) as session:
-        downloader = Downloader(
-            session._transport, session._retry, session._timeouts, session._emit, lambda _: asyncio.sleep(0)
-        )
-        video = Video({id!r}, "DONE", JobState.DONE, video_url={video!r})
-        await downloader.file(video, {target!r})
+    client = DownloadClient(ConnectionSettings(api_key=Secret({key!r}), base_url={url!r}), Timeouts())
+    downloader = Downloader(client, RetryPolicy(), Timeouts(), lambda event: None, lambda _: asyncio.sleep(0))
+    video = Video({id!r}, "DONE", JobState.DONE, video_url={video!r})
+    await downloader.file(video, {target!r})
+    await client.aclose()
 
 asyncio.run(main())
 """

@@ -14,7 +14,8 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qamera_async import JobState, QameraSession, RetryPolicy, Timeouts, Video
+from qamera_async import JobState, RetryPolicy, Timeouts, Video
+from qamera_async._transport import ConnectionSettings, DownloadClient, Secret
 from qamera_async.download import Downloader, safe_name
 from qamera_async.download.guard import is_public, why_not
 from qamera_async.download.media import HEAD as LOOKED_AT
@@ -100,21 +101,24 @@ async def serving(send):
 @asynccontextmanager
 async def downloading(quick, **options):
     """Give a function that downloads a URL."""
-    settings = {"base_url": ELSEWHERE} | quick | options
-    async with QameraSession("mk_live_a.bcdefgh", **settings) as session:
+    retry, timeouts = options.pop("retry", quick["retry"]), options.pop("timeouts", quick["timeouts"])
+    proxy = Secret(options.pop("proxy", None))
+    settings = {"api_key": Secret("mk_live_a.bcdefgh"), "base_url": ELSEWHERE, "proxy": proxy} | options
+    client = DownloadClient(ConnectionSettings(**settings), timeouts)
 
-        async def nobody(_):
-            return None
+    async def nobody(_):
+        return None
 
-        downloader = Downloader(session._transport, session._retry, session._timeouts, session._emit, nobody)
+    downloader = Downloader(client, retry, timeouts, lambda event: None, nobody)
 
-        async def get(url, path, **choices):
-            return await downloader.file(
-                Video("vid_1", "DONE", JobState.DONE, video_url=url), path, **choices
-            )
+    async def get(url, path, **choices):
+        return await downloader.file(Video("vid_1", "DONE", JobState.DONE, video_url=url), path, **choices)
 
-        get.downloader = downloader
+    get.downloader = downloader
+    try:
         yield get
+    finally:
+        await client.aclose()
 
 
 # --- addresses ----------------------------------------------------------------

@@ -23,7 +23,7 @@ WITHOUT_WAITING = """
 from qamera_async import PollPolicy, QameraSession, RateLimiter
 
 QameraSession.__init__.__kwdefaults__["polling"] = PollPolicy(0.05, 0.2, 0.2)
-QameraSession.__init__.__kwdefaults__["budget"] = RateLimiter(limit=10**6, window=0.001)
+QameraSession.__init__.__kwdefaults__["rate_limiter"] = RateLimiter(limit=10**6, window=0.001)
 """
 """Keeps an app of a test from waiting for polls and for the quota: Python runs it first."""
 

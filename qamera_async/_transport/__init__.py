@@ -2,7 +2,7 @@
 
 from .api import ApiClient, Attempt, is_transient, map_aiohttp_exceptions, retry
 from .downloads import AddressRefusedError, DownloadClient, StreamingResponse, parse_url
-from .settings import DEFAULT_BASE_URL, ConnectionSettings, Secret, api_origin, make_redactor
+from .settings import DEFAULT_BASE_URL, ConnectionSettings, Secret, api_origin
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -15,7 +15,6 @@ __all__ = [
     "StreamingResponse",
     "api_origin",
     "is_transient",
-    "make_redactor",
     "map_aiohttp_exceptions",
     "parse_url",
     "retry",

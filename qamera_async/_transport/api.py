@@ -176,8 +176,8 @@ class ApiClient:
     def _translate(self, error: BaseException, exchange: _Exchange, *, is_get: bool) -> BaseException:
         if not isinstance(error, Exception):
             return without_traceback(error)
-        if exchange.error is not None and not isinstance(error, TimeoutError):
-            return exchange.error  # it aborted the write, which aiohttp reports as a lost connection
+        if exchange.error is not None:
+            return exchange.error  # aiohttp reports only that the request could not be written
         return map_aiohttp_exceptions(
             error,
             self._settings.base_url,
@@ -386,7 +386,8 @@ def _post_trace() -> aiohttp.TraceConfig:
             try:
                 await exchange.before_body()
             except BaseException as error:
-                exchange.error = error
+                if not _is_being_cancelled():
+                    exchange.error = error
                 raise ConnectionAbortedError from None
         if exchange.ended:
             raise ConnectionAbortedError
@@ -406,8 +407,7 @@ def _guarded(config: aiohttp.TraceConfig) -> aiohttp.TraceConfig:
             try:
                 await hook(*args)
             except (Exception, asyncio.CancelledError) as error:
-                task = asyncio.current_task()
-                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
                     raise
                 # Without a traceback, which would show the headers of the request.
                 name = getattr(hook, "__qualname__", type(hook).__name__)
@@ -420,6 +420,11 @@ def _guarded(config: aiohttp.TraceConfig) -> aiohttp.TraceConfig:
     for signal in [name for name in dir(copy) if name.startswith("on_")]:
         getattr(copy, signal).extend(map(guard, getattr(config, signal)))
     return copy
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _send_once(

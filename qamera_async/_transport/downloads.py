@@ -76,19 +76,16 @@ class StreamingResponse:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        # Chunks may be tiny, so that as many as have arrived are taken together.
-        step = self._read_chunks if self._chunked else self._read_some
-        data = await self._client.run(step, self._host, self._seconds_left)
+        data = await self._client.run(self._next, self._host, self._seconds_left)
         self._seconds_left -= loop.time() - began
         self._received += len(data)
         if self._received >= _MIN_BYTES:
             self._received, self._seconds_left = 0, self._seconds
         return data
 
-    async def _read_chunks(self) -> bytes:
-        return await self._content.readany()
-
-    async def _read_some(self) -> bytes:
+    async def _next(self) -> bytes:
+        if self._chunked:
+            return await self._content.readany()  # takes tiny chunks together
         return (await self._content.readchunk())[0]
 
 
@@ -107,7 +104,6 @@ class DownloadClient:
         self._timeouts = timeouts
         self._clients: dict[Callable[[str], bool] | None, aiohttp.ClientSession] = {}
         self._limits: set[TimeLimit] = set()
-        self._responses: set[aiohttp.ClientResponse] = set()
         self._closed = False
 
     @asynccontextmanager
@@ -138,11 +134,9 @@ class DownloadClient:
             return await client.get(target, headers=headers, allow_redirects=False, proxy=proxy)
 
         response = await self.run(send, host, seconds)
-        self._responses.add(response)
         try:
             yield StreamingResponse(self, response, host, seconds)
         finally:
-            self._responses.discard(response)
             response.close()
 
     async def api_addresses(self) -> tuple[str, list[str]]:
@@ -175,8 +169,6 @@ class DownloadClient:
         self._closed = True
         for limit in self._limits:
             limit.cancel()
-        for response in self._responses:
-            response.close()  # wakes readers, which closing the client does not
         clients = list(self._clients.values())
         self._clients.clear()
         for client in clients:

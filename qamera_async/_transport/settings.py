@@ -9,9 +9,8 @@ import os
 import re
 import ssl
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, NoReturn, TypeVar, cast
-from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
@@ -30,29 +29,14 @@ _KEY_FORM = r"mk_live_[^.]+\..+"
 _MIN_SECRET_LENGTH = 6  # characters; hiding a shorter text would hide half of a message
 _LOOPBACK = r"(?ia)localhost|127(\.\d{1,3}){3}|::1|.*\.localhost"
 # A text of this form can't be a key or contain a password, so a message may show it.
-_HARMLESS_ADDRESS = r"(?ia)https?://[a-z\d.-]+(:\d+)?/?|[a-z\d.-]+:\d{1,5}/?"
+_HARMLESS_URL = r"(?ia)https?://[a-z\d.-]+(:\d+)?/?|[a-z\d.-]+:\d{1,5}/?"
 _HEADER_NAME = r"(?a)[\w!#$%&'*+.^`|~-]+"  # RFC 9110, 5.6.2
 # Headers that belong to the library, to the framing of a message or to one connection. "Expect" would send
-# the headers of a POST before its body, and so before it is known that the submission may leave.
-_RESERVED_HEADERS = frozenset(
-    {
-        KEY_HEADER.lower(),
-        IDEMPOTENCY_HEADER.lower(),
-        *(
-            "accept",
-            "accept-encoding",
-            "authorization",
-            "connection",
-            "expect",
-            "host",
-            "keep-alive",
-            "range",
-        ),
-        *("te", "trailer", "transfer-encoding", "upgrade"),
-    }
+# the headers of a POST before its body, and so before it is known that the POST may leave.
+_RESERVED_HEADER = (
+    rf"(?i){KEY_HEADER}|{IDEMPOTENCY_HEADER}|accept|accept-encoding|authorization|connection|expect|host|"
+    r"keep-alive|range|te|trailer|transfer-encoding|upgrade|(content|if|proxy)-.*"
 )
-_RESERVED_PREFIXES = ("content-", "if-", "proxy-")
-_PROXY_PROBLEM = "proxy must be http://[USER:PASSWORD@]HOST[:PORT] or None."
 
 
 class Secret(Generic[_T]):
@@ -98,18 +82,6 @@ class ConnectionSettings:
 
     """
 
-    __slots__ = (
-        "_origin",
-        "_redact",
-        "api_key",
-        "base_url",
-        "headers",
-        "proxy",
-        "ssl_context",
-        "trace_configs",
-        "trust_env",
-    )
-
     def __init__(
         self,
         *,
@@ -122,50 +94,43 @@ class ConnectionSettings:
         ssl_context: ssl.SSLContext | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
-        # A traceback with local variables must show neither a password inside a URL nor a token inside a
-        # header.
-        address, extra = Secret(base_url), Secret(headers)
+        # Tracebacks with local variables must not show a password inside a URL or a token inside a header.
+        url, extra = Secret(base_url), Secret(headers)
         base_url = headers = None
-        key, key_name = api_key, "api_key"
-        if api_key.value is None:
-            key, key_name = Secret(os.environ.get("QAMERA_API_KEY")), "QAMERA_API_KEY"
-        proxy = Secret(None) if proxy is None else proxy
+        key, key_name = _or_environment(api_key, "api_key", "QAMERA_API_KEY")
+        url, url_name = _or_environment(url, "base_url", "QAMERA_BASE_URL", DEFAULT_BASE_URL)
+        proxy = proxy or Secret(None)
         problem = (
             _key_problem(key.value, key_name)
+            or _type_problem(allow_http, "allow_http", bool)
+            or _url_problem(url.value, url_name, allow_http=allow_http)
             or _headers_problem(extra.value)
-            or (None if proxy.value is None or _is_proxy_url(proxy.value) else _PROXY_PROBLEM)
-            or (
-                None
-                if _is_bool(trust_env)
-                else f"trust_env must be True or False, got {type(trust_env).__name__}."
-            )
-            or _ssl_problem(ssl_context)
-            or _trace_configs_problem(trace_configs)
+            or _proxy_problem(proxy.value)
+            or _type_problem(trust_env, "trust_env", bool)
+            or _type_problem(ssl_context, "ssl_context", ssl.SSLContext, type(None))
+            or _traces_problem(trace_configs)
         )
         if problem is not None:
             raise ConfigurationError(problem)
-        url = _resolve_base_url(address, allow_http=allow_http)
         self.api_key = cast("Secret[str]", key)
-        self.base_url = str(url).rstrip("/")
-        self._origin = str(url.origin())
+        self.base_url = str(URL(cast("str", url.value))).rstrip("/")
+        self.origin = str(URL(self.base_url).origin())
+        """Scheme, host and port of the API, such as ``https://app.qamera.ai``."""
         self.headers = dict(extra.value or {})
         self.proxy = proxy
         self.trust_env = trust_env
         self.ssl_context = ssl_context
         self.trace_configs = tuple(trace_configs)
-        self._redact = make_redactor(self.api_key.value)
+        self._secrets = _secret_pattern(self.api_key.value)
+        if not re.fullmatch(_KEY_FORM, self.api_key.value):
+            _log.warning("The API key does not have the form mk_live_<keyId>.<secret>.")
 
     def __repr__(self) -> str:
         return f"<ConnectionSettings {getattr(self, 'base_url', '(invalid)')}>"
 
-    @property
-    def origin(self) -> str:
-        """Scheme, host and port of the API, such as ``https://app.qamera.ai``."""
-        return self._origin
-
     def redact(self, text: str) -> str:
         """Return a text with ``***`` in place of the API key and of its secret part."""
-        return self._redact(text)
+        return self._secrets.sub("***", text)
 
     async def proxy_for(self, url: URL) -> str | None:
         """Return the URL of the proxy that a request goes through; None means no proxy.
@@ -183,7 +148,7 @@ class ConnectionSettings:
             return self.proxy.value
         # In a thread: some systems resolve host names to find out whether a host is exempt.
         proxy = Secret(await asyncio.to_thread(_environment_proxy, url.scheme, url.host or ""))
-        if proxy.value is not None and not _is_proxy_url(proxy.value):
+        if _proxy_problem(proxy.value) is not None:
             raise ConnectionFailedError(
                 f"The environment names an invalid proxy for {url.scheme}:// URLs.", permanent=True
             )
@@ -201,37 +166,47 @@ def api_origin(base_url: str | None = None, *, allow_http: bool = False) -> str:
         ConfigurationError: The URL is invalid.
 
     """
-    address = Secret(base_url)
-    base_url = None
-    return str(_resolve_base_url(address, allow_http=allow_http).origin())
+    url = Secret(base_url)
+    base_url = None  # it may hold a password, which a traceback with local variables would show
+    url, name = _or_environment(url, "base_url", "QAMERA_BASE_URL", DEFAULT_BASE_URL)
+    problem = _type_problem(allow_http, "allow_http", bool) or _url_problem(
+        url.value, name, allow_http=allow_http
+    )
+    if problem is not None:
+        raise ConfigurationError(problem)
+    return str(URL(cast("str", url.value)).origin())
 
 
-def make_redactor(api_key: str) -> Callable[[str], str]:
-    """Return a function that replaces the key in a text, in whatever way its characters are escaped there.
+def _or_environment(
+    given: Secret[str | None], name: str, variable: str, default: str | None = None
+) -> tuple[Secret[str | None], str]:
+    """Return a setting, and the name of the argument or environment variable that it comes from."""
+    return (
+        (given, name) if given.value is not None else (Secret(os.environ.get(variable) or default), variable)
+    )
 
-    Args:
-        api_key: The whole key. Its secret part, the text after the first dot, is replaced too where it stands
-            alone.
 
-    """
+def _secret_pattern(api_key: str) -> re.Pattern[str]:
+    """Return a pattern for the key and, where it is long enough, for its secret part after the first dot."""
     secret = api_key.partition(".")[2]
     hidden = [api_key, secret] if len(secret) >= _MIN_SECRET_LENGTH else [api_key]
-    pattern = re.compile("|".join("".join(map(_escaped, text)) for text in hidden), re.IGNORECASE)
-
-    def redact(text: str) -> str:
-        return pattern.sub("***", text)
-
-    return redact
+    return re.compile("|".join("".join(map(_escaped, text)) for text in hidden), re.IGNORECASE)
 
 
 def _escaped(char: str) -> str:
     """Return a pattern for one character: as it is, or escaped for a URL, for JSON or for HTML."""
-    forms = {char, quote(char, safe=""), f"\\{char}", f"\\u{ord(char):04x}", html.escape(char)}
+    forms = {char, f"%{ord(char):02x}", f"\\{char}", f"\\u{ord(char):04x}", html.escape(char)}
     return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})"
 
 
-# The following functions return a problem instead of raising it, so that no frame of a traceback holds the
-# value.
+# The functions below return a problem instead of raising it, so that no frame of a traceback holds the value.
+
+
+def _type_problem(value: object, name: str, *types: type) -> str | None:
+    if isinstance(value, types):
+        return None
+    allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in types)
+    return f"{name} must be {allowed}, got {type(value).__name__}."
 
 
 def _key_problem(key: object, name: str) -> str | None:
@@ -241,66 +216,66 @@ def _key_problem(key: object, name: str) -> str | None:
         return "api_key must be a string, not a function: build a new session per key."
     if not isinstance(key, str) or not _is_printable_ascii(key):
         return f"{name} must be a string of printable ASCII characters without spaces."
-    if not re.fullmatch(_KEY_FORM, key):
-        _log.warning("The API key does not have the form mk_live_<keyId>.<secret>.")
     return None
 
 
-def _resolve_base_url(address: Secret[str | None], *, allow_http: bool) -> URL:
-    name = "base_url"
-    if address.value is None or address.value == "":
-        name, address = "QAMERA_BASE_URL", Secret(os.environ.get("QAMERA_BASE_URL") or DEFAULT_BASE_URL)
-    if not _is_bool(allow_http):
-        raise ConfigurationError(f"allow_http must be True or False, got {type(allow_http).__name__}.")
-    problem = _base_url_problem(address.value, name, allow_http=allow_http)
-    if problem is not None:
-        raise ConfigurationError(problem)
-    return URL(cast("str", address.value))
-
-
-def _base_url_problem(text: object, name: str, *, allow_http: bool) -> str | None:
+def _url_problem(text: object, name: str, *, allow_http: bool) -> str | None:
     # yarl removes control characters silently, which would change the host.
     if not isinstance(text, str) or not _is_printable_ascii(text):
         return f"{name} must be a URL of printable ASCII characters without spaces."
-    got = f", got {text!r}" if re.fullmatch(_HARMLESS_ADDRESS, text) else ""
+    got = f", got {text!r}" if re.fullmatch(_HARMLESS_URL, text) else ""
     if not re.match(r"(?i)https?://", text):
         return f"{name} must start with https://{got}."
-    try:
-        url = URL(text)
-        host, port = url.host, url.port
-    except ValueError:
-        host = port = None
-    else:
-        if url.user is not None or url.password is not None or url.query_string or url.fragment:
-            return f"{name} must have no user, password, query or fragment."
-        if url.scheme == "http" and host and not allow_http and not re.fullmatch(_LOOPBACK, host):
-            return (
-                f"{name} must start with https://{got}. Plain http:// is allowed for this computer, and with "
-                "allow_http=True for a host in your own network."
-            )
-    return None if host and port else f"{name} must be https://HOST[:PORT][/PATH]{got}."
+    url = _parse(text)
+    if url is None:
+        return f"{name} must be https://HOST[:PORT][/PATH]{got}."
+    if url.user is not None or url.password is not None or url.query_string or url.fragment:
+        return f"{name} must have no user, password, query or fragment."
+    if url.scheme == "http" and not allow_http and not re.fullmatch(_LOOPBACK, url.host or ""):
+        return (
+            f"{name} must start with https://{got}. Plain http:// is allowed for this computer, and with "
+            "allow_http=True for a host in your own network."
+        )
+    return None
 
 
 def _headers_problem(headers: object) -> str | None:
     if headers is None:
         return None
     if not isinstance(headers, Mapping):
-        return f"headers must be a mapping of names to values, got {type(headers).__name__}."
+        return f"headers must be a mapping, got {type(headers).__name__}."
     for name, value in cast("Mapping[object, object]", headers).items():
         if not isinstance(name, str) or not re.fullmatch(_HEADER_NAME, name):
             return "headers must have names of letters, digits and hyphens."
-        if name.lower() in _RESERVED_HEADERS or name.lower().startswith(_RESERVED_PREFIXES):
+        if re.fullmatch(_RESERVED_HEADER, name):
             return f"headers must not set {name}: the library sets this header itself, or never sends it."
         if not isinstance(value, str) or not all(" " <= char <= "~" for char in value):
             return f"headers[{name!r}] must be a string of printable ASCII characters."
     return None
 
 
-def _is_proxy_url(text: object) -> bool:
+def _proxy_problem(text: object) -> str | None:
+    url = _parse(text) if isinstance(text, str) else None
+    if text is None or (url is not None and url.scheme in {"http", "https"}):
+        return None
+    return "proxy must be http://[USER:PASSWORD@]HOST[:PORT] or None."
+
+
+def _parse(text: str) -> URL | None:
+    """Return a URL that has a host and a port, else None."""
     try:
-        return isinstance(text, str) and URL(text).scheme in {"http", "https"} and bool(URL(text).host)
+        url = URL(text)
     except ValueError:
-        return False
+        return None
+    return url if url.host and url.port else None
+
+
+def _traces_problem(values: object) -> str | None:
+    if isinstance(values, Sequence):
+        values = cast("Sequence[object]", values)
+        if all([isinstance(value, aiohttp.TraceConfig) for value in values]):
+            return None
+    return "trace_configs must be a sequence of aiohttp.TraceConfig."
 
 
 def _environment_proxy(scheme: str, host: str) -> str | None:
@@ -309,24 +284,6 @@ def _environment_proxy(scheme: str, host: str) -> str | None:
     proxy = urllib.request.getproxies().get(scheme)
     # Proxies of other kinds, such as SOCKS, are not supported.
     return proxy if proxy and re.match(r"(?i)https?://", proxy) else None
-
-
-def _ssl_problem(context: object) -> str | None:
-    if context is None or isinstance(context, ssl.SSLContext):
-        return None
-    return f"ssl_context must be an ssl.SSLContext or None, got {type(context).__name__}."
-
-
-def _trace_configs_problem(values: object) -> str | None:
-    if isinstance(values, Sequence) and all(
-        [isinstance(v, aiohttp.TraceConfig) for v in cast("Sequence[object]", values)]
-    ):
-        return None
-    return "trace_configs must be a sequence of aiohttp.TraceConfig."
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 def _is_printable_ascii(text: str) -> bool:

@@ -107,7 +107,7 @@ def named(body):
     An id that can be read is a text that isn't blank and has no replaced character.
     """
     try:
-        stated = json.loads(body.decode(), parse_constant=refused)
+        stated = json.loads(body.decode("utf-8", "replace"), strict=False, parse_constant=refused)
     except (ValueError, RecursionError):
         return (), False
     listed = stated.get("createdRecordIds") if isinstance(stated, dict) else None

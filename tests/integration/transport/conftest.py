@@ -1,17 +1,10 @@
-"""Run the transport tests on both event loops, with clients that are closed after each test."""
-
-import asyncio
+"""Clients for the transport tests, which are closed after each test."""
 
 import pytest
-import uvloop
 from faults import FaultServer
 from transport_fakes import LIMITS, RETRY, FakeSlot
 
 from qamera_async._transport import ApiClient, ConnectionSettings, Secret
-
-
-def pytest_asyncio_loop_factories(config, item):
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import qamera_async as q
 from qamera_async._protocol import ApiRequest
 from qamera_async._transport import Attempt
 
+pytestmark = pytest.mark.every_loop
 METHODS = pytest.mark.parametrize("method", REQUESTS)
 
 
@@ -71,7 +72,7 @@ async def test_gets_share_a_connection_and_each_post_has_its_own(api, slot):
 
 
 async def test_post_without_a_body_is_refused(api, slot):
-    """aiohttp would send its headers before anybody knows that it may be sent."""
+    """Without a body, aiohttp would send the headers before anybody knows that they may be sent."""
     async with FaultServer(GOOD) as server:
         with pytest.raises(ValueError, match="body"):
             await api(server).send(ApiRequest("POST", "/register"), slot)
@@ -127,7 +128,7 @@ async def test_lost_connection_keeps_the_slot(api, slot, method):
 
 
 async def test_get_on_a_dropped_kept_connection_is_not_sent_again(api, slot):
-    """aiohttp would send it a second time, outside of the rate limit."""
+    """By itself, aiohttp would send it a second time, outside of the rate limit."""
     async with FaultServer(GOOD, answers(b"", "fin"), GOOD) as server:
         client = api(server)
         await client.send(GET, slot)
@@ -191,7 +192,7 @@ async def test_send_resets_the_attempt(api, slot, unused_tcp_port):
     with pytest.raises(q.ConnectionFailedError):
         await api(f"http://127.0.0.1:{unused_tcp_port}").send(POST, slot, attempt=attempt)
 
-    assert not (attempt.in_flight or attempt.connected or attempt.body_sent)
+    assert (attempt.in_flight, attempt.connected, attempt.body_sent) == (False, False, False)
 
 
 @METHODS

@@ -310,12 +310,12 @@ def test_items_become_the_same_records_again(body):
 
 
 def test_item_that_cannot_be_read_is_broken():
-    items = ['{"id":"a"}', "3", "{", '{"id":5}', '{"id":"b","new":[1]}']
+    items = ['{"id":"a"}', "3", "{", '{"id":5}', '{"id":"\ud800"}', '{"id":"b","new":[1]}']
 
     records = RecordList.from_items(items, VIDEOS, RULES, complete=True)
 
     assert list(records.ids) == ["a", "b"]
-    assert (records.complete, records.broken) == (True, 3)
+    assert (records.complete, records.broken) == (True, 4)
 
 
 def test_list_from_items_is_never_unchanged():

@@ -36,6 +36,12 @@ def test_everything_but_the_ids_may_be_missing_or_wrong(field, value):
     assert list(kept) == expected
 
 
+def test_bytes_that_are_not_utf8_outside_the_ids_are_replaced():
+    receipt = parse_receipt(response(b'{"createdRecordIds":["a"],"orderId":"caf\xe9"}'))
+
+    assert receipt == q.Receipt(("a",), order_id="caf\ufffd")
+
+
 def test_repeated_id_is_named_once():
     assert parse_receipt(response({"createdRecordIds": ["a", "b", "a"]})).record_ids == ("a", "b")
 
@@ -59,11 +65,14 @@ def test_lone_surrogate_outside_the_ids_is_replaced():
         ('["b",["c"],"a","b"]', ("b", "a")),
         ('["a","cut \\ud83d"]', ("a",)),
         ('["a","\\ufffd"]', ("a",)),
+        ('["a","b\udcff"]', ("a",)),
     ],
 )
 def test_receipt_with_an_unreadable_id_is_an_error_with_the_readable_ones(ids, readable):
     with pytest.raises(q.InvalidResponseError) as unreadable:
-        parse_receipt(response(f'{{"createdRecordIds":{ids},"orderId":"order_1"}}'.encode()))
+        parse_receipt(
+            response(f'{{"createdRecordIds":{ids},"orderId":"order_1"}}'.encode(errors="surrogateescape"))
+        )
 
     assert unreadable.value.record_ids == readable
     assert unreadable.value.status == 200

@@ -108,8 +108,8 @@ def test_no_part_of_the_key_is_left_where_an_excerpt_or_a_header_is_cut(length):
         assert "mk_live" not in cut
 
 
-@pytest.mark.parametrize("key", ["k" * 30, "k" * 1_000, "k" * 8_000])
-@pytest.mark.parametrize("before", ["", "é", "😀" * 50])
+@pytest.mark.parametrize("key", ["k" * 30, "k" * 1_000, "k" * 8_000], ids=["30", "1000", "8000"])
+@pytest.mark.parametrize("before", ["", "é", "😀" * 50], ids=["1 byte", "2 bytes", "4 bytes"])
 def test_no_part_of_the_key_is_left_of_a_body_that_repeats_it(key, before):
     """Replacing the key shortens the text, so that the end of what was searched moves into the excerpt."""
     body = (before + f"{key}-" * (200_000 // len(key))).encode()

@@ -1,0 +1,166 @@
+"""before_body: awaited before the first byte of a POST leaves, and able to stop it."""
+
+import asyncio
+
+import pytest
+from faults import GOOD, RECEIPT, FaultServer, http
+from transport_fakes import LOST, POST
+
+import qamera_async as q
+from qamera_async._transport import Attempt
+
+pytestmark = pytest.mark.every_loop
+
+
+class RefusedError(Exception):
+    """What a callback raises."""
+
+
+class Recorder:
+    """A server that records when bytes arrive on a connection."""
+
+    def __init__(self):
+        self.received = b""
+        self.connected = asyncio.Event()
+
+    async def __call__(self, connection):
+        self.connected.set()
+        while data := await connection.some():
+            self.received += data
+            if b"\r\n\r\n{" in self.received:
+                await connection.send(http(RECEIPT))
+
+
+async def test_nothing_arrives_before_it_returns(api, slot):
+    recorder = Recorder()
+    received = []
+
+    async def before_body():
+        await recorder.connected.wait()
+        await asyncio.sleep(0.05)  # longer than bytes take on loopback
+        received.append(recorder.received)
+
+    async with FaultServer(recorder) as server:
+        await api(server).send(POST, slot, before_body=before_body)
+
+    assert received == [b""]
+    assert POST.body in recorder.received
+
+
+@pytest.mark.parametrize(
+    "error", [RefusedError("no"), OSError(5, "disk"), asyncio.CancelledError("no"), TimeoutError()]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
+async def test_what_it_raises_is_raised_and_nothing_was_sent(api, slot, error, late):
+    recorder, attempt = Recorder(), Attempt()
+
+    async def before_body():
+        if late:
+            await asyncio.sleep(0.01)
+        raise error
+
+    async with FaultServer(recorder) as server:
+        with pytest.raises(type(error)) as raised:
+            await api(server).send(POST, slot, attempt=attempt, before_body=before_body)
+
+    assert raised.value is error
+    assert recorder.received == b""
+    assert not attempt.body_sent
+    assert slot.settled == ["given back"]
+
+
+async def test_client_works_after_it_raised(api, slot):
+    async def before_body():
+        raise RefusedError
+
+    async with FaultServer(GOOD) as server:
+        client = api(server)
+        with pytest.raises(RefusedError):
+            await client.send(POST, slot, before_body=before_body)
+        response = await client.send(POST, slot)
+
+    assert response.body == RECEIPT
+    assert server.methods == ["POST"]
+
+
+async def test_it_is_awaited_once_for_a_long_body(api, slot):
+    calls = []
+
+    async def before_body():
+        calls.append(None)
+
+    body = b'{"x":"%s"}' % (b"x" * 500_000)
+    async with FaultServer(GOOD) as server:
+        await api(server).send(type(POST)("POST", "/x", body), slot, before_body=before_body)
+
+    assert len(calls) == 1
+    assert server.requests[0][1] == body
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timeout", "closed"])
+async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
+    """A callback that goes on in spite of its cancellation doesn't let the POST leave any more."""
+    recorder, attempt = Recorder(), Attempt()
+    waiting, ended, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def before_body():
+        waiting.set()
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                pass
+        ended.set()
+
+    async with FaultServer(recorder) as server:
+        client = api(server, q.Timeouts(request=0.2 if how == "timeout" else 5.0))
+        sending = asyncio.ensure_future(client.send(POST, slot, attempt=attempt, before_body=before_body))
+        await waiting.wait()
+        if how == "cancelled":
+            sending.cancel()
+        elif how == "closed":
+            await client.aclose()
+        await asyncio.wait([sending])
+        go_on.set()
+        await ended.wait()
+        await asyncio.sleep(0.05)
+
+    assert sending.cancelled() or isinstance(sending.exception(), q.TransportError | q.SessionClosedError)
+    assert recorder.received == b""
+    assert not attempt.body_sent
+    assert slot.settled == ["given back"]
+
+
+async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, slot):
+    """A server that speaks first proves nothing about the POST, which has not left."""
+    attempt = Attempt()
+    never = asyncio.Event()
+
+    async def speaks_first(connection):
+        await connection.send(http(RECEIPT))
+        await connection.hang()
+
+    async with FaultServer(speaks_first) as server:
+        with pytest.raises(q.TransportError) as failed:
+            await api(server).send(POST, slot, attempt=attempt, before_body=never.wait)
+
+    assert not failed.value.sent
+    assert not attempt.body_sent
+    assert slot.settled == ["given back"]
+
+
+async def test_server_that_closes_during_it_gets_nothing(api, slot):
+    attempt = Attempt()
+
+    async def closes(connection):
+        connection.fin()
+
+    async def before_body():
+        await asyncio.sleep(0.1)
+
+    async with FaultServer(closes) as server:
+        with pytest.raises(q.TransportError) as failed:
+            await api(server).send(POST, slot, attempt=attempt, before_body=before_body)
+
+    assert failed.value.sent == attempt.body_sent
+    assert slot.settled == ([LOST] if attempt.body_sent else ["given back"])
