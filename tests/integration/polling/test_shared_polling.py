@@ -504,12 +504,12 @@ async def test_process_that_is_always_taken_for_dead_polls_for_itself(server, po
 
 @on_postgres
 async def test_lost_connection_is_listened_to_again(server, pollings, path):
-    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     tasks = [waiting(polling, record_id) for polling, record_id in zip(await pollings(2), "ab", strict=True)]
     await server.has_answered(2)
-    postgres.execute(path, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+    postgres.execute(path, f"SELECT pg_terminate_backend(pid) {others}")
     await server.has_answered(4)
-    connections = postgres.execute(path, f"SELECT count(*) FROM pg_stat_activity WHERE {others}")
+    connections = postgres.execute(path, f"SELECT count(*) {others}")
     server.finish("a", "b")
     await asyncio.gather(*tasks)
 

@@ -204,7 +204,7 @@ async def test_records_outlive_the_list_that_showed_them(polling):
 async def test_job_is_not_a_coroutine_but_its_wait_is(polling):
     job = polling.job("vid_1", records=(VIDEO,))
     with pytest.raises(TypeError):
-        asyncio.create_task(job)
+        asyncio.create_task(job)  # noqa: RUF006 - it makes no task
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(job.wait())
@@ -214,16 +214,16 @@ async def test_job_is_not_a_coroutine_but_its_wait_is(polling):
 # --- timeouts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, True, "1", 1j], ids=repr)
-async def test_bad_timeout_is_refused(polling, timeout):
+@pytest.mark.parametrize("limit", [-1, -0.001, math.nan, True, "1", 1j], ids=repr)
+async def test_bad_timeout_is_refused(polling, limit):
     with pytest.raises(q.ConfigurationError):
-        await polling.job("vid_1", records=(VIDEO,)).wait(timeout)
+        await polling.job("vid_1", records=(VIDEO,)).wait(limit)
 
 
-@pytest.mark.parametrize("timeout", [None, math.inf, 10**400, 1e300], ids=["None", "inf", "int", "float"])
-async def test_timeout_without_a_limit(timeout):
+@pytest.mark.parametrize("limit", [None, math.inf, 10**400, 1e300], ids=["None", "inf", "int", "float"])
+async def test_timeout_without_a_limit(limit):
     polling = Polling(job=0.01)
-    task = await polling.waiting(polling.job("a"), timeout=timeout)
+    task = await polling.waiting(polling.job("a"), timeout=limit)
     await polling.api.respond(response([item("a")]))
     await asyncio.sleep(0.03)
     await polling.api.respond(response([done("a")]))
@@ -450,7 +450,7 @@ async def test_updates_begin_with_the_current_state_and_end_with_the_last(pollin
 
     async def follow():
         async for video in job.updates():
-            statuses.append(video.status)
+            statuses.append(video.status)  # noqa: PERF401 - both iterations add to the one list
 
     first = asyncio.ensure_future(follow())
     for status in ("QUEUED", "RUNNING"):
