@@ -1,6 +1,6 @@
 """Which records earlier lists have shown."""
 
-from qamera_async._polling.poller import ListHistory
+from qamera_async._polling.records import ListHistory
 
 
 def ids(*names):
