@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ._models import JobState, Receipt, Record, Request
-from ._polling.poller import Poller, TrackedRecord
+from ._polling import Poller, TrackedRecord
 from .errors import (
     ConfigurationError,
     JobFailedError,
@@ -137,8 +137,8 @@ class JobRecords:
 
     # --- called by the poller -------------------------------------------------------------------
 
-    def record_changed(self, _record: TrackedRecord) -> None:
-        """Wake the waiters that want this change."""
+    def record_changed(self) -> None:
+        """Wake the waiters that want this change of a record."""
         done = self.done
         if done:
             self.settle()
@@ -486,7 +486,7 @@ class JobRegistry:
                 ]
             )
             job.settled = bool(records) and job.done  # the ledger knows it
-            handle = Job(job)
+            handle = Job[Any](job)
             job.handle = weakref.ref(handle)
         if job.request is None:
             job.request = request

@@ -71,6 +71,56 @@ class FakeApi:
         return request
 
 
+class FakeServer:
+    """A server whose list several API clients fetch.
+
+    ``items`` are its records by id, ``failures`` are answers for the next requests, ``delay`` is how long a
+    response takes in seconds, ``times`` are the times of all requests.
+    """
+
+    def __init__(self):
+        self.items = {}
+        self.failures = []
+        self.delay = 0.0
+        self.times = []
+
+    def add(self, *items):
+        """Add records, or replace those with the same ids."""
+        self.items.update({each["id"]: each for each in items})
+
+    def finish(self, *record_ids):
+        """Let records be done."""
+        self.add(*map(done, record_ids))
+
+    async def answer(self):
+        """Return a response, or raise an error."""
+        self.times.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.delay)
+        failure = self.failures.pop(0) if self.failures else None
+        if isinstance(failure, BaseException):
+            raise failure
+        return response(list(self.items.values())) if failure is None else failure
+
+    async def has_answered(self, more=1):
+        """Wait for some more requests."""
+        enough = len(self.times) + more
+        async with asyncio.timeout(10):
+            while len(self.times) < enough:
+                await asyncio.sleep(0.002)
+
+
+class ServedApi:
+    """An API client that a `FakeServer` answers."""
+
+    def __init__(self, server):
+        self.server = server
+        self.requests = []
+
+    async def send(self, request, slot, *, attempt=None, before_body=None):
+        self.requests.append(request)
+        return await self.server.answer()
+
+
 class FakeSlot:
     """A slot that remembers whether it was given back."""
 
@@ -114,8 +164,8 @@ class FakeLedger:
 class Polling:
     """A poller, a job registry, and everything that they use."""
 
-    def __init__(self, *, interval=0.01, emit=None, board=None, max_interval=None, **timeouts):
-        self.api = FakeApi()
+    def __init__(self, *, interval=0.01, emit=None, api=None, board=None, max_interval=None, **timeouts):
+        self.api = FakeApi() if api is None else api
         self.limiter = FakeLimiter()
         self.ledger = FakeLedger()
         self.events = []

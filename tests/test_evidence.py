@@ -1,7 +1,6 @@
 """What a server can do to the evidence: dates, lists that come and go, refused polls, echoed secrets."""
 
 import asyncio
-import math
 import pickle
 import ssl
 import traceback
@@ -11,11 +10,7 @@ import pytest
 from aiohttp import web
 
 import qamera_async as q
-from qamera_async import _polling as poller
 from qamera_async import _protocol as protocol
-from qamera_async._jobs.deadlines import TimeIsUp
-from qamera_async._polling.seen import Seen
-from qamera_async._protocol import Answer
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -114,46 +109,7 @@ async def test_a_record_that_any_list_showed_before_is_no_candidate(server, sess
     assert [v.id for v in ambiguous.value.candidates] == ["new"]
 
 
-def test_what_has_been_seen_is_forgotten_when_long_gone():
-    """It stays as long as the list, not as long as all there ever was."""
-    seen = Seen()
-    for number in range(100):
-        seen.add({f"v{number}": 0, "always": 0}.keys(), now=number * 100.0)
 
-    assert "always" in seen
-    assert "v0" not in seen
-    assert len(seen._first) < 20
-    assert seen.new_since(["always", "v99", "other"], 50) == {"v99", "other"}
-
-
-def test_what_a_forgetful_server_has_shown_takes_no_more_than_a_list():
-    """A whole list may be missing once and come back; beyond that the oldest are forgotten."""
-    seen = Seen()
-    for number in range(5_000):
-        seen.add({f"vid_{number}": 0}.keys(), now=0.0)
-
-    assert len(seen._first) <= 1_001
-    assert seen.new_since(["vid_4990"], 4_999) == set()
-
-    old = {f"old_{number}": 0 for number in range(3_000)}.keys()
-    seen.add(old, now=0.0)
-    seen.add({}.keys(), now=1.0)
-    seen.add(old, now=2.0)
-
-    assert seen.new_since(old, seen.lists - 1) == set()
-
-
-def test_what_is_back_in_the_list_has_been_seen_since():
-    """Also in a list of the same ids as the one before it; how long it was away doesn't add up."""
-    seen, both = Seen(), {"away": 0, "always": 0}.keys()
-    seen.add(both, now=0.0)
-    seen.add({"always": 0}.keys(), now=1.0)
-    seen.add(both, now=2.0, again=True)
-    seen.add(both, now=3.0, again=True)
-    assert seen.lists == 4
-
-    seen.add({"always": 0}.keys(), now=2_000.0)
-    assert "away" in seen
 
 
 async def test_a_cancelled_list_shows_no_key():
@@ -181,19 +137,6 @@ async def test_no_error_leads_into_the_http_client(quick):
                 assert not type(error).__module__.startswith("aiohttp")
                 error = error.__cause__ or error.__context__
 
-
-async def test_nobody_waiting_in_a_hold_means_no_request(server, session):
-    """P1: who gives up while a 429 holds everybody leaves no poll behind; and is told of the 429."""
-    server.lists = [429]
-    with pytest.raises(q.JobTimeoutError) as waited:
-        await session.job("vid_1").wait(0.1)
-    await asyncio.sleep(0.02)
-    before = len(server.seen)
-    await asyncio.sleep(0.1)
-
-    assert before > 0
-    assert len(server.seen) == before
-    assert isinstance(waited.value.last_error, q.RateLimitError)
 
 
 async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
@@ -258,13 +201,6 @@ def test_good_settings_are_taken():
         pickle.dumps(session._wire)
 
 
-@pytest.mark.parametrize("limit", [10**400, 1e300, math.inf])
-async def test_a_wait_beyond_every_clock_has_no_limit(limit):
-    """It isn't an OverflowError."""
-    async with Sandbox(job_seconds=0.01, quota=None) as sandbox:
-        async with sandbox.session(polling=q.PollPolicy(interval=0.02)) as session:
-            assert (await (await session.register_video(image_id="i")).wait(limit)).status == "DONE"
-
 
 async def test_image_ids_without_an_order_are_refused(session, server, ids):
     """A reel is made of images in an order."""
@@ -281,29 +217,6 @@ async def test_extra_that_is_no_mapping_is_refused(session, server, extra_body):
     assert server.seen == []
 
 
-async def test_each_wait_for_an_attached_record_begins_anew(server, quick):
-    """Timeouts.appear counts while somebody looks."""
-    server.lists = [[]]
-    options = quick | {"timeouts": q.Timeouts(appear=0.15)}
-    async with q.QameraSession(KEY, base_url=server.url, **options) as session:
-        job = session.job("vid_1")
-        with pytest.raises(q.JobTimeoutError):
-            await job.wait(0.05)
-        await asyncio.sleep(0.15)
-        with pytest.raises(q.JobTimeoutError):
-            await job.wait(0.05)
-        with pytest.raises(q.JobLostError):
-            await job.wait(1)
-
-
-async def test_a_status_that_echoes_the_key_is_concealed(server, session, caplog):
-    """Neither the error nor the warning shows it."""
-    server.lists = [[video("vid_1", status=KEY)]]
-    with pytest.raises(q.JobTimeoutError) as waited:
-        await session.job("vid_1").wait(0.1)
-
-    assert "SECRETCANARY" not in str(waited.value) + caplog.text
-    assert "not known" in caplog.text
 
 
 @pytest.fixture
@@ -323,37 +236,6 @@ async def test_what_a_poll_has_shown_before_is_no_candidate(server, session, for
     assert ambiguous.value.candidates == ()
 
 
-async def test_a_list_that_nobody_is_told_of_is_remembered(server, session, foreign, monkeypatch):
-    """The last waiter leaves between the reading of a long list and the telling."""
-    pauses = []
-
-    async def pause(_):
-        pauses.append(1)
-        if len(pauses) == 2:
-            waiting.cancel()
-        for _ in range(3):
-            await asyncio.sleep(0)
-
-    monkeypatch.setattr(poller, "_pause_after", pause)
-    waiting = asyncio.ensure_future(session.job("vid_1").wait())
-    await asyncio.wait([waiting])
-    with pytest.raises(q.JobTimeoutError):
-        await session.job("vid_1").wait(0.2)
-    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
-        await session.register_video(image_id="i")
-
-    assert waiting.cancelled()
-    assert ambiguous.value.candidates == ()
-
-
-@pytest.mark.parametrize(("length", "turns"), [(64 * 1024, 0), (64 * 1024 + 1, 1)])
-async def test_a_long_list_leaves_turns_to_others(length, turns):
-    """Between its reading and the telling of it the loop does what else there is to do."""
-    done = []
-    asyncio.get_running_loop().call_soon(done.append, "else")
-    await poller._pause_after(Answer(200, {}, bytes(length)))
-
-    assert len(done) == turns
 
 
 @pytest.mark.parametrize("failure", [OSError(24, "no file descriptor is free"), ImportError("cattrs")])
@@ -376,17 +258,6 @@ async def test_a_receipt_that_cant_be_read_for_reasons_of_ones_own_is_a_doubt(
     assert [video.id for video in ambiguous.value.candidates] == ["vid_1"]
     assert type(failure).__name__ in ambiguous.value.cause.message
 
-
-async def test_a_job_that_ends_as_its_time_is_up_has_ended(session):
-    """Both in one turn of the loop: what is known counts."""
-    job = session.job("vid_1")
-    waiting = asyncio.ensure_future(job.wait(60.0))
-    await asyncio.sleep(0)
-    job._waiters[0].set_exception(TimeIsUp())
-    done = q.Video("vid_1", "DONE", q.JobState.DONE, video_url="https://cdn.example.com/a.mp4")
-    job._records[0].keep(done)
-
-    assert (await waiting).id == "vid_1"
 
 
 async def test_a_closed_session_fetches_nothing(session):

@@ -1,5 +1,6 @@
 """One poll of a list for everyone who waits for records of it."""
 
-from .poller import Poller, TrackedRecord
+from .poller import Poller
+from .records import TrackedRecord
 
 __all__ = ["Poller", "TrackedRecord"]

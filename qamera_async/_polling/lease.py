@@ -124,6 +124,9 @@ class SharedPolling:
             except LedgerError as error:
                 _log.info("could not read the polls of other processes from the ledger: %s", error)
                 await asyncio.sleep(_RETRY_DELAY)
+            except Exception:
+                _log.exception("a job could not be notified of a poll of another process")
+                await asyncio.sleep(_RETRY_DELAY)
 
     async def _access(
         self, operation: Callable[..., asyncio.Future[Look]], last_seq: int, **options: float

@@ -185,23 +185,26 @@ async def test_records_are_those_seen_so_far_in_the_order_of_the_ids(polling):
 
 
 async def test_records_outlive_the_list_that_showed_them(polling):
-    left, missed = polling.job("a"), polling.job("b")
+    def lists():
+        gc.collect()
+        return sum(isinstance(each, RecordList) for each in gc.get_objects())
+
+    left, missed, before = polling.job("a"), polling.job("b"), lists()
     tasks = await polling.waiting(left, missed)
     await polling.api.respond(response([item("a", "QUEUED"), item("b", "RUNNING")]))
     tasks[0].cancel()
     await asyncio.wait(tasks[:1])
     await polling.api.respond(response([item("c")]))
-    gc.collect()
 
     assert [job.records[0].status for job in (left, missed)] == ["QUEUED", "RUNNING"]
-    assert sum(isinstance(each, RecordList) for each in gc.get_objects()) == 1
+    assert lists() == before + 1
     tasks[1].cancel()
 
 
 async def test_job_is_not_a_coroutine_but_its_wait_is(polling):
     job = polling.job("vid_1", records=(VIDEO,))
     with pytest.raises(TypeError):
-        asyncio.create_task(job)
+        asyncio.create_task(job)  # noqa: RUF006 - it makes no task
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(job.wait())
@@ -211,16 +214,16 @@ async def test_job_is_not_a_coroutine_but_its_wait_is(polling):
 # --- timeouts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, True, "1", 1j], ids=repr)
-async def test_bad_timeout_is_refused(polling, timeout):
+@pytest.mark.parametrize("limit", [-1, -0.001, math.nan, True, "1", 1j], ids=repr)
+async def test_bad_timeout_is_refused(polling, limit):
     with pytest.raises(q.ConfigurationError):
-        await polling.job("vid_1", records=(VIDEO,)).wait(timeout)
+        await polling.job("vid_1", records=(VIDEO,)).wait(limit)
 
 
-@pytest.mark.parametrize("timeout", [None, math.inf, 10**400, 1e300], ids=["None", "inf", "int", "float"])
-async def test_timeout_without_a_limit(timeout):
+@pytest.mark.parametrize("limit", [None, math.inf, 10**400, 1e300], ids=["None", "inf", "int", "float"])
+async def test_timeout_without_a_limit(limit):
     polling = Polling(job=0.01)
-    task = await polling.waiting(polling.job("a"), timeout=timeout)
+    task = await polling.waiting(polling.job("a"), timeout=limit)
     await polling.api.respond(response([item("a")]))
     await asyncio.sleep(0.03)
     await polling.api.respond(response([done("a")]))
@@ -447,7 +450,7 @@ async def test_updates_begin_with_the_current_state_and_end_with_the_last(pollin
 
     async def follow():
         async for video in job.updates():
-            statuses.append(video.status)
+            statuses.append(video.status)  # noqa: PERF401 - both iterations add to the one list
 
     first = asyncio.ensure_future(follow())
     for status in ("QUEUED", "RUNNING"):
