@@ -10,7 +10,6 @@ import pytest
 from aiohttp import web
 
 import qamera_async as q
-from qamera_async import _protocol as protocol
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -61,57 +60,6 @@ async def session(server, quick):
         yield session
 
 
-@pytest.mark.parametrize(
-    "date",
-    [
-        "Fri, 31 Dec 9999 23:59:59 GMT",
-        "Mon, 01 Jan 0001 00:00:00 GMT",
-        "Wed, 21 Oct 2020 07:28:00 +9999999999999",
-        "Wed, 99999999999999999999 Jan 2020 07:28:00 GMT",
-    ],
-)
-async def test_no_date_can_take_the_place_of_the_ambiguous_error(server, session, date):
-    """A server's clock at one end of time gives no candidates, and nothing else."""
-    server.lists = [[video("vid_1", createdAt="2026-03-20T17:00:00Z")]]
-    server.headers = {"Date": date}
-    with pytest.raises(q.AmbiguousSubmissionError):
-        await session.register_video(image_id="i")
-
-
-async def test_a_fault_while_looking_keeps_the_ambiguous_error(server, session, monkeypatch, caplog):
-    """Whatever fails in the lookup: the intent reaches the caller."""
-    server.lists = [[video("vid_1")]]
-    monkeypatch.setattr(session._submitter.candidates, "among", lambda *_: 1 / 0)
-    with pytest.raises(q.AmbiguousSubmissionError):
-        await session.register_video(image_id="i")
-
-    assert "ZeroDivisionError" in caplog.text
-
-
-async def test_a_429_on_the_lookups_poll_loses_no_candidate(server, session):
-    """The question is still asked when the poll is sent again."""
-    server.lists = [[video("old")], 429, [video("old"), video("new")]]
-    await session.list_videos()
-    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
-        await session.register_video(image_id="i")
-
-    assert [v.id for v in ambiguous.value.candidates] == ["new"]
-
-
-async def test_a_record_that_any_list_showed_before_is_no_candidate(server, session):
-    """Also where the last list before the POST lacked it."""
-    server.lists = [[video("a"), video("b")], [video("b")], [video("a"), video("b"), video("new")]]
-    await session.list_videos()
-    await session.list_videos()
-    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
-        await session.register_video(image_id="i")
-
-    assert [v.id for v in ambiguous.value.candidates] == ["new"]
-
-
-
-
-
 async def test_a_cancelled_list_shows_no_key():
     """Neither a traceback with locals, nor a context, leads into the HTTP client's frames."""
     async with Sandbox(quota=None, api_key=KEY) as sandbox, sandbox.session() as other:
@@ -136,7 +84,6 @@ async def test_no_error_leads_into_the_http_client(quick):
             while error is not None:
                 assert not type(error).__module__.startswith("aiohttp")
                 error = error.__cause__ or error.__context__
-
 
 
 async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
@@ -201,63 +148,11 @@ def test_good_settings_are_taken():
         pickle.dumps(session._wire)
 
 
-
-async def test_image_ids_without_an_order_are_refused(session, server, ids):
-    """A reel is made of images in an order."""
-    with pytest.raises(q.InvalidRequestError):
-        await session.register_reel(ids)
-    assert server.seen == []
-
-
-@pytest.mark.parametrize("extra_body", [[], 0, ""])
-async def test_extra_that_is_no_mapping_is_refused(session, server, extra_body):
-    """Also where it is empty."""
-    with pytest.raises(q.InvalidRequestError):
-        await session.register_video(image_id="i", extra_body=extra_body)
-    assert server.seen == []
-
-
-
-
 @pytest.fixture
 async def foreign(server, session):
     """Let the server list what somebody else has made since the first list, in more than 64 KiB."""
     server.lists = [[], [video(f"foreign_{number}") for number in range(3_000)]]
     await session.list_videos()
-
-
-async def test_what_a_poll_has_shown_before_is_no_candidate(server, session, foreign):
-    """It was there before the request was sent, whoever made it."""
-    with pytest.raises(q.JobTimeoutError):
-        await session.job("vid_1").wait(0.2)
-    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
-        await session.register_video(image_id="i")
-
-    assert ambiguous.value.candidates == ()
-
-
-
-
-@pytest.mark.parametrize("failure", [OSError(24, "no file descriptor is free"), ImportError("cattrs")])
-async def test_a_receipt_that_cant_be_read_for_reasons_of_ones_own_is_a_doubt(
-    server, session, monkeypatch, failure
-):
-    """It was paid for, and what failed is on this side: it is looked into, kept and told like any doubt."""
-
-    def fail(_):
-        raise failure
-
-    server.post = (200, {"createdRecordIds": ["vid_1"]})
-    server.lists = [[], [video("vid_1")]]
-    await session.list_videos()
-    monkeypatch.setattr(protocol, "read_receipt", fail)
-    with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
-        await session.register_video(image_id="i")
-
-    assert server.seen.count("POST") == 1
-    assert [video.id for video in ambiguous.value.candidates] == ["vid_1"]
-    assert type(failure).__name__ in ambiguous.value.cause.message
-
 
 
 async def test_a_closed_session_fetches_nothing(session):
