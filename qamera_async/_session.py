@@ -8,7 +8,6 @@ import logging
 import os
 import ssl
 import warnings
-import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -139,6 +138,10 @@ class QameraSession:
         ssl_context: ssl.SSLContext | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
+        self._built = self._closing = self._closed = False
+        self._close_task: asyncio.Task[None] | None = None
         # The arguments that may hold secrets leave the locals first: a traceback with locals must not show them.
         key, address, extra_headers = Secret(api_key), Secret(base_url), Secret(headers)
         proxy_url, ledger_url = Secret(proxy), Secret(ledger)
@@ -192,20 +195,19 @@ class QameraSession:
         self._orders = _Orders(
             self._submitter, self._jobs, self._limiter, polling, self._ledger, self._downloader
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = os.getpid()
-        self._closing = self._closed = False
-        self._close_task: asyncio.Task[None] | None = None
-        self._finalizer = weakref.finalize(self, _abandon, self._limiter, self._ledger)
-        self._finalizer.atexit = False
+        self._built = True
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "new" if self._loop is None else "open"
-        return f"<QameraSession {self._settings.origin} {state}>"
+        settings = getattr(self, "_settings", None)  # none where the settings were refused
+        return f"<QameraSession {'(invalid)' if settings is None else settings.origin} {state}>"
 
     def __del__(self) -> None:
-        finalizer = getattr(self, "_finalizer", None)
-        if finalizer is not None and finalizer.alive and self._loop is not None:
+        if not self._built or self._closed:
+            return
+        # Later: this may run in the middle of code that holds a lock.
+        self._limiter.leave_later(self._ledger.release)
+        if self._loop is not None:
             warnings.warn(
                 f"Unclosed {self!r}: use async with, or await aclose().",
                 ResourceWarning,
@@ -291,7 +293,6 @@ class QameraSession:
 
     def _finish_closing(self) -> None:
         self._closed = True
-        self._finalizer.detach()
         self._limiter.leave()
 
     def _check_open(self) -> None:
@@ -899,12 +900,6 @@ def _account(settings: ConnectionSettings) -> str:
     return hashlib.blake2b(
         f"{settings.origin} {settings.api_key.value}".encode(), key=b"qamera-async slots", digest_size=16
     ).hexdigest()
-
-
-def _abandon(limiter: SessionLimiter, ledger: NoLedger) -> None:
-    """Release what an unclosed session holds, once it is collected."""
-    # Later: this may run in the middle of code that holds a lock.
-    limiter.leave_later(ledger.release)
 
 
 def _setting(name: str, value: _T | None, kind: type[_T]) -> _T:

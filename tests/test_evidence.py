@@ -142,10 +142,10 @@ def test_good_settings_are_taken():
         trace_configs=[aiohttp.TraceConfig()],
     )
 
-    assert "password" not in repr(session._wire)
-    assert "SECRETCANARY" not in repr(session._wire)
+    assert "password" not in repr(session._settings)
+    assert "SECRETCANARY" not in repr(session._settings)
     with pytest.raises(TypeError):
-        pickle.dumps(session._wire)
+        pickle.dumps(session._settings)
 
 
 @pytest.fixture
