@@ -10,7 +10,7 @@ from qamera_async._ratelimit.limiter import limiter_of
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 POLICY = RetryPolicy(base=1.0, max_delay=60.0)
-_origins = count()
+_numbers = count()
 
 
 class Clock:
@@ -35,18 +35,18 @@ async def run_ready():
 
 
 class Limited:
-    """A session's limiter for an origin of its own, on a clock that the test moves."""
+    """A session's limiter for an account of its own, on a clock that the test moves."""
 
     def __init__(self, limit=60, window=60.0, clock=None):
         self.clock = clock or Clock()
         self.engine = Engine(limit, window, self.clock)
         self.rate_limiter = limiter_of(self.engine)
-        self.origin = f"https://{next(_origins)}.example"
+        self.account = f"account {next(_numbers)}"
         self.session = self.another_session()
 
     def another_session(self):
-        """Return the limiter of another session with the same key and origin."""
-        return session_limiter(self.origin, "key", self.rate_limiter)
+        """Return the limiter of another session of the same account."""
+        return session_limiter(self.account, self.rate_limiter)
 
     async def acquire(self, priority=SUBMISSION, **options):
         """Acquire a slot in the first session."""

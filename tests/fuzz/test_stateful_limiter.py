@@ -24,7 +24,7 @@ POLICY = q.RetryPolicy(base=0.5, max_delay=4.0)
 OWNERS = ("one", "two")
 ENDS = ("on_response", "give_back", 0.0, 10.0)  # a number: lost, and counted so many seconds later at most
 picks = st.integers(0, 2**16)
-origins = itertools.count()
+numbers = itertools.count()
 AT_REST = 8
 passes = st.sampled_from([0, 1, 2, AT_REST])
 """So many passes of the loop follow a step: with none the next step meets what is half done."""
@@ -60,13 +60,13 @@ class LimiterMachine(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 5))
     def begin(self, limit):
         self.limiter = limiter_of(Engine(limit, WINDOW, self.loop.time))
-        self.origin = f"https://{next(origins)}.example"
+        self.account = f"account {next(numbers)}"
         self.sessions = {}
         for owner in (*OWNERS, "poller", "traffic", "last"):
             self.sessions[owner] = self.join()
 
     def join(self):
-        return session_limiter(self.origin, "key", self.limiter)
+        return session_limiter(self.account, self.limiter)
 
     def leave(self, name):
         session = self.sessions.pop(name, None)

@@ -11,7 +11,7 @@ PROGRAM = """
     from qamera_async import ConfigurationError, RateLimiter, RetryPolicy
     from qamera_async._ratelimit import Priority, session_limiter
 
-    ORIGIN = "https://forked.example"
+    ACCOUNT = "forked"
     limiter = RateLimiter(2, 60.0)
 
     async def use(session, number=1):
@@ -43,12 +43,12 @@ PROGRAM = """
 """
 
 UNUSED = """
-    session = session_limiter(ORIGIN, "key", limiter)
+    session = session_limiter(ACCOUNT, limiter)
 
     def child():
         assert asyncio.run(use(session)) == 0  # one that was built before the fork
         session.leave()
-        other = session_limiter(ORIGIN, "key", limiter)
+        other = session_limiter(ACCOUNT, limiter)
         assert asyncio.run(use(other, 2)) == 1
         assert limiter.used == 1
 
@@ -57,7 +57,7 @@ UNUSED = """
 
 IN_USE = """
     async def main():
-        session = session_limiter(ORIGIN, "key", limiter)
+        session = session_limiter(ACCOUNT, limiter)
         slots = [await session.acquire(Priority.POLL) for _ in range(2)]
         slots[0].on_429(1000.0, RetryPolicy(max_delay=1000.0))
         waiting = asyncio.ensure_future(session.acquire(Priority.POLL))
@@ -68,9 +68,9 @@ IN_USE = """
             assert (limiter.used, limiter.waiting, limiter.cooldown) == (0, 0, 0)
             slots[1].on_response()  # of the parent, as a finally clause may call it
             assert limiter.used == 0
-            assert asyncio.run(use(session_limiter(ORIGIN, "key", limiter), 2)) == 1
+            assert asyncio.run(use(session_limiter(ACCOUNT, limiter), 2)) == 1
             session.leave()
-            session_limiter("https://other.example", "key", RateLimiter(3)).leave()
+            session_limiter("other", RateLimiter(3)).leave()
 
         print(in_child(child), limiter.used, limiter.waiting)
         waiting.cancel()
@@ -79,12 +79,12 @@ IN_USE = """
 """
 
 OTHER_NUMBERS = """
-    session = session_limiter(ORIGIN, "key", limiter)
+    session = session_limiter(ACCOUNT, limiter)
 
     def child():  # each worker takes its share
-        assert asyncio.run(use(session_limiter(ORIGIN, "key", RateLimiter(1, 60.0)))) == 0
+        assert asyncio.run(use(session_limiter(ACCOUNT, RateLimiter(1, 60.0)))) == 0
         try:
-            session_limiter(ORIGIN, "key", limiter)
+            session_limiter(ACCOUNT, limiter)
         except ConfigurationError:
             return
         os._exit(2)
@@ -93,7 +93,7 @@ OTHER_NUMBERS = """
 """
 
 LOCKED = """
-    session = session_limiter(ORIGIN, "key", limiter)
+    session = session_limiter(ACCOUNT, limiter)
     stop = threading.Event()
 
     def busy(task):
@@ -101,14 +101,14 @@ LOCKED = """
             task()
 
     def build():
-        session_limiter(ORIGIN, "key", limiter).leave()
+        session_limiter(ACCOUNT, limiter).leave()
 
     threads = [threading.Thread(target=busy, args=(task,)) for task in (lambda: limiter.used, build)]
     for thread in threads:
         thread.start()
 
     def child():
-        assert asyncio.run(use(session_limiter(ORIGIN, "key", limiter))) == 0
+        assert asyncio.run(use(session_limiter(ACCOUNT, limiter))) == 0
         assert limiter.waiting == 0
 
     results = {in_child(child) for _ in range(40)}

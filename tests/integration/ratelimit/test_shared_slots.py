@@ -590,7 +590,7 @@ def test_timer_reads_the_usage(run):
         store = Store(Table(Clock()))
         store.shown = ExternalUsage(submissions_in_flight=1)
         store.full = True
-        session = session_limiter("https://readings.example", "key", RateLimiter(1, 0.4))
+        session = session_limiter("readings", RateLimiter(1, 0.4))
         session.attach(store)
         waiting = asyncio.ensure_future(session.acquire(SUBMISSION))
         await run_ready()

@@ -290,7 +290,7 @@ def test_timers_wake_waiters_in_several_loops(run):
 
     def one_loop():
         async def some():
-            session = session_limiter("https://timers.example", "key", RateLimiter(3, 0.2))
+            session = session_limiter("timers", RateLimiter(3, 0.2))
             for _ in range(4):
                 (await asyncio.wait_for(session.acquire(SUBMISSION), 30)).on_response()
                 await asyncio.sleep(0)
@@ -391,9 +391,9 @@ async def test_exhausted_after_nothing_but_429():
 
 
 async def test_sessions_of_one_key_and_origin_share():
-    one = session_limiter("https://shared.example", "key", None)
-    two = session_limiter("https://shared.example", "key", None)
-    other = session_limiter("https://shared.example", "other", None)
+    one = session_limiter("shared", None)
+    two = session_limiter("shared", None)
+    other = session_limiter("shared other", None)
     await one.acquire(POLL)
 
     assert two.rate_limiter.used == one.rate_limiter.used == 1
@@ -405,8 +405,8 @@ async def test_sessions_of_one_key_and_origin_share():
 async def test_equal_rate_limiters_are_one():
     """The handle that came second shows the shared state."""
     first, second = RateLimiter(30, 60.0), RateLimiter(30, 60)
-    one = session_limiter("https://equal.example", "key", first)
-    two = session_limiter("https://equal.example", "key", second)
+    one = session_limiter("equal", first)
+    two = session_limiter("equal", second)
     slot = await two.acquire(POLL)
 
     assert two.rate_limiter is second
@@ -418,25 +418,25 @@ async def test_equal_rate_limiters_are_one():
 
 
 def test_different_numbers_are_refused_while_a_session_is_open():
-    session = session_limiter("https://open.example", "key", RateLimiter(30, 60.0))
+    session = session_limiter("open", RateLimiter(30, 60.0))
     with pytest.raises(ConfigurationError, match="rate_limiter"):
-        session_limiter("https://open.example", "key", RateLimiter(31, 60.0))
+        session_limiter("open", RateLimiter(31, 60.0))
     session.leave()
     session.leave()
 
-    session_limiter("https://open.example", "key", RateLimiter(31, 60.0)).leave()
+    session_limiter("open", RateLimiter(31, 60.0)).leave()
 
 
 async def test_one_rate_limiter_may_serve_several_keys():
     limiter = RateLimiter(30, 60.0)
-    one = session_limiter("https://several.example", "key", limiter)
-    two = session_limiter("https://several.example", "other", limiter)
+    one = session_limiter("several", limiter)
+    two = session_limiter("several other", limiter)
     await one.acquire(POLL)
     await two.acquire(POLL)
     assert limiter.used == 2
-    three = session_limiter("https://several.example", "third", RateLimiter(30, 60.0))
+    three = session_limiter("several third", RateLimiter(30, 60.0))
     with pytest.raises(ConfigurationError, match="rate_limiter"):
-        session_limiter("https://several.example", "third", limiter)
+        session_limiter("several third", limiter)
 
     for session in (one, two, three):
         session.leave()
@@ -445,12 +445,12 @@ async def test_one_rate_limiter_may_serve_several_keys():
 async def test_key_left_by_a_shared_rate_limiter_keeps_what_it_sent():
     """P2: a new limiter for one of two keys takes the log of that key over, and leaves it to the other."""
     limiter = RateLimiter(30, 60.0)
-    sessions = [session_limiter("https://two-keys.example", key, limiter) for key in ("a", "b")]
+    sessions = [session_limiter(f"two keys, {key}", limiter) for key in ("a", "b")]
     for session in sessions:
         (await session.acquire(POLL)).on_response()
         session.leave()
-    session_limiter("https://two-keys.example", "a", RateLimiter(5, 60.0)).leave()
-    other = session_limiter("https://two-keys.example", "b", None)
+    session_limiter("two keys, a", RateLimiter(5, 60.0)).leave()
+    other = session_limiter("two keys, b", None)
 
     assert other.rate_limiter.used >= 1
     other.leave()
@@ -458,12 +458,12 @@ async def test_key_left_by_a_shared_rate_limiter_keeps_what_it_sent():
 
 async def test_log_outlives_its_sessions_by_one_window():
     clock = Clock()
-    old = session_limiter("https://outlive.example", "key", limiter_on(clock, 60))
+    old = session_limiter("outlive", limiter_on(clock, 60))
     (await old.acquire(SUBMISSION)).on_response()
     old.leave()
     clock.now += 30
     new = limiter_on(clock, 50)
-    session_limiter("https://outlive.example", "key", new).leave()
+    session_limiter("outlive", new).leave()
 
     assert (new.limit, new.used) == (50, 1)
     clock.now += 31
@@ -471,10 +471,10 @@ async def test_log_outlives_its_sessions_by_one_window():
 
 
 async def test_cooldown_outlives_its_sessions():
-    first = session_limiter("https://held.example", "key", RateLimiter(50))
+    first = session_limiter("held", RateLimiter(50))
     (await first.acquire(POLL)).on_429(20.0, POLICY)
     first.leave()
-    second = session_limiter("https://held.example", "key", RateLimiter(40))
+    second = session_limiter("held", RateLimiter(40))
     second.leave()
 
     assert 19 < second.cooldown <= 20
@@ -484,7 +484,7 @@ async def test_limiters_that_alternate_count_each_slot_once():
     one, other = RateLimiter(50), RateLimiter(40)
     used = []
     for limiter in (one, other, one, other):
-        session = session_limiter("https://alternate.example", "key", limiter)
+        session = session_limiter("alternate", limiter)
         if not used:
             for _ in range(3):
                 (await session.acquire(POLL)).on_response()
@@ -495,19 +495,21 @@ async def test_limiters_that_alternate_count_each_slot_once():
 
 
 def test_numbers_of_a_closed_session_bind_nobody():
-    session_limiter("https://inherit.example", "key", RateLimiter(5, 60.0)).leave()
-    session = session_limiter("https://inherit.example", "key", None)
+    session_limiter("inherit", RateLimiter(5, 60.0)).leave()
+    session = session_limiter("inherit", None)
     session.leave()
 
     assert session.rate_limiter.limit == 60
 
 
 async def test_abandoned_session_leaves_when_the_next_one_is_built():
-    """What it kept for polls is free then, and its numbers bind nobody."""
-    limited = Limited(limit=4)
+    """What it kept for polls is free then."""
+    limited, released = Limited(limit=4), []
     limited.session.reserve_polls(30.0)
-    limited.session.leave_later()
-    session_limiter("https://whatever.example", "key", None).leave()
+    limited.session.leave_later(lambda: released.append("session"))
+    assert released == []
+    session_limiter("whatever", None).leave()
 
+    assert released == ["session"]
     for _ in range(4):
         assert (await limited.waiting()).done()
