@@ -1,4 +1,4 @@
-"""Once the body has left: a POST is ambiguous and never sent again, a GET is."""
+"""Responses that are lost after the body left: a POST is ambiguous and sent once, a GET is retried."""
 
 import asyncio
 
@@ -13,16 +13,21 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n"
 
 
-def whole(method):
-    """Give the body that would be right for a method."""
+def body_of(method):
+    """Return the body of a good response."""
     return RECEIPT if method == "POST" else LIST
 
 
 def sends(answer, end="fin"):
-    """Give a maker of faults that fill the right body, its length and its length in hex into an answer."""
+    """Return a function that makes the fault of a method.
+
+    Args:
+        answer: The bytes to send; BODY, LENGTH and HEX stand for the good body and its length.
+        end: How the connection ends, as for `answers`.
+    """
 
     def make(method):
-        body = whole(method)
+        body = body_of(method)
         filled = answer.replace(b"BODY", body).replace(b"HEX", b"%x" % len(body))
         return answers(filled.replace(b"LENGTH", b"%d" % len(body)), end)
 
@@ -30,12 +35,12 @@ def sends(answer, end="fin"):
 
 
 def shut_at_once(_):
-    """Nothing will be answered, but what is sent is still read."""
+    """Send a FIN at once, and read the request."""
     return lambda connection: connection.shut()
 
 
 def reset_at_once(_):
-    """Nothing is read either."""
+    """Send an RST at once; the request is not read."""
 
     async def fault(connection):
         connection.rst()
@@ -44,7 +49,7 @@ def reset_at_once(_):
 
 
 def drips(_):
-    """Header after header, for as long as somebody listens."""
+    """Send one header after the other until the client closes."""
 
     async def fault(connection):
         await connection.request()
@@ -57,7 +62,7 @@ def drips(_):
 
 
 def continues(_):
-    """100-continue without end, as fast as it is read."""
+    """Send "100 Continue" again and again."""
 
     async def fault(connection):
         await connection.request()
@@ -132,26 +137,33 @@ EACH = pytest.mark.parametrize(
 )
 
 
-def read_of(fault, number):
-    """Give what a server has read of so many GETs, the first of which met the fault."""
+def is_read(fault):
+    """Return whether a fault reads the request; None if the client may close before it sends the request."""
+    return {reset_at_once: False, shut_at_once: None}.get(fault, True)
+
+
+def methods_read(fault, number):
+    """Return the methods that a server has read of so many GETs, the first of which met the fault."""
     return ["GET"] * (number - (fault is reset_at_once))
 
 
+@pytest.mark.every_loop
 @EACH
-async def test_a_post_is_ambiguous_and_sent_once(fault, kind, quick):
-    """P3: one connection, one POST, and the cause is the error that a GET would have had."""
+async def test_post_is_ambiguous_and_sent_once(fault, kind, quick):
+    """The cause is the error that a GET would raise."""
     limit = {"request": 0.3} if kind is LATE else {}
     async with FaultServer(fault("POST"), GOOD) as server:
-        error = await ambiguous(server, quick, read=fault is not reset_at_once, **limit)
+        error = await ambiguous(server, quick, read=is_read(fault), **limit)
 
     assert type(error.cause) is kind
     assert getattr(error.cause, "status", None) is None
     assert error.record_ids == ()
 
 
+@pytest.mark.every_loop
 @EACH
-async def test_a_get_is_sent_again(fault, kind, quick):
-    """P7: the answer to the second attempt is given; each attempt takes a slot."""
+async def test_get_is_retried(fault, kind, quick):
+    """Each attempt takes a slot."""
     limit = q.Timeouts(request=0.5 if kind is LATE else 5.0)
     async with FaultServer(fault("GET"), GOOD) as server:
         async with server.session(**quick | {"timeouts": limit}) as session:
@@ -160,12 +172,12 @@ async def test_a_get_is_sent_again(fault, kind, quick):
     nothing_left(session)
 
     assert [video.id for video in videos] == ["vid_1"]
-    assert server.methods == read_of(fault, 2)
+    assert server.methods == methods_read(fault, 2)
 
 
+@pytest.mark.every_loop
 @EACH
-async def test_a_get_ends_typed(fault, kind, quick):
-    """P7: after RetryPolicy.attempts, with its own error."""
+async def test_get_raises_its_error_after_the_last_attempt(fault, kind, quick):
     retry = q.RetryPolicy(attempts=2, base=0.001)
     limit = q.Timeouts(request=0.1 if kind is LATE else 5.0)
     async with FaultServer(fault("GET")) as server:
@@ -180,9 +192,9 @@ async def test_a_get_ends_typed(fault, kind, quick):
     assert server.methods == ["GET"] * (0 if fault is reset_at_once else 2)
 
 
+@pytest.mark.every_loop
 @EACH
-async def test_a_poll_goes_on(fault, kind, quick):
-    """A waiter is told by the next poll."""
+async def test_poll_is_repeated(fault, kind, quick):
     limit = q.Timeouts(request=0.5 if kind is LATE else 5.0, job=20.0)
     async with FaultServer(fault("GET"), GOOD) as server:
         async with server.session(**quick | {"timeouts": limit, "polling": OFTEN}) as session:
@@ -191,7 +203,7 @@ async def test_a_poll_goes_on(fault, kind, quick):
     nothing_left(session)
 
     assert video.status == "DONE"
-    assert server.methods == read_of(fault, 2)
+    assert server.methods == methods_read(fault, 2)
 
 
 ENDS = [
@@ -203,18 +215,18 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("fault", "how"), ENDS)
-async def test_a_post_tells_how_its_connection_ended(fault, how, quick):
-    """In the cause's words, so that a server that closes can be told from what resets connections."""
+async def test_cause_of_an_ambiguous_post_says_how_the_connection_ended(fault, how, quick):
+    """A server that closes connections differs from a firewall that resets them."""
     async with FaultServer(fault("POST"), GOOD) as server:
-        error = await ambiguous(server, quick, read=fault is not reset_at_once)
+        error = await ambiguous(server, quick, read=is_read(fault))
 
     assert f"was lost ({how})" in error.cause.message
     assert error.cause.sent
 
 
 @pytest.mark.parametrize(("fault", "how"), ENDS)
-async def test_a_get_tells_how_its_connection_ended(fault, how, quick):
-    """On a kept connection, too, where the HTTP client would send it again by itself."""
+async def test_error_of_a_get_says_how_the_connection_ended(fault, how, quick):
+    """Also on a connection that was used before: the HTTP client itself must not send the GET again."""
     once = quick | {"retry": q.RetryPolicy(attempts=1)}
     async with FaultServer(GOOD, fault("GET")) as server:
         async with server.session(**once) as session:
@@ -228,8 +240,8 @@ async def test_a_get_tells_how_its_connection_ended(fault, how, quick):
 
 @pytest.mark.case(20)
 @pytest.mark.parametrize("method", ASK)
-async def test_equal_lengths_are_one_to_the_clients_slow_parser(method, quick, monkeypatch):
-    """Where the HTTP client has only its parser in Python, they count as one, and the answer is whole."""
+async def test_parser_in_python_accepts_two_equal_lengths(method, quick, monkeypatch):
+    """The HTTP client uses that parser where its parser in C is not available."""
     monkeypatch.setattr("aiohttp.client_proto.HttpResponseParser", HttpResponseParserPy)
     equal = sends(HEAD + b"Content-Length: LENGTH\r\nContent-Length: LENGTH\r\n\r\nBODY")
     async with FaultServer(equal(method), GOOD) as server:

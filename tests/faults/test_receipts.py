@@ -1,4 +1,4 @@
-"""Receipts that are not as documented: what is paid for is kept as far as it can be read."""
+"""Receipts that differ from the documentation: each readable record id is kept."""
 
 import json
 import pickle
@@ -8,10 +8,10 @@ from faults import GOOD, FaultServer, ambiguous, answers, by_method, http, nothi
 
 import qamera_async as q
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
 REST = {"batchId": "batch_1", "orderId": "order_1", "reservationId": "res_1", "creditsReserved": 10}
-NO_IDS = {
+WITHOUT_IDS = {
     "no ids": {},
     "ids of null": {"createdRecordIds": None},
     "an empty list": {"createdRecordIds": []},
@@ -24,10 +24,10 @@ NO_IDS = {
 
 
 @pytest.mark.case(45)
-@pytest.mark.parametrize("stated", NO_IDS.values(), ids=NO_IDS)
-async def test_a_receipt_with_no_id_is_ambiguous(stated, quick):
-    """P3: the order was taken, and nobody can say which; what came is on the error."""
-    async with FaultServer(answers(http(REST | stated)), GOOD) as server:
+@pytest.mark.parametrize("ids", WITHOUT_IDS.values(), ids=WITHOUT_IDS)
+async def test_receipt_without_an_id_is_ambiguous(ids, quick):
+    """The error has an excerpt of the response."""
+    async with FaultServer(answers(http(REST | ids)), GOOD) as server:
         error = await ambiguous(server, quick)
 
     assert type(error.cause) is q.InvalidResponseError
@@ -38,8 +38,8 @@ async def test_a_receipt_with_no_id_is_ambiguous(stated, quick):
 
 @pytest.mark.case(45)
 @pytest.mark.parametrize("odd", [5, None, "", [], {"id": "vid_2"}, True])
-async def test_the_ids_of_a_half_readable_receipt_are_kept(odd, quick):
-    """An id that is no string makes it ambiguous; the others are on the error, in its text and its pickle."""
+async def test_readable_ids_of_a_broken_receipt_are_in_the_error(odd, quick):
+    """Also in the text of the error and in its pickle."""
     body = REST | {"createdRecordIds": ["vid_1", odd, "vid_3"]}
     async with FaultServer(answers(http(body)), GOOD) as server:
         error = await ambiguous(server, quick)
@@ -52,8 +52,8 @@ async def test_the_ids_of_a_half_readable_receipt_are_kept(odd, quick):
 @pytest.mark.case(45)
 @pytest.mark.parametrize("field", REST)
 @pytest.mark.parametrize("value", ["absent", None, [], {}, True], ids=str)
-async def test_a_receipt_that_lacks_anything_else_is_accepted(field, value, quick):
-    """What is absent or of a wrong type is None; the rest is kept, and the job is awaited."""
+async def test_receipt_that_lacks_another_field_is_accepted(field, value, quick):
+    """A field that is missing or has another type is None."""
     body = REST | {"createdRecordIds": ["vid_1"], field: value}
     if value == "absent":
         del body[field]
@@ -64,16 +64,16 @@ async def test_a_receipt_that_lacks_anything_else_is_accepted(field, value, quic
     nothing_left(session)
 
     receipt = job.receipt
-    kept = [receipt.batch_id, receipt.order_id, receipt.reservation_id, receipt.credits_reserved]
-    assert kept == [None if name == field else stated for name, stated in REST.items()]
+    fields = [receipt.batch_id, receipt.order_id, receipt.reservation_id, receipt.credits_reserved]
+    assert fields == [None if name == field else expected for name, expected in REST.items()]
     assert job.record_ids == ("vid_1",)
     assert video.status == "DONE"
     assert server.methods.count("POST") == 1
 
 
 @pytest.mark.case(46)
-async def test_a_receipt_with_more_ids_than_asked_keeps_them_all(quick):
-    """One image was sent and three records came: the job is all of them."""
+async def test_job_has_all_records_of_a_receipt_with_several_ids(quick):
+    """Also where the request asked for one video."""
     ids = ["vid_1", "vid_2", "vid_3"]
     records = [{"id": i, "status": "DONE", "videoUrl": f"https://cdn.example.com/{i}.mp4"} for i in ids]
     receipt = json.dumps(REST | {"createdRecordIds": ids}).encode()
@@ -81,9 +81,9 @@ async def test_a_receipt_with_more_ids_than_asked_keeps_them_all(quick):
     async with FaultServer(by_method(receipt, *lists)) as server:
         async with server.session(**quick) as session:
             job = await session.register_video(image_id="i")
-            first, *others = await job.all_videos()
+            await job
     nothing_left(session)
 
     assert job.record_ids == job.receipt.record_ids == tuple(ids)
-    assert [first.id, *(video.id for video in others)] == ids
+    assert [record.id for record in job.records] == ids
     assert server.methods == ["POST", "GET", "GET", "GET"]

@@ -1,7 +1,6 @@
-"""P4 at every moment of the loop: a receipt is kept, or the POST is provably unsent; and P6: no key shows.
+"""Callers cancelled at every point of the event loop lose no receipt (P4), and nothing shows the key (P6).
 
-With QAMERA_SWEEPS=full each moment of a registration has its turn, some 5,000 in all variants together where
-Python has eager tasks and 2,900 where it hasn't; without it, every third.
+With QAMERA_SWEEPS=full a submission is cancelled at each point, otherwise at every third.
 """
 
 import asyncio
@@ -18,9 +17,8 @@ from counting_loop import CountingLoop, CountingUvloop
 from faults import FaultServer, http, nothing_left
 
 import qamera_async as q
-from qamera_async import _protocol as protocol
+from qamera_async._protocol import parse_receipt
 from qamera_async._submission import Submitter
-from qamera_async._submission.order import Order
 from qamera_async.events import Submitted
 
 pytestmark = pytest.mark.slow
@@ -28,14 +26,15 @@ pytestmark = pytest.mark.slow
 STEP = 1 if os.environ.get("QAMERA_SWEEPS") == "full" else 3
 TASKS = ["ordinary", *(["eager"] if sys.version_info >= (3, 12) else [])]
 PATIENCE = 10.0  # seconds; nothing here takes so long
-BY_ITSELF = 3  # a thread makes the number of moments vary
+COMPLETED = 3  # submissions that were not cancelled in time; a thread makes the number of points vary
+AT_ONCE = q.RetryPolicy(base=0.001, max_delay=0.001)
 
 
 class Sweep:
-    """Registrations of one variant, each cancelled at a later moment than the one before.
+    """Submissions of one variant, each cancelled at a later point than the one before.
 
-    ``points`` is how many were cancelled, ``kept`` how many of those the server accepted, and ``faults`` what
-    is wrong with any of them, in words.
+    ``points`` is the number of cancelled submissions, and ``kept`` is how many of those the server accepted.
+    ``faults`` has a text for each broken promise.
     """
 
     def __init__(self, caplog, *, contexts, cold, refused, ledger, eager, times, loop, step):
@@ -52,9 +51,9 @@ class Sweep:
         self.faults = []
         self.events = []
         self.lost = []
-        self.bodies = []  # the bytes of each body that began to arrive
-        self.accepted = []  # the images of those that were answered with a receipt
-        self.keys = set()  # those that came
+        self.bodies = []  # the bytes received of each POST body
+        self.accepted = []  # the images of the POSTs that were accepted
+        self.keys = set()  # the headers with a key
         known = {"log": "vid_", "event": "Submitted(", "job": "<Job"}
         self.search = Search(known | ({"ledger": "img_warm"} if ledger else {}))
 
@@ -68,7 +67,7 @@ class Sweep:
         assert self.lost == []
 
     async def _answer(self, connection):
-        """Note each byte of a body, also of one that is cut; answer with an id made of the image's."""
+        """Note a body, also an incomplete one; answer with a record id made from the image id."""
         if self.serving is not None:
             await connection.speak_tls(self.serving)
         came = b""
@@ -104,34 +103,35 @@ class Sweep:
                 "ledger": self.ledger,
                 "on_event": self.events.append,
                 "timeouts": q.Timeouts(reconcile=0.0),
+                "retry": AT_ONCE,
             }
             session = server.session(**options)
             await session.register_video(image_id="img_warm", ref="warm")
-            by_itself = 0
+            completed = 0
             for moment in count(0, self.step):
                 if self.cold:
                     await session.aclose()
                     nothing_left(session)
                     session = server.session(**options)
                 if not await self._cancelled_at(loop, session, server, moment):
-                    by_itself += 1
-                    if by_itself == BY_ITSELF:
+                    completed += 1
+                    if completed == COMPLETED:
                         break
-            self._look_into_the_ledger()
+            self._search_ledger()
             await session.aclose()
             nothing_left(session)
-            self._look_into_the_ledger()
+            self._search_ledger()
             await self._all_closed(server)
         assert len(self.accepted) == len(set(self.accepted))
 
     async def _all_closed(self, server):
-        """Wait until no connection is left; one that was cut off may be accepted only now."""
+        """Wait until no connection is left; the server may accept a connection that the client has closed."""
         async with asyncio.timeout(PATIENCE):
             while server._tasks:
                 await asyncio.wait(server._tasks)
 
     async def _cancelled_at(self, loop, session, server, moment):
-        """Register and cancel at a moment; give whether it came to that before the registration ended."""
+        """Submit, and cancel at a point; return whether the submission was cancelled before its end."""
         self.events.clear()
         self.caplog.clear()
         name, bodies, used = str(moment), len(self.bodies), session.rate_limiter.used
@@ -143,59 +143,60 @@ class Sweep:
         loop.forget()
         cancelled = task.cancelled()
         self.points += cancelled
-        if orders := [other for other in asyncio.all_tasks() if other.get_name().startswith("qamera-order")]:
-            await asyncio.wait(orders)
-        await asyncio.sleep(0)  # what follows on the end of such a task is a callback of its own
+        names = {other: other.get_name() for other in asyncio.all_tasks()}
+        if running := [other for other, name in names.items() if name.startswith("qamera-submit")]:
+            await asyncio.wait(running)
+        await asyncio.sleep(0)  # for the callbacks of these tasks
         await self._all_closed(server)
 
-        def see(good, what):
+        def check(good, fault):
             if not good:
-                self.faults.append(f"moment {moment}: {what}")
+                self.faults.append(f"point {moment}: {fault}")
 
         arrived, receipts = len(self.bodies) - bodies, len(self.accepted) - accepted
-        see(receipts <= 1, f"{receipts} orders")
-        see(arrived == receipts or (self.refused and arrived <= receipts + 1), f"{arrived} POSTs")
-        see(session.rate_limiter.waiting == 0, "something waits for a slot")
-        see(
+        check(receipts <= 1, f"{receipts} receipts")
+        check(arrived == receipts or (self.refused and arrived <= receipts + 1), f"{arrived} POSTs")
+        check(session.rate_limiter.waiting == 0, "something waits for a slot")
+        check(
             session.rate_limiter.used - used == arrived,
             f"{session.rate_limiter.used - used} slots of {arrived} POSTs",
         )
-        see(len([event for event in self.events if isinstance(event, Submitted)]) == receipts, "no event")
+        check(len([event for event in self.events if isinstance(event, Submitted)]) == receipts, "no event")
         self.search.look("log", self.caplog.text)
         self.search.look("event", repr(self.events))
-        told = not cancelled and task.exception() is None
-        if told:
+        returned = not cancelled and task.exception() is None
+        if returned:
             self.search.look("job", repr(task.result()))
-            see(task.result().record_ids == (f"vid_{name}",), "another receipt")
+            check(task.result().record_ids == (f"vid_{name}",), "another receipt")
         elif receipts:
             self.kept += 1
-            warned = [r.getMessage() for r in self.caplog.records if r.levelno >= logging.WARNING]
-            see(f"vid_{name}" in " ".join(warned), "a receipt is lost: it is not in the log")
-        see(told or cancelled, "neither a job nor cancelled")
+            warnings = [r.getMessage() for r in self.caplog.records if r.levelno >= logging.WARNING]
+            check(f"vid_{name}" in " ".join(warnings), "the log has no receipt")
+        check(returned or cancelled, "neither a job nor cancelled")
         if self.ledger:
-            await self._see_the_ledger(session, name, see)
+            await self._check_ledger(session, name, check)
         return cancelled
 
-    def _look_into_the_ledger(self):
+    def _search_ledger(self):
         if self.ledger:
             self.search.look_into("ledger", self.ledger.parent)
 
-    async def _see_the_ledger(self, session, name, see):
-        """A receipt is there, and no claim that stands in the way: the same again is one order in all."""
+    async def _check_ledger(self, session, name, check):
+        """Submit the same request again: the ledger has its receipt, or lets it be submitted."""
         try:
             async with asyncio.timeout(PATIENCE):
                 again = await session.register_video(image_id=f"img_{name}", ref=name)
         except (q.QameraError, TimeoutError) as error:
-            see(good=False, what=f"the ledger has no receipt and gives no claim: {type(error).__name__}")
+            check(good=False, fault=f"the ledger has no receipt and refuses a claim: {type(error).__name__}")
         else:
-            see(again.record_ids == (f"vid_{name}",), "the ledger has another receipt")
-        see(self.accepted.count(name) == 1, f"{self.accepted.count(name)} orders in all")
+            check(again.record_ids == (f"vid_{name}",), "the ledger has another receipt")
+        check(self.accepted.count(name) == 1, f"{self.accepted.count(name)} receipts in all")
 
 
 @pytest.fixture
 def sweep(caplog, contexts, tmp_path):
-    """Give a function that makes a sweep of a variant and runs it."""
-    caplog.set_level(logging.DEBUG)  # what is looked for is the key, too
+    """Return a function that runs the sweep of a variant and returns it."""
+    caplog.set_level(logging.DEBUG)  # the log is searched for the key
 
     def swept(
         transport="TCP",
@@ -236,10 +237,8 @@ def sweep(caplog, contexts, tmp_path):
 @pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
 @pytest.mark.parametrize("use", ["cold", "warm", "refused first"])
 @pytest.mark.parametrize("transport", ["TCP", "TLS"])
-def test_cancelled_at_any_moment_a_receipt_is_kept_or_nothing_was_sent(
-    sweep, transport, use, keeping, tasks, times
-):
-    """Never two orders, nothing is left over, and no key shows; eager tasks are there from Python 3.12 on."""
+def test_cancelled_at_any_point(sweep, transport, use, keeping, tasks, times):
+    """A receipt is recorded or nothing was sent; nothing is sent twice or left over, and no key shows."""
     swept = sweep(transport, use, keeping, tasks, times)
     print(f"{swept.points} points")
 
@@ -256,9 +255,7 @@ def test_cancelled_at_any_moment_a_receipt_is_kept_or_nothing_was_sent(
 @pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
 @pytest.mark.parametrize("use", ["cold", "warm", "refused first"])
 @pytest.mark.parametrize("transport", ["TCP", "TLS"])
-def test_cancelled_at_any_callback_of_uvloop_a_receipt_is_kept_or_nothing_was_sent(
-    sweep, transport, use, keeping
-):
+def test_cancelled_at_any_callback_of_uvloop(sweep, transport, use, keeping):
     swept = sweep(transport, use, keeping, loop=CountingUvloop, step=1)
     print(f"{swept.points} points")
 
@@ -268,42 +265,32 @@ def test_cancelled_at_any_callback_of_uvloop_a_receipt_is_kept_or_nothing_was_se
     assert (swept.search.found, swept.search.blind) == (set(), set())
 
 
-# --- the sweep finds what is wrong --------------------------------------------------------------
+# --- the sweep finds faults -----------------------------------------------------------------------
 
 
-async def in_the_callers_task(self, request, *, retry_failed=False, approve=None, withdrawn=None):
-    """Stand in for Submitter.submit: the POST is awaited in its caller's task."""
-    path, body = protocol.encode(request)
-    order = Order(request, retry_failed=retry_failed, approve=approve)
-    self._orders.add(order)
-    try:
-        return await self._run(order, path, body)
-    finally:
-        self._orders.discard(order)
+async def run_in_the_caller(self, claim, step):
+    """Replace `Submitter._run`: the submission has no task of its own."""
+    return await step
 
 
 @pytest.mark.case(51)
 @pytest.mark.parametrize("keeping", ["no ledger", "ledger"])
 @pytest.mark.parametrize("transport", ["TCP", "TLS"])
-def test_without_a_task_of_its_own_a_post_loses_its_receipt(sweep, transport, keeping, monkeypatch):
-    """The test above can fail: it does where the caller's cancellation reaches the POST."""
-    monkeypatch.setattr(Submitter, "submit", in_the_callers_task)
+def test_sweep_finds_receipts_lost_with_the_caller(sweep, transport, keeping, monkeypatch):
+    monkeypatch.setattr(Submitter, "_run", run_in_the_caller)
     swept = sweep(transport, keeping=keeping)
 
-    assert [fault for fault in swept.faults if "a receipt is lost" in fault]
+    assert [fault for fault in swept.faults if "the log has no receipt" in fault]
     assert [fault for fault in swept.faults if "the ledger has no receipt" in fault] or keeping == "no ledger"
 
 
 @pytest.mark.case(81)
-def test_a_key_that_is_written_anywhere_is_found(sweep, monkeypatch):
-    """The test above can fail: it does where the log, the events, the jobs or the ledger have the key."""
-    read_receipt = protocol.read_receipt
-
-    def leaking(answer):
+def test_sweep_finds_the_key_in_each_place(sweep, monkeypatch):
+    def leaking(response):
         logging.getLogger("leak").debug("sent with %s", KEY)
-        return attrs.evolve(read_receipt(answer), batch_id=KEY)
+        return attrs.evolve(parse_receipt(response), batch_id=KEY)
 
-    monkeypatch.setattr(protocol, "read_receipt", leaking)
+    monkeypatch.setattr("qamera_async._submission.submit.parse_receipt", leaking)
     monkeypatch.setattr(q.Job, "__repr__", lambda job: f"<Job {job.receipt}>")
     swept = sweep(keeping="ledger")
 
