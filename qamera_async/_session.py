@@ -160,10 +160,8 @@ class QameraSession:
         rules = _setting("statuses", statuses, StatusRules)
         self._retry = retry = _setting("retry", retry, RetryPolicy)
         self._timeouts = timeouts = _setting("timeouts", timeouts, Timeouts)
-        if rate_limiter is not None and not isinstance(rate_limiter, RateLimiter):
-            raise ConfigurationError(
-                f"rate_limiter must be a RateLimiter or None, not {short_repr(rate_limiter)}."
-            )
+        if rate_limiter is not None:
+            rate_limiter = _setting("rate_limiter", rate_limiter, RateLimiter)
         emit = event_emitter(on_event)
         origin = self._settings.origin
         self._ledger_address = None if ledger_url.value is None else checked_place(ledger_url.value)
@@ -677,9 +675,10 @@ class QameraSession:
         self._check()
         if isinstance(video_or_job, Job):
             return await video_or_job
-        if isinstance(video_or_job, Video):
-            return video_or_job
-        raise InvalidRequestError(f"video_or_job must be a Video or a Job, not {short_repr(video_or_job)}.")
+        video: object = video_or_job
+        if not isinstance(video, Video):
+            raise InvalidRequestError(f"video_or_job must be a Video or a Job, not {short_repr(video)}.")
+        return video
 
     async def _listed_video(self, record_id: str) -> Video | None:
         return (await self._pollers[VIDEOS.path].next_list()).get(record_id)

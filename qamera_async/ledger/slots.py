@@ -109,10 +109,10 @@ class Slots(ABC, Generic[_C]):
             self._in_flight.discard(ticket)
         return ticket if taken else None, usage
 
-    def settle(self, ticket: object, until: float | None) -> None:
+    def settle(self, slot_id: object, until: float | None) -> None:
         """Record when a slot becomes free; None means now."""
-        self._in_flight.discard(ticket)
-        self._worker.post("settle a slot", self._settling(ticket, until))
+        self._in_flight.discard(slot_id)
+        self._worker.post("settle a slot", self._settling(slot_id, until))
 
     def fetch_usage(self, on_usage: Callable[[ExternalUsage], None]) -> None:
         """Read what other processes have taken; ``on_usage`` is called in another thread."""
