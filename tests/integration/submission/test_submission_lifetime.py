@@ -140,3 +140,47 @@ def test_submission_cut_off_by_the_end_of_the_loop_is_logged(loop, end):
 
     assert "not known whether the server accepted it" in result.stdout
     assert "sku-1" in result.stdout
+
+
+CONFIGURED = """
+import asyncio, logging, logging.config, sys
+from qamera_async.events import Submitted
+from qamera_async.sandbox import Sandbox
+
+logging.basicConfig(stream=sys.stdout)
+logging.config.dictConfig({config})
+
+def on_event(event):
+    if isinstance(event, Submitted):
+        print("event", event.receipt.record_ids)
+
+async def main():
+    async with Sandbox(quota=None) as sandbox, sandbox.session(on_event=on_event) as session:
+        sandbox.trouble("slow", seconds=0.1)
+        task = asyncio.ensure_future(session.register_video(image_id="i"))
+        while not sandbox.orders:
+            await asyncio.sleep(0.001)
+        task.cancel()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "logged"),
+    [
+        ({}, False),
+        ({"disable_existing_loggers": False}, True),
+        ({"loggers": {"qamera_async": {"level": "WARNING"}}}, True),
+    ],
+)
+def test_receipt_without_a_caller_is_emitted_whatever_the_logging_configuration(config, logged):
+    handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
+    root = {"handlers": ["out"], "level": "WARNING"}
+    config = {"version": 1, "handlers": {"out": handler}, "root": root} | config
+    result = run(
+        [sys.executable, "-c", CONFIGURED.format(config=config)], capture_output=True, text=True, timeout=60
+    )
+
+    assert "event ('vid_001',)" in result.stdout
+    assert ("records vid_001" in result.stdout) == logged
