@@ -34,19 +34,18 @@ class Slot:
     ``granted_at`` is when the request got the slot, in seconds of ``time.monotonic()``.
     """
 
-    __slots__ = ("_engine", "_settled", "granted_at", "priority", "shared")
+    __slots__ = ("_engine", "granted_at", "priority", "settled", "shared")
 
     def __init__(self, engine: Engine, priority: Priority, granted_at: float) -> None:
         self._engine = engine
-        self._settled = False
+        self.settled = False
         self.priority = priority
         self.granted_at = granted_at
         self.shared: tuple[tuple[SharedSlots, object], ...] = ()  # its id in each store
 
     def on_response(self) -> None:
         """Settle after a response other than 429: the slot becomes free one window from now."""
-        if self._settle():
-            self._engine.settle(self, 0.0, succeeded=True)
+        self._engine.settle(self, 0.0, succeeded=True)
 
     def on_lost(self, grace: float) -> None:
         """Settle a request that was sent and gets no response.
@@ -54,13 +53,11 @@ class Slot:
         Args:
             grace: for how many seconds from now the server may still receive the request.
         """
-        if self._settle():
-            self._engine.settle(self, grace)
+        self._engine.settle(self, grace)
 
     def give_back(self) -> None:
         """Settle a request that never left: the slot is free at once."""
-        if self._settle():
-            self._engine.settle(self, None)
+        self._engine.settle(self, None)
 
     def on_429(self, retry_after: float | None, policy: RetryPolicy) -> None:
         """Settle after a 429 and begin a cooldown for all requests of the rate limiter.
@@ -69,12 +66,7 @@ class Slot:
             retry_after: the seconds that the server asks for; None if it asks for none.
             policy: the first and the longest pause.
         """
-        if self._settle():
-            self._engine.on_429(self, retry_after, policy)
-
-    def _settle(self) -> bool:
-        first, self._settled = not self._settled, True
-        return first
+        self._engine.on_429(self, retry_after, policy)
 
 
 class _LoopTimer:
@@ -112,29 +104,26 @@ class _Queue:
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, _Waiter]] = []  # also has waiters that were removed
-        self._waiters: dict[int, _Waiter] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiters)
+        self.waiters: dict[int, _Waiter] = {}
 
     def first(self) -> _Waiter | None:
         """Return the waiter that arrived first."""
-        while self._heap and self._heap[0][0] not in self._waiters:
+        while self._heap and self._heap[0][0] not in self.waiters:
             heapq.heappop(self._heap)
         return self._heap[0][1] if self._heap else None
 
     def add(self, waiter: _Waiter) -> None:
         """Add a waiter. A waiter that was in the queue before gets its old place again."""
-        if len(self._heap) > 2 * len(self._waiters) + 16:
-            self._heap = [(number, waiter) for number, waiter in self._heap if number in self._waiters]
+        if len(self._heap) > 2 * len(self.waiters) + 16:
+            self._heap = [(number, waiter) for number, waiter in self._heap if number in self.waiters]
             heapq.heapify(self._heap)
-        self._waiters[waiter.number] = waiter
+        self.waiters[waiter.number] = waiter
         heapq.heappush(self._heap, (waiter.number, waiter))
         waiter.timer.waiters += 1
 
     def remove(self, waiter: _Waiter) -> None:
         """Remove a waiter, if it is in the queue."""
-        if self._waiters.pop(waiter.number, None) is not None:
+        if self.waiters.pop(waiter.number, None) is not None:
             waiter.timer.waiters -= 1
 
 
@@ -194,7 +183,7 @@ class Engine:
     def waiting(self) -> int:
         """Requests that wait for a slot."""
         with self._lock:
-            return len(self._submissions) + len(self._polls) + len(self._taking)
+            return len(self._submissions.waiters) + len(self._polls.waiters) + len(self._taking)
 
     @property
     def cooldown(self) -> float:
@@ -211,11 +200,14 @@ class Engine:
     def acquire_nowait(self, priority: Priority) -> Slot | None:
         """Return a slot if one is free, no request waits and no store has to be asked; else None."""
         with self._lock:
-            if self._attachments or self._submissions or self._polls:
+            if self._attachments or self._submissions.waiters or self._polls.waiters:
                 return None
             now = self.clock()
             self._window.expire(now)
-            return self._grant(priority, now) if self._may_grant(priority, now) else None
+            if not self._may_grant(priority, now):
+                return None
+            self._window.take(priority, now)
+            return Slot(self, priority, now)
 
     async def acquire(self, priority: Priority, on_wait: Callable[[float], None] | None = None) -> Slot:
         """Wait for a slot. Cancelling leaks none.
@@ -275,17 +267,13 @@ class Engine:
     def _may_grant(self, priority: Priority, now: float) -> bool:
         if now < self._cooldown.until or self._window.free <= 0:
             return False
-        if self._cooldown.probing and self._window.in_flight:
+        if self._cooldown.run_began is not None and self._window.in_flight:
             return False  # after a cooldown one request goes first
         return priority is Priority.POLL or self._window.may_submit(now)
 
-    def _grant(self, priority: Priority, now: float) -> Slot:
-        self._window.take(priority, now)
-        return Slot(self, priority, now)
-
     def _next_waiter(self, now: float) -> _Waiter | None:
         for queue, priority in ((self._submissions, Priority.SUBMISSION), (self._polls, Priority.POLL)):
-            if queue and self._may_grant(priority, now):
+            if queue.waiters and self._may_grant(priority, now):
                 return queue.first()
         return None
 
@@ -294,7 +282,7 @@ class Engine:
         if self._granting:  # by the garbage collector, in the middle of the loop below
             self._grant_again = True
             return
-        if not self._submissions and not self._polls:
+        if not self._submissions.waiters and not self._polls.waiters:
             return
         self._granting = self._grant_again = True
         try:
@@ -304,7 +292,8 @@ class Engine:
                 self._window.expire(now)
                 while (waiter := self._next_waiter(now)) is not None:
                     self._queue(waiter.priority).remove(waiter)
-                    self._wake(waiter, self._grant(waiter.priority, now))
+                    self._window.take(waiter.priority, now)
+                    self._wake(waiter, Slot(self, waiter.priority, now))
                 self._next_grant = self._find_next_grant(now)
         finally:
             self._granting = False
@@ -328,7 +317,7 @@ class Engine:
     def _find_next_grant(self, now: float) -> float:
         if now < self._cooldown.until:
             return self._cooldown.until
-        if self._submissions and self._window.free > 0:
+        if self._submissions.waiters and self._window.free > 0:
             return min(self._window.next_free, self._window.next_submission(now))
         return self._window.next_free
 
@@ -374,7 +363,7 @@ class Engine:
         """Do what is due by the clock: grant the slots that became free, read the usage of others."""
         with self._lock:
             stale: list[Attachment] = []
-            if self._submissions or self._polls:
+            if self._submissions.waiters or self._polls.waiters:
                 now = self.clock()
                 stale = [one for one in self._attachments if now >= one.read_at + self._read_every]
                 for attachment in stale:
@@ -386,7 +375,7 @@ class Engine:
     # --- settling a slot ------------------------------------------------------------------------
 
     def settle(self, slot: Slot, counted_for: float | None, *, succeeded: bool = False) -> None:
-        """Settle a slot; for the methods of ``Slot``.
+        """Settle a slot, unless it is settled or belongs to the parent process; for the methods of ``Slot``.
 
         Args:
             slot: the slot.
@@ -394,8 +383,9 @@ class Engine:
                 the request never left.
             succeeded: whether there was a response other than 429.
         """
-        if self.inherited:
+        if slot.settled or self._pid != os.getpid():
             return
+        slot.settled = True
         counted_until = None if counted_for is None else self.clock() + counted_for
         for shared, slot_id in slot.shared:
             shared.settle(slot_id, None if counted_until is None else counted_until + self.window)
@@ -407,7 +397,7 @@ class Engine:
 
     def on_429(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> None:
         """Begin a cooldown and settle the slot; for ``Slot.on_429``."""
-        if self.inherited:
+        if slot.settled or self.inherited:
             return
         with self._lock:
             self._cooldown.on_429(slot.granted_at, self.clock(), retry_after, policy)
@@ -420,7 +410,7 @@ class Engine:
         with self._lock:
             now = self.clock()
             self._window.expire(now)
-            if self._submissions:
+            if self._submissions.waiters:
                 return max(interval, stale_after)
             free, next_free = self._window.free, self._window.next_free
             if math.isinf(next_free):

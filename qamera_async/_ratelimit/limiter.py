@@ -117,18 +117,8 @@ class SessionLimiter:
         self._pending: set[asyncio.Timeout] = set()
         self._slots: SharedSlots | None = None
         self._open = True
-        self._join(rate_limiter)
-
-    def _join(self, rate_limiter: RateLimiter | None) -> None:
         self._registry = _registry
-        self.rate_limiter, self._joined = self._registry.join(self._account, rate_limiter)
-
-    @property
-    def _engine(self) -> Engine:
-        if self._registry is not _registry:  # forked since: this process has its own state
-            self._slots = None
-            self._join(self.rate_limiter)
-        return self._joined
+        self.rate_limiter, self._engine = self._registry.join(account, rate_limiter)
 
     async def acquire(self, priority: Priority, on_wait: Callable[[float], None] | None = None) -> Slot:
         """Wait for a slot. Cancelling leaks none.
@@ -225,7 +215,7 @@ class SessionLimiter:
         if self._registry is not _registry:
             return  # forked since: this process never joined
         self.detach()
-        self._joined.release(self)
+        self._engine.release(self)
         self._registry.leave(self._account)
 
     def leave_later(self, release: Callable[[], None]) -> None:

@@ -53,7 +53,8 @@ class Window:
         self._external_reserve = 0.0
         self._all_expiries = (*self._expiries.values(), *self._external_expiries.values())
         self._reserves: dict[object, float] = {}
-        self._reserved = 0  # slots of each window that are kept for polls
+        self.own_reserve = 0.0  # slots of a window that the sessions of this process keep for polls
+        self._reserved = 0  # slots of each window that are kept for polls, by all processes
         self._last_poll = -math.inf
 
     def expire(self, now: float) -> None:
@@ -69,12 +70,13 @@ class Window:
     @property
     def used(self) -> int:
         """Slots that are taken: requests in flight and those of the last window."""
-        return self.in_flight + sum(map(len, self._expiries.values())) + self._external_used
+        return self.limit - self.free
 
     @property
     def free(self) -> int:
         """Slots that are left; negative if other processes were not known when slots were taken."""
-        return self.limit - self.used
+        submissions, polls = self._expiries.values()
+        return self.limit - self.in_flight - len(submissions) - len(polls) - self._external_used
 
     @property
     def next_free(self) -> float:
@@ -108,22 +110,17 @@ class Window:
     def reserve(self, owner: object, stale_after: float) -> None:
         """Keep slots for the polls of ``owner``: one for each ``stale_after`` seconds of a window."""
         self._reserves[owner] = min(self.length / stale_after, self.limit // 2)
-        self._add_up_reserves()
+        self._update_reserved()
 
     def release(self, owner: object) -> None:
         """Undo ``reserve``."""
         self._reserves.pop(owner, None)
-        self._add_up_reserves()
+        self._update_reserved()
 
-    @property
-    def own_reserve(self) -> float:
-        """Slots of a window that the sessions of this process keep for polls."""
-        return float(sum(self._reserves.values()))
-
-    def _add_up_reserves(self) -> None:
+    def _update_reserved(self) -> None:
+        self.own_reserve = float(sum(self._reserves.values()))
         # Processes that share the rate limit share one poll too: whichever process polls, polls for all.
-        reserve = max(self.own_reserve, self._external_reserve)
-        self._reserved = min(math.ceil(reserve), self.limit // 2)
+        self._reserved = min(math.ceil(max(self.own_reserve, self._external_reserve)), self.limit // 2)
 
     def may_submit(self, now: float) -> bool:
         """Return whether a submission now leaves enough slots for the polls of the next window.
@@ -190,7 +187,7 @@ class Window:
         self._external_in_flight = self._external_submissions_in_flight + polls_in_flight
         self._external_reserve = max((usage.reserve for usage in usages), default=0.0)
         self._count_external()
-        self._add_up_reserves()
+        self._update_reserved()
 
     def assume_full(self, until: float) -> None:
         """Count all free slots as taken by other processes, until a moment or the next ``set_external``."""
@@ -231,26 +228,22 @@ class Cooldown:
     def __init__(self, window: float) -> None:
         self.until = -math.inf
         self._window = window
-        self._run_began: float | None = None  # when the first 429 of the run arrived
+        # When the first 429 of the run arrived; None: a request has succeeded since, or there was no 429.
+        self.run_began: float | None = None
         self._last_429 = -math.inf
         self._rejections = 0  # 429s of the run
 
     @property
-    def probing(self) -> bool:
-        """Whether only one request at a time may be sent: no request has succeeded since the last 429."""
-        return self._run_began is not None
-
-    @property
     def exhausted(self) -> bool:
         """Whether all responses of the last five windows were 429."""
-        began = self._run_began
+        began = self.run_began
         return began is not None and self._last_429 - began >= _EXHAUSTED_AFTER * self._window
 
     def on_success(self, granted_at: float) -> None:
         """Note a response other than 429 to a request that got its slot at ``granted_at``."""
         # A request that was sent before the last 429 says nothing about the time after it.
         if granted_at >= self._last_429:
-            self._run_began = None
+            self.run_began = None
 
     def on_429(self, granted_at: float, now: float, retry_after: float | None, policy: RetryPolicy) -> None:
         """Note a 429.
@@ -264,9 +257,9 @@ class Cooldown:
             retry_after: the seconds that the server asks for; None if it asks for none.
             policy: the first and the longest pause.
         """
-        if self._run_began is None or granted_at - self.until > self._window:
+        if self.run_began is None or granted_at - self.until > self._window:
             # Nobody sent a request for a window: the earlier run is over.
-            self._run_began, self._rejections = now, 0
+            self.run_began, self._rejections = now, 0
         elif granted_at < self._last_429:
             return  # sent before the last 429: the pause has begun already
         pause = retry_after
@@ -281,6 +274,6 @@ class Cooldown:
 
     def copy(self, other: Cooldown, shift: float) -> None:
         """Take over another cooldown if it lasts longer; ``shift`` as for ``Window.copy_settled``."""
-        if other._run_began is not None and other.until + shift > self.until:
+        if other.run_began is not None and other.until + shift > self.until:
             self.until, self._last_429 = other.until + shift, other._last_429 + shift
-            self._run_began, self._rejections = other._run_began + shift, other._rejections
+            self.run_began, self._rejections = other.run_began + shift, other._rejections
