@@ -44,6 +44,7 @@ python_maximum_signature_line_length = 90
 # The build fetches nothing, so references to the standard library and to aiohttp can't be resolved.
 nitpick_ignore_regex = [
     (r"py:class", r"(?!qamera_async\.)[a-z_]+\..*"),
+    (r"py:class", r".*\.(DefaultTimeout|T)"),
     (r"py:class", r"Path|Settled|Any|Self|Callable.*|Iterable|Mapping|Sequence|Async\w+|Generator|datetime"),
     (r"py:exc", r"[a-z]+\.\w+"),
 ]

@@ -15,7 +15,7 @@ from ._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from ._jobs import Job
 from ._models import Intent, JobState, Receipt, ReelRequest, Request, Video, VideoRequest
 from ._ratelimit import RateLimiter
-from ._session import QameraSession
+from ._session import QameraSession, SessionStatistics
 from ._version import __version__
 from .errors import (
     AmbiguityLimitError,
@@ -94,6 +94,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "SessionClosedError",
+    "SessionStatistics",
     "StatusRules",
     "TargetExistsError",
     "Timeouts",

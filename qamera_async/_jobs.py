@@ -177,12 +177,12 @@ class Job(Generic[T]):
     A job is not a coroutine: pass ``job.wait()`` to ``asyncio.create_task`` and ``TaskGroup.create_task``.
 
     Example:
-        ```python
-        job = await qamera.register_video(image_id="img_1")
-        async with asyncio.TaskGroup() as group:
-            waiting = group.create_task(job.wait(timeout=600))
-        video = waiting.result()
-        ```
+        ::
+
+            job = await qamera.register_video(image_id="img_1")
+            async with asyncio.TaskGroup() as group:
+                waiting = group.create_task(job.wait(timeout=600))
+            video = waiting.result()
     """
 
     __slots__ = ("__weakref__", "_records")
@@ -314,10 +314,10 @@ class Job(Generic[T]):
             QameraError: As of ``wait``.
 
         Example:
-            ```python
-            job = await qamera.register_video(image_id="img_1")
-            await job.download("clip.mp4")
-            ```
+            ::
+
+                job = await qamera.register_video(image_id="img_1")
+                await job.download("clip.mp4")
         """
         await self
         return await self._records.registry.downloader.file(
@@ -364,11 +364,11 @@ class Job(Generic[T]):
             QameraError: The list can't be fetched, for a reason that waiting can't cure.
 
         Example:
-            ```python
-            job = await qamera.register_video(image_id="img_1")
-            async for video in job.updates():
-                print(video.status)
-            ```
+            ::
+
+                job = await qamera.register_video(image_id="img_1")
+                async for video in job.updates():
+                    print(video.status)
         """
         job = self._records
         # Fields that may differ in each list, such as the name, are no change.

@@ -112,9 +112,11 @@ class QameraSession:
         ConfigurationError: A key, URL or setting can't be used.
 
     Example:
-        async with QameraSession() as qamera:
-            job = await qamera.register_video(image_id="img_abc123")
-            video = await job
+        ::
+
+            async with QameraSession() as qamera:
+                job = await qamera.register_video(image_id="img_abc123")
+                video = await job
 
     """
 
@@ -364,7 +366,7 @@ class QameraSession:
             extra_body: Further fields for the JSON body.
 
         Returns:
-            The job of the video: ``await`` it for the `Video`.
+            The job of the video. Awaiting it returns the `Video`.
 
         Raises:
             InvalidRequestError: An argument can't be sent; nothing was sent.
@@ -404,7 +406,7 @@ class QameraSession:
             extra_body: Further fields for the JSON body.
 
         Returns:
-            The job of the reel: ``await`` it for the `Video`.
+            The job of the reel. Awaiting it returns the `Video`.
 
         Raises:
             QameraError: As for `register_video`.

@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 
 import pytest
 from snippets import FILE, ROOT, Reader, blocks, leave_something_to_look_into, looks_like
 
 import pytest_qamera
 import qamera_async
-from qamera_async import sandbox
+from qamera_async import download, events, ledger, report, sandbox
 
 DOCS = ROOT / "docs"
 PAGES = {
@@ -31,9 +32,14 @@ NEEDED = {"howto/other-languages.md": ["curl"]}
 SNIPPETS = [name for name, path in PAGES.items() if RUN & {block.kind for block in blocks(path)}]
 
 
+EVENTS = [event.__name__ for event in typing.get_args(events.Event)]
 PUBLIC = {
     **{f"qamera_async.{name}": getattr(qamera_async, name) for name in qamera_async.__all__},
+    **{f"qamera_async.events.{name}": getattr(events, name) for name in ["Event", *EVENTS]},
+    **{f"qamera_async.ledger.{name}": getattr(ledger, name) for name in ledger.__all__},
     **{f"qamera_async.sandbox.{name}": getattr(sandbox, name) for name in sandbox.__all__},
+    "qamera_async.report.write_report": report.write_report,
+    "qamera_async.download.safe_name": download.safe_name,
 }
 ERRORS = [name for name in qamera_async.__all__ if name.endswith("Error")]
 

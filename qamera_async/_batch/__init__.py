@@ -1,5 +1,7 @@
 """Many requests at once, with limits on credits, ambiguous submissions and outages."""
 
-from .batch import Batch, BatchAccess, BatchResult, Outcome
+from .batch import Batch
+from .results import BatchResult, Outcome
+from .runner import BatchAccess
 
 __all__ = ["Batch", "BatchAccess", "BatchResult", "Outcome"]

@@ -1,4 +1,4 @@
-"""What limits the submissions of a batch: credits, ambiguous submissions in a row, and outages."""
+"""What stops or pauses a batch: credits, ambiguous submissions in a row, outages, and fatal errors."""
 
 from __future__ import annotations
 
@@ -10,20 +10,35 @@ from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 
-from ..errors import AmbiguityLimitError, CreditLimitError
+from ..errors import (
+    AmbiguityLimitError,
+    ApiError,
+    AuthenticationError,
+    BatchStoppedError,
+    CreditLimitError,
+    InsufficientCreditsError,
+    LedgerError,
+    PermissionDeniedError,
+    QameraError,
+    RefConflictError,
+    SessionClosedError,
+    TransportError,
+    is_permanent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._config import RetryPolicy
     from .._models import Request
-    from ..errors import AmbiguousSubmissionError, TransportError
+    from ..errors import AmbiguousSubmissionError
 
 _log = logging.getLogger("qamera_async")
 
 MAX_AMBIGUOUS: Final = 5
 """How many ambiguous submissions in a row stop a batch."""
 
+_PROXY_AUTHENTICATION_REQUIRED: Final = 407
 _WITHOUT_EFFECT_ON_PRICE: Final = frozenset({"ref", "suggestion", "image_id", "generated_image_id"})
 
 
@@ -154,7 +169,7 @@ class CreditLimit:
         """
         if credits is None or credits < 0:
             price_class.unstated += 1
-            price_class.cause = cause or price_class.cause
+            price_class.cause = cause
         else:
             kind = price_class.kind
             self.stated += credits
@@ -201,7 +216,7 @@ def _price_factors(request: Request) -> str:
         for name, value in attrs.asdict(request, recurse=False).items()
         if name not in _WITHOUT_EFFECT_ON_PRICE
     }
-    return json.dumps(factors, sort_keys=True, default=dict)
+    return json.dumps(factors, sort_keys=True)
 
 
 def _described(price_class: PriceClass) -> str:
@@ -326,3 +341,29 @@ class OutagePause:
     def probed(self) -> None:
         """Let the next request try, or all requests if the outage has ended."""
         self._probe.release()
+
+
+# --- fatal errors -------------------------------------------------------------------------------
+
+
+def is_fatal(error: Exception, *, submitting: bool = False, polling: bool = False) -> bool:
+    """Tell whether every other request of a batch would meet the same error.
+
+    Args:
+        error: What one request met.
+        submitting: Whether it was met while the request was claimed or sent.
+        polling: Whether it was met while the job was awaited. A batch whose jobs can't be polled must not
+            pay for more of them.
+
+    """
+    if polling and isinstance(error, QameraError) and is_permanent(error):
+        return True
+    if isinstance(error, AuthenticationError | PermissionDeniedError | InsufficientCreditsError):
+        return not error.foreign
+    if isinstance(error, ApiError):
+        return error.status == _PROXY_AUTHENTICATION_REQUIRED
+    if isinstance(error, TransportError):
+        return error.permanent
+    if isinstance(error, LedgerError):
+        return submitting and not isinstance(error, RefConflictError)
+    return isinstance(error, BatchStoppedError | SessionClosedError)

@@ -69,6 +69,6 @@ class Claim:
 
 def suspension_clock() -> float:
     """Return the seconds of a monotonic clock that goes on while the machine is suspended."""
-    # Linux has CLOCK_BOOTTIME; CLOCK_MONOTONIC goes on in a suspension on macOS, and time.monotonic on Windows.
+    # That is CLOCK_BOOTTIME on Linux, CLOCK_MONOTONIC on macOS, and time.monotonic on Windows.
     clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     return time.monotonic() if clock is None else time.clock_gettime(clock)

@@ -1,7 +1,7 @@
 """Find the records that may belong to a submission whose answer was lost.
 
-A record that was not listed before the submission and that no receipt names is a candidate. Seeing none proves nothing:
-a server may list a record late.
+A record that was not listed before the submission and that no receipt names is a candidate. Finding no
+candidate proves nothing: a server may list a record late.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Reconciler:
     Args:
         pollers: The poller of each list, by the path of the list.
         ledger: Knows the receipts of other processes.
-        timeouts: ``reconcile`` is how long one submission is looked into; ``request`` how long an exchange takes.
-        claims: The submissions under way, as the submitter keeps them.
+        timeouts: ``reconcile`` limits the search for one submission; ``request`` limits one exchange.
+        claims: The claims of the submitter that have no result yet.
 
     """
 
@@ -50,8 +50,8 @@ class Reconciler:
         self._claims = claims
         self._active: dict[Claim, asyncio.Timeout] = {}
         self._stopped = False
-        # The record ids of receipts, per list, in the order of their arrival, until a list older than each submission
-        # under way shows them: none of them can belong to an ambiguous submission.
+        # By list: the record ids on receipts, in the order of their arrival. They belong to no ambiguous
+        # submission. An id is forgotten once all submissions under way were sent after a list that shows it.
         self._named: dict[str, dict[str, None]] = {path: {} for path in pollers}
         self._pruned_at: dict[str, int] = dict.fromkeys(pollers, 0)  # the list number of the last pruning
 
@@ -65,7 +65,7 @@ class Reconciler:
     def note_receipt(self, claim: Claim, receipt: Receipt) -> None:
         """Note that the records of a receipt belong to its submission."""
         path = claim.kind.records.path
-        # No list that an open submission of this kind has to be compared with is older than this one.
+        # Each submission under way was sent after this list.
         oldest = min(
             other.list_number
             for other in (*self._claims, claim)
@@ -73,7 +73,6 @@ class Reconciler:
         )
         named = self._named[path]
         if oldest > self._pruned_at[path]:
-            # The records of the lists up to that one are new to none of the submissions under way.
             unlisted = self._pollers[path].new_since(named, oldest)
             named = self._named[path] = {record_id: None for record_id in named if record_id in unlisted}
             self._pruned_at[path] = oldest
@@ -84,7 +83,7 @@ class Reconciler:
     async def reconcile(self, claim: Claim) -> tuple[Record, ...]:
         """Look for the candidates of a submission, for ``Timeouts.reconcile`` seconds at most.
 
-        Never raises, not even `asyncio.CancelledError`: the error that names a possible charge must reach the caller.
+        Never raises, not even `asyncio.CancelledError`: the error about the submission must reach the caller.
         """
         found: dict[str, Record] = {}
         try:
@@ -102,13 +101,13 @@ class Reconciler:
         except Exception:
             _log.exception("Looking for the candidates of an ambiguous submission failed.")
         except asyncio.CancelledError:
-            claim.orphaned = True  # the loop ends; what is known must still be stored
+            claim.orphaned = True  # the event loop ends; the candidates must still be stored
         finally:
             self._active.pop(claim, None)
         return await self._unclaimed(claim, found)
 
     async def _look(self, claim: Claim, found: dict[str, Record]) -> None:
-        """Collect candidates until no receipt that is still to come can name one of them."""
+        """Collect candidates until no other submission is under way whose receipt may name one of them."""
         while True:
             records = await self._pollers[claim.kind.records.path].next_list()
             found |= self._new_records(claim, records)

@@ -1,7 +1,7 @@
 """Send a paid POST at most once: claim, slot, mark as sending, send, parse, record.
 
-Once a byte of its body may have left, a submission is never sent again: the API promises to honour no idempotency key
-(its section "Every request"). A submission that provably did not leave is retried.
+Once a byte of its body may have left, a submission is never sent again: the API does not promise to honour an
+idempotency key (its section "Every request"). A submission that provably did not leave is retried.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
 
 LEASE = 60.0
-"""Seconds after which other processes may take a process that shows no sign of life for lost."""
+"""Seconds without a sign of life after which other processes may treat a process as dead."""
 
 _TOO_MANY_REQUESTS = 429
 _CUT_OFF_PAUSE = 1.0  # seconds between cancellations of a submission that `Submitter.aclose` cuts off
@@ -56,8 +56,9 @@ class Submitter:
         timeouts: ``reconcile`` and ``close`` apply here.
         retry_policy: How submissions that provably did not leave are retried.
         emit: Is called with `Submitted`, `Ambiguous`, `RateLimitWait` and `Retrying`.
-        lease: Seconds after which other processes may take this one for lost; tests pass a short one. The first
-            byte of a submission leaves only while the commit of "sending" is younger than half the lease.
+        lease: Seconds without a sign of life after which other processes may treat this process as dead. The
+            first byte of a submission leaves only while the commit of "sending" is younger than half the
+            lease. Tests pass a short lease.
 
     """
 
@@ -97,14 +98,14 @@ class Submitter:
     async def claim(self, request: Request, *, retry_failed: bool = False) -> Claim:
         """Claim a request in the ledger, so that no other process submits it too.
 
-        A caller that is cancelled releases the claim.
+        Cancelling the caller releases the claim.
 
         Args:
             request: The request.
             retry_failed: Claim a request again that the ledger has as failed.
 
         Returns:
-            The claim, to be sent or withdrawn; where its ``earlier`` is set, neither.
+            The claim, to be sent or withdrawn. If its ``earlier`` is set, nothing is left to do with it.
 
         Raises:
             InvalidRequestError: The request can't be sent.
@@ -124,8 +125,9 @@ class Submitter:
     async def send(self, claim: Claim) -> Receipt:
         """Send a claimed request and return its receipt; to be called once for each claim.
 
-        A caller that is cancelled before the request has a connection withdraws it. Afterwards the submission runs
-        to its answer: the receipt is stored in the ledger, emitted as `Submitted` and logged as a warning.
+        Cancelling the caller before the request has a connection withdraws the request. Afterwards the
+        submission runs to its answer: the receipt is stored in the ledger, emitted as `Submitted` and logged
+        as a warning.
 
         Raises:
             AmbiguousSubmissionError: The server may or may not have accepted the submission.
@@ -144,7 +146,11 @@ class Submitter:
         return await self._run(claim, self._submit(claim))
 
     def withdraw(self, claim: Claim) -> None:
-        """Give up a claim, unless the server may see it: then its submission runs to the answer. Idempotent."""
+        """Give up a claim; idempotent.
+
+        Then `send` raises `asyncio.CancelledError`, unless the request has a connection. Such a submission
+        runs to its answer; if the request turns out not to have left, it is not sent again.
+        """
         claim.withdrawn = True
         if claim.task is None or claim.task.done():
             self._end(claim, unsent=True)
@@ -152,9 +158,9 @@ class Submitter:
             claim.task.cancel()
 
     async def aclose(self) -> None:
-        """Withdraw what the server can't have seen, and wait for the rest; idempotent.
+        """Withdraw the submissions that have no connection, and wait for the others; idempotent.
 
-        A submission without an answer after ``Timeouts.close`` seconds is cut off, and ambiguous.
+        A submission without an answer after ``Timeouts.close`` seconds is cut off: it is ambiguous.
         """
         self._closing = True
         self.reconciler.stop()
@@ -166,9 +172,8 @@ class Submitter:
             _, running = await asyncio.wait(running, timeout=patience)
             for task in running:
                 task.cancel()
-            patience = (
-                _CUT_OFF_PAUSE  # a ledger that hangs may take a cancellation for each of its operations
-            )
+            # If the ledger hangs too, each of its operations needs a cancellation of its own.
+            patience = _CUT_OFF_PAUSE
 
     # --- tasks ------------------------------------------------------------------------------------
 
@@ -192,9 +197,10 @@ class Submitter:
         return result
 
     def _on_step_done(self, claim: Claim, task: asyncio.Task[Any]) -> None:
-        """Release a claim that nobody is left to send, and log, once, a result that has no caller."""
+        """Release a claim whose caller is gone, and log a result whose caller is gone; idempotent."""
         if task.cancelled():
-            self._end(claim, unsent=True)  # a task that is cancelled before its first step runs no code
+            # A task that is cancelled before its first step runs none of its code.
+            self._end(claim, unsent=True)
         elif claim.orphaned:
             claim.orphaned = False
             if (error := task.exception()) is not None:
@@ -215,7 +221,7 @@ class Submitter:
         return asyncio.CancelledError("The claim was withdrawn before the request was sent.")
 
     def _end(self, claim: Claim, *, unsent: bool) -> None:
-        """Stop working on a claim; where it was provably not sent, remove it from the ledger. Idempotent."""
+        """Stop working on a claim; remove it from the ledger if it was provably not sent. Idempotent."""
         if claim in self._claims:
             self._claims.discard(claim)
             if unsent:
@@ -275,7 +281,7 @@ class Submitter:
         except asyncio.CancelledError:
             if not claim.attempt.body_sent:
                 raise
-            # The session is being closed, or the loop ends: no time is left to look for candidates.
+            # The session or the event loop is being closed: there is no time to look for candidates.
             claim.orphaned, look = True, False
             lost: QameraError = TransportError("The session was closed before the answer arrived.", sent=True)
         except Exception as error:
@@ -287,7 +293,7 @@ class Submitter:
         raise await self._ambiguous(claim, lost, look=look)
 
     def _note_unsent(self, claim: Claim) -> None:
-        """Note that the server has nothing of the last attempt; end a submission that was withdrawn meanwhile."""
+        """Reset a claim after an attempt that was not processed; raise if it was withdrawn meanwhile."""
         self._ledger.unsent(claim.intent)
         claim.attempt = Attempt()
         if claim.withdrawn:
@@ -302,10 +308,10 @@ class Submitter:
         claim.list_number = self._pollers[claim.kind.records.path].list_number
 
     async def _fence(self, claim: Claim) -> None:
-        """Commit "sending" again where the last commit is old; that fails if the intent was resolved meanwhile.
+        """Commit "sending" again if the last commit is old; this fails if the intent was resolved meanwhile.
 
-        Other processes may take a process without a sign of life for lost, and a person may then abandon its
-        submission. So the first byte leaves only while the commit is younger than half the lease.
+        A process that is suspended for longer than its lease counts as dead, and a person may abandon its
+        submissions. So the first byte leaves only while the commit is younger than half the lease.
         """
         while suspension_clock() - claim.sent_at > self._lease / 2:
             await self._mark_sending(claim)
@@ -331,13 +337,13 @@ class Submitter:
         raise outcome
 
     async def _accept(self, claim: Claim, receipt: Receipt) -> Receipt:
-        """Record a receipt, then emit it; where the ledger fails, emit and log it all the same."""
+        """Record a receipt, then emit it; if the ledger fails, log and emit it."""
         self.submissions += 1
-        self.reconciler.note_receipt(claim, receipt)
         try:
+            self.reconciler.note_receipt(claim, receipt)
             await self._stored(claim, self._ledger.submitted(claim.intent, receipt))
         except Exception as error:
-            # Without the traceback, which is of no use to anybody here.
+            # No traceback: some log handlers print the local variables of its frames.
             _log.error("A receipt could not be stored: %s. %s", _described(claim, receipt), error)
             raise
         finally:
@@ -363,7 +369,7 @@ class Submitter:
         )
 
     async def _stored(self, claim: Claim, writing: Coroutine[Any, Any, None]) -> None:
-        """Wait until a fact is in the ledger. A cancellation ends the wait only: the fact is stored all the same."""
+        """Wait until the ledger has stored a result. Cancelling ends the wait only, not the storing."""
         try:
             await writing
         except asyncio.CancelledError:
@@ -371,7 +377,7 @@ class Submitter:
 
 
 def _read(response: Response) -> Receipt | QameraError:
-    """Return the receipt in an answer, or the error that the answer amounts to."""
+    """Return the receipt in a response, or the error that the response stands for."""
     try:
         return parse_receipt(response) if 200 <= response.status < 300 else parse_error(response)  # noqa: PLR2004
     except Exception as error:
@@ -379,11 +385,11 @@ def _read(response: Response) -> Receipt | QameraError:
 
 
 def _as_qamera_error(error: Exception) -> QameraError:
-    """Return an error without its traceback; for an unexpected one, log where it was raised."""
+    """Return an error without its traceback; log the traceback of an unexpected one."""
     if isinstance(error, QameraError):
         return without_traceback(error)
     name = type(error).__name__
-    # No more than the places in the code: the error's text and its frames may hold the API key.
+    # Only the lines of code: the message and the local variables may contain the API key.
     _log.error(
         "A submission met %s after it was sent:\n%s", name, "".join(traceback.format_tb(error.__traceback__))
     )

@@ -104,7 +104,6 @@ class DownloadClient:
         self._timeouts = timeouts
         self._clients: dict[Callable[[str], bool] | None, aiohttp.ClientSession] = {}
         self._limits: set[TimeLimit] = set()
-        self._responses: set[aiohttp.ClientResponse] = set()
         self._closed = False
 
     @asynccontextmanager
@@ -135,11 +134,9 @@ class DownloadClient:
             return await client.get(target, headers=headers, allow_redirects=False, proxy=proxy)
 
         response = await self.run(send, host, seconds)
-        self._responses.add(response)
         try:
             yield StreamingResponse(self, response, host, seconds)
         finally:
-            self._responses.discard(response)
             response.close()
 
     async def api_addresses(self) -> tuple[str, list[str]]:
@@ -172,8 +169,6 @@ class DownloadClient:
         self._closed = True
         for limit in self._limits:
             limit.cancel()
-        for response in self._responses:
-            response.close()  # wakes readers, which closing the client does not
         clients = list(self._clients.values())
         self._clients.clear()
         for client in clients:

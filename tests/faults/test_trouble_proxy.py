@@ -192,7 +192,7 @@ async def test_a_traceback_with_locals_shows_neither_the_key_nor_the_proxy_passw
     lines = traceback.TracebackException.from_exception(failed.value, capture_locals=True).format()
     ours = "".join(line for line in lines if "qamera_async/" in line)
 
-    assert "method = " in ours
+    assert "request = " in ours
     assert server.key not in ours
     assert "secret" not in ours
 

@@ -70,7 +70,9 @@ async def test_a_429_is_waited_out_and_sent_again(value, least, most, method, pa
     nothing_left(session)
 
     assert server.methods == [method] * 2
-    assert least <= waits[0] <= most
+    # The event tells what is left of the cooldown, and there is none if nothing is left.
+    waited = waits[0] if waits else 0.0
+    assert least * 0.9 <= waited <= most
     assert took >= least
 
 
@@ -96,7 +98,7 @@ async def test_what_retry_after_states_is_what_is_waited(method, quick):
             await asyncio.wait([asking])
     nothing_left(session)
 
-    assert waits[0] == 7.0
+    assert 6.0 < waits[0] <= 7.0
     assert 0 < left <= 7.0
     assert server.methods == [method]
 

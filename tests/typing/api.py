@@ -46,6 +46,7 @@ from qamera_async import (
     RetryPolicy,
     ServerError,
     SessionClosedError,
+    SessionStatistics,
     StatusRules,
     TargetExistsError,
     Timeouts,
@@ -53,7 +54,6 @@ from qamera_async import (
     Video,
     VideoRequest,
 )
-from qamera_async._session import api_origin
 from qamera_async.download import safe_name
 from qamera_async.events import (
     Ambiguous,
@@ -89,17 +89,24 @@ async def use() -> None:
         timeouts=Timeouts(job=math.inf, appear=None),
         statuses=StatusRules(done=["DONE"], failed=["FAILED"]),
         on_event=watch,
+        headers={"X-Team": "shop"},
     ) as qamera:
         request: Request = VideoRequest(image_id="a", extra_body={"quality": 3})
-        job: Job = await qamera.register(request)
+        job: Job[Video] = await qamera.register(request)
         job = await qamera.register(ReelRequest(["a", "b"]))
         job = await qamera.register_reel(("a", "b"), ref="r")
         video: Video = await job
         video = await job.wait(timeout=3)
-        videos: tuple[Video, ...] = await job.all_videos()
+        video = await job.wait(timeout=None)
+        video = await qamera.create_video(image_id="a", ref="v")
+        video = await qamera.create_reel(["a"])
+        videos: tuple[Video, ...] = job.records
+        now: Video | None = await job.refresh()
         state: JobState = job.state
         async for snapshot in job.updates():
-            print(snapshot.status, state, video, videos)
+            print(snapshot.status, state, video, videos, now)
+        statistics: SessionStatistics = qamera.statistics()
+        print(statistics.waiters + statistics.submissions, qamera.closed, qamera.rate_limiter.cooldown + 1)
         try:
             await qamera.job("vid_1")
         except JobFailedError as error:
@@ -119,28 +126,37 @@ async def use_a_ledger() -> None:
     async with QameraSession("mk_live_a.b", ledger=Path("jobs.db")) as qamera:
         requests: list[Request] = [VideoRequest("a", ref="r"), ReelRequest(["a"])]
         batch: Batch = qamera.batch(requests, max_in_flight=3, max_credits=100, download_to="clips")
-        async for outcome in batch:
-            one: Outcome = outcome
-            path: Path | None = one.path
-            video: Video = one.unwrap()
-            print(path, video.id, one.index + 1, one.ok, one.job, one.error)
+        async with batch as outcomes:
+            async for outcome in outcomes:
+                one: Outcome = outcome
+                path: Path | None = one.path
+                video: Video = one.unwrap()
+                print(path, video.id, one.index + 1, one.ok, one.job, one.record, one.error)
+            print(batch.submitted + batch.finished + batch.credits_reserved, batch.stopped)
         result: BatchResult = await qamera.batch(iter(requests), retry_failed=True)
-        print(result.summary().upper(), result.stopped, result.credits_reserved - result.credits_refunded)
-        jobs: list[Job] = await qamera.unfinished()
+        print(
+            result.summary().upper(),
+            len(result.records),
+            result.stopped,
+            result.credits_reserved - result.credits_refunded,
+        )
+        jobs: list[Job[Video]] = await qamera.unfinished()
         file: Path = await qamera.download(jobs[0], "a.mp4", on_progress=progress)
+        file = await jobs[0].download("b.mp4", overwrite=True)
         file = await qamera.download_thumbnail(await jobs[0], file.with_suffix(".jpg"), overwrite=True)
         async with qamera.stream(jobs[0]) as pieces:
             async for piece in pieces:
                 print(piece.hex())
         for intent in await qamera.ambiguous():
-            job: Job = await qamera.adopt(intent, *(video.id for video in intent.candidates))
+            job: Job[Video] = await qamera.adopt(intent, *(video.id for video in intent.candidates))
             print(job.record_ids)
             await qamera.abandon(intent.id)
+        await qamera.abandon("r")
 
 
 async def look_into_a_ledger() -> None:
     """Use what needs no key."""
-    page: Path = await write_report("jobs.db", Path("report.html"), title=api_origin(allow_http=True).upper())
+    page: Path = await write_report("jobs.db", Path("report.html"), title="Clips")
     print(page.name)
     there: bool = await LedgerFile("postgresql://db.example/shop").exists()
     copied: int = await copy_ledger(Path("jobs.db"), "postgresql://db.example/shop", keep=not there)

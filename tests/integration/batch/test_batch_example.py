@@ -123,7 +123,7 @@ async def test_a_server_that_is_away_is_told(sandbox, tmp_path, unused_tcp_port)
     )
     seen = []
     async with asyncio.timeout(60):
-        while not any("goes on by itself" in line for line in seen):
+        while not any("unreachable" in line for line in seen):
             line = await process.stderr.readline()
             assert line, seen
             seen.append(line.decode())

@@ -157,7 +157,7 @@ async def test_body_that_drips_times_out(downloads):
     async with FaultServer(dripping(1, 0.01)) as server:
         with pytest.raises(q.RequestTimeoutError):
             async with downloads().fetch(server.url, {}, None) as response:
-                await body_of(response)
+                await asyncio.wait_for(body_of(response), 10)
 
 
 async def test_body_may_take_longer_than_the_limit_in_all(downloads):
@@ -237,6 +237,20 @@ async def test_closing_ends_a_fetch(downloads, answer):
         await client.aclose()
         with pytest.raises(q.SessionClosedError):
             await asyncio.wait_for(fetching, 5)
+
+
+async def test_read_after_closing_is_not_taken_for_the_end_of_the_body(downloads):
+    async with FaultServer(answers(HEAD + b"\r\ndata", "hang")) as server:
+        client = downloads()
+        async with client.fetch(server.url, {}, None) as response:
+            first = await response.read()
+            await client.aclose()
+            for _ in range(3):
+                with pytest.raises(q.SessionClosedError):
+                    await response.read()
+                await asyncio.sleep(0.01)
+
+    assert first == b"data"
 
 
 async def test_closing_ends_a_pause(downloads):

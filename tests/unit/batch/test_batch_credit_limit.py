@@ -176,9 +176,9 @@ async def test_provider_and_number_of_images_belong_to_the_price_class():
 async def test_ref_image_and_suggestion_do_not_change_the_price(limit):
     access = FakeAccess(lambda _: Answer(seconds=0.002))
     requests = [
-        q.VideoRequest("a", ref="1"),
-        q.VideoRequest("b", suggestion="slow"),
-        q.VideoRequest(generated_image_id="c", ref="2"),
+        q.VideoRequest("a", ref="1", extra_body={"x": 1, "y": [2]}),
+        q.VideoRequest("b", suggestion="slow", extra_body={"y": [2], "x": 1}),
+        q.VideoRequest(generated_image_id="c", ref="2", extra_body={"x": 1, "y": [2]}),
     ]
     result = await make_batch(access, requests, max_credits=limit)
 

@@ -152,6 +152,19 @@ async def test_the_second_request_with_the_same_target_is_refused_before_it_is_p
     assert [outcome.index for outcome in result.failures] == [4]
 
 
+async def test_names_that_some_file_systems_take_for_the_same_one_are_one_target(tmp_path):
+    class Access(FakeAccess):
+        def target(self, request, job, folder):
+            return folder / request.image_id
+
+    access = Access()
+    requests = [q.VideoRequest(name) for name in ("Caf\u00c9.mp4", "cafe\u0301.mp4")]
+    result = await make_batch(access, requests, download_to=tmp_path)
+
+    assert [type(outcome.error) for outcome in result.failures] == [q.InvalidRequestError]
+    assert len(access.posts) == 1
+
+
 async def test_a_new_request_with_the_target_of_an_earlier_job_is_refused(tmp_path):
     known = {"sku-0": FakeJob("vid_old")}
     access = FakeAccess(known=known)

@@ -160,6 +160,18 @@ async def test_an_iterator_that_was_left_early_raises():
                 await anext(outcomes)
 
 
+async def test_a_batch_that_is_left_while_its_folder_is_created_submits_nothing(tmp_path):
+    access = FakeAccess()
+    outcomes = aiter(make_batch(access, videos(3), download_to=tmp_path / "clips"))
+    asking = asyncio.ensure_future(anext(outcomes))
+    await asyncio.sleep(0)
+    await outcomes.aclose()
+
+    with pytest.raises(RuntimeError, match="left early"):
+        await asking
+    assert batch_tasks() == access.claims == []
+
+
 async def test_an_iterator_that_came_to_its_end_stays_there():
     whole = aiter(make_batch(FakeAccess(), videos(3)))
     assert len([outcome async for outcome in whole]) == 3
@@ -295,6 +307,33 @@ async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0.005)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert closed == [True]
+    assert batch_tasks() == []
+
+
+async def test_leaving_the_context_can_be_cancelled_and_still_ends_all_tasks():
+    closed, leaving = [], asyncio.Event()
+
+    async def source():
+        try:
+            yield videos(1)[0]
+            await asyncio.sleep(1e6)
+        finally:
+            leaving.set()
+            await asyncio.sleep(0.02)
+            closed.append(True)
+
+    async def leave():
+        async with make_batch(FakeAccess(), source()) as batch:
+            async for _ in batch:
+                break
+
+    task = asyncio.ensure_future(leave())
+    await leaving.wait()
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 

@@ -115,7 +115,7 @@ async def test_a_batch_can_be_stopped_in_an_outage():
     assert all(claim.released or claim.task for claim in access.claims)
 
 
-async def test_in_an_outage_a_slow_source_is_not_asked_for_more():
+async def test_in_an_outage_a_slow_source_is_not_asked_for_more(caplog):
     read = []
 
     async def source():
@@ -127,12 +127,14 @@ async def test_in_an_outage_a_slow_source_is_not_asked_for_more():
     outage = Outage(10**6)
     access = FakeAccess(outage)
     running = asyncio.ensure_future(consume(make_batch(access, source())))
+    await until(lambda: caplog.text)
+    at_first = len(read)
     await asyncio.sleep(0.1)
-    in_the_outage = len(read)
+    at_last = len(read)
     outage.left = 0
     outcomes, reason = await running
 
-    assert in_the_outage == 2  # the source was being asked for the second when the first failed
+    assert at_last <= at_first + 1 < 10  # the source may have been asked for one when the outage began
     assert (len(outcomes), reason) == (10, None)
     assert len(access.posts) == 10
 
@@ -177,8 +179,11 @@ async def test_an_outage_keeps_the_credit_limit_and_the_target_files(tmp_path):
 
 async def test_an_outage_ends_with_an_ambiguous_submission_too():
     answers = iter([unreachable(), ambiguous()])
-    access = FakeAccess(lambda _: next(answers, Answer()))
-    outcomes, reason = await consume(make_batch(access, videos(4)))
+    access = FakeAccess(lambda _: next(answers, Answer(seconds=0.01)))
+    outcomes, reason = await consume(
+        make_batch(access, videos(4), retry=(retry := Delays()), max_in_flight=1)
+    )
 
     assert reason is None
     assert sum(outcome.ok for outcome in outcomes) == 3
+    assert retry.given == [1]

@@ -230,7 +230,7 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
 
 
 async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_PATIENCE", 0.01)
+    monkeypatch.setattr("qamera_async._batch.runner.CLAIM_PATIENCE", 0.01)
     access = FakeAccess()
     access.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
     outcomes = aiter(make_batch(access, videos(30)))
@@ -246,17 +246,28 @@ async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(mo
 
 
 async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_PATIENCE", 0.001)
+    monkeypatch.setattr("qamera_async._batch.runner.CLAIM_PATIENCE", 0.001)
     access = FakeAccess(lambda _: Answer(seconds=0.002))
     granted = asyncio.Event()
     access.elsewhere = {f"sku-{n}": granted for n in range(30)}
-    running = asyncio.ensure_future(collect(make_batch(access, source := Counted(videos(30)))))
+    batch = make_batch(access, source := Counted(videos(90)), max_in_flight=30)
+    outcomes = aiter(batch)
+    asking = asyncio.ensure_future(anext(outcomes))
     await until(lambda: source.read == 30)
     granted.set()
-    result = await running
+    await asking
+    for _ in range(29):
+        await anext(outcomes)
+    await until(lambda: len(access.posts) == 60)
+    access.rate_limit.clear()
+    for _ in range(30):
+        await anext(outcomes)
+    await until(lambda: access.waiting == 5)
+    await asyncio.sleep(0.01)
 
-    assert len(result.records) == 30
     assert access.most_on_wire == 5
+    assert source.read == 65
+    await outcomes.aclose()
 
 
 @pytest.mark.parametrize("retry_failed", [True, False])
