@@ -60,7 +60,7 @@ class LimiterMachine(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 5))
     def begin(self, limit):
         self.limiter = limiter_of(Engine(limit, WINDOW, self.loop.time))
-        self.account = f"account {next(numbers)}"
+        self.account = f"machine {next(numbers)}"
         self.sessions = {}
         for owner in (*OWNERS, "poller", "traffic", "last"):
             self.sessions[owner] = self.join()
