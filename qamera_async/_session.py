@@ -716,7 +716,7 @@ class QameraSession:
             async with asyncio.timeout(self._timeouts.reconcile):
                 found = await self._submitter.reconciler.look_back(rows)
         except (TimeoutError, QameraError) as error:
-            _log.info("The list for the ambiguous submissions is not available: %s", error or "timeout")
+            _log.info("The list for the ambiguous submissions is not available: %s", str(error) or "timeout")
         for row in rows:
             # Candidates once seen are stored. Seeing none is not: a record may be listed later.
             if found.get(row.id) and found[row.id] != row.candidates:

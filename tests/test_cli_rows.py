@@ -119,12 +119,12 @@ def test_a_suffix_is_believed(name, content, reason):
         ("ref,provider\nx,y\n", 1, "there is no column of images"),
         ("image_id,ref\na\n", 2, "number of fields: 1, and the header has 2"),
         ("image_id,ref\na,b,c\n", 2, "number of fields: 3, and the header has 2"),
-        ("image_id,ref\n,b\n", 2, "image_id or generated_image_id is missing"),
-        ("image_id,generated_image_id\na,b\n", 2, "were both given"),
+        ("image_id,ref\n,b\n", 2, "exactly one of image_id and generated_image_id"),
+        ("image_id,generated_image_id\na,b\n", 2, "exactly one of image_id and generated_image_id"),
         ("image_id,image_ids\na,b\n", 2, "a reel takes no image_id"),
         ("image_ids,suggestion,provider\na,b,c\n", 2, "a reel takes no suggestion, provider"),
-        ("image_ids\n;\n", 2, "image_ids must hold 1 to 10 image ids, not none"),
-        (f"image_ids\n{'a ' * 11}\n", 2, "image_ids must hold 1 to 10 image ids, not more"),
+        ("image_ids\n;\n", 2, "1 to 10 image ids"),
+        (f"image_ids\n{'a ' * 11}\n", 2, "1 to 10 image ids"),
         ('image_id\n"a"b\n', 2, "it is no CSV (',' expected after '\"'): look at its quotes"),
         ('image_id\n"a\n\n', 2, "it is no CSV (unexpected end of data): look at its quotes"),
         ('image_id\n"a\n' + "b\n" * 70_000, 2, "it is no CSV (field larger than field limit (131072))"),
@@ -158,12 +158,12 @@ def test_what_is_wrong_with_csv_is_said_with_its_line(content, line, reason):
         ('{"image_id": 1, "ref": 2}', "image_id must be a text, not 1; ref must be a text, not 2"),
         ('{"image_ids": "abc"}', "image_ids must be a list of texts, not 'abc'"),
         ('{"image_ids": ["a", null]}', "image_ids must be a text, not None"),
-        ('{"image_ids": []}', "image_ids must hold 1 to 10 image ids, not none"),
+        ('{"image_ids": []}', "1 to 10 image ids"),
         ('{"image_id": "a", "imageId": "b"}', "unknown key 'imageId'; known are image_id, gener"),
         ('{"image_id": "a", "\\u001b[2J": 1}', "unknown key '\\x1b[2J'; known"),
         ('{"image_id": "a", "image_id": "b"}', "the key 'image_id' is there more than once"),
         ('{"image_id": ""}', "image_id must be a non-empty str"),
-        ('{"image_id": "\\ud800"}', "image_id must be text that UTF-8 can carry"),
+        ('{"image_id": "\\ud800"}', "lone surrogates"),
         ('{"image_id": ' + "[" * 100_000, "it is nested too deeply"),
         ('{"image_id": ' + "7" * 5000 + "}", "Exceeds the limit"),
         (b'{"image_id": "\xe4"}', "it is not in UTF-8"),
@@ -265,10 +265,11 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
     lambda text: text == text.strip()
 )
 ids = words.filter(lambda text: not set(text) & set(",;") and len(text.split()) == 1)
+refs = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=20)
 videos = st.builds(
-    VideoRequest, image_id=words, suggestion=st.none() | words, provider=st.none() | words, ref=words
+    VideoRequest, image_id=words, suggestion=st.none() | words, provider=st.none() | words, ref=refs
 )
-reels = st.builds(ReelRequest, st.lists(ids, min_size=1, max_size=10), ref=words)
+reels = st.builds(ReelRequest, st.lists(ids, min_size=1, max_size=10), ref=refs)
 catalogues = st.lists(videos | reels, min_size=1, max_size=8, unique_by=lambda request: request.ref)
 FIELDS = ("image_id", "image_ids", "suggestion", "provider", "ref")
 

@@ -112,7 +112,7 @@ async def test_each_request_is_shown_as_far_as_it_has_come(session, sandbox, pat
     assert by_ref["done"].receipt == done.receipt
     assert by_ref["done"].record_ids == done.record_ids
     assert by_ref["done"].videos == (video,)
-    assert by_ref["failed"].videos == (failed.video,)
+    assert by_ref["failed"].videos == failed.records
     assert "400" in by_ref["refused"].reason
     assert by_ref["adopted"].record_ids == (adopted.candidates[0].id,)
     assert by_ref["adopted"].receipt is None

@@ -487,12 +487,13 @@ def test_texts_are_shown_as_they_are(made):
 
 
 def test_what_is_invisible_is_shown(made):
-    """Characters that hide, or turn what follows around, are spelled out; what others say is isolated."""
+    """Characters that hide, or turn what follows around, are spelled out; texts of others are isolated."""
     kept = "\u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f680 a\u00a0b"
-    name = next(iter(cards(made([entry(request=q.VideoRequest("i", ref="gpj.\u202eexe\x1b[2J\nnext"))]))))
+    request = q.VideoRequest("i", ref="a", suggestion="gpj.\u202eexe\x1b[2J\nnext")
+    says = cards(made([entry(request=request)]))["a"].one("p", "says").text
     whole = made([entry()])
 
-    assert name == "gpj.\\u202eexe\\x1b[2J ↵ next"
+    assert says == "gpj.\\u202eexe\\x1b[2J ↵ next"
     assert visible(kept) == kept
     assert [one.tag for one in whole.one("h3").elements] == ["bdi"]
     assert all(dd.one("bdi") for line in whole.one("article").all("dl") for dd in line.all("dd"))

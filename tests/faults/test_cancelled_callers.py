@@ -12,7 +12,7 @@ from faults import LIST, RECEIPT, FaultServer, http, nothing_left
 from qamera_async.events import Submitted
 from qamera_async.sandbox import Sandbox
 
-pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_loop]
+pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.case(104), pytest.mark.every_loop]
 
 
 class DelayedReceipt:

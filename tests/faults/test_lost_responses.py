@@ -147,6 +147,7 @@ def methods_read(fault, number):
     return ["GET"] * (number - (fault is reset_at_once))
 
 
+@pytest.mark.case(104)
 @pytest.mark.every_loop
 @EACH
 async def test_post_is_ambiguous_and_sent_once(fault, kind, quick):
@@ -160,6 +161,7 @@ async def test_post_is_ambiguous_and_sent_once(fault, kind, quick):
     assert error.record_ids == ()
 
 
+@pytest.mark.case(104)
 @pytest.mark.every_loop
 @EACH
 async def test_get_is_retried(fault, kind, quick):
@@ -175,6 +177,7 @@ async def test_get_is_retried(fault, kind, quick):
     assert server.methods == methods_read(fault, 2)
 
 
+@pytest.mark.case(104)
 @pytest.mark.every_loop
 @EACH
 async def test_get_raises_its_error_after_the_last_attempt(fault, kind, quick):
@@ -192,6 +195,7 @@ async def test_get_raises_its_error_after_the_last_attempt(fault, kind, quick):
     assert server.methods == ["GET"] * (0 if fault is reset_at_once else 2)
 
 
+@pytest.mark.case(104)
 @pytest.mark.every_loop
 @EACH
 async def test_poll_is_repeated(fault, kind, quick):

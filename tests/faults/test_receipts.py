@@ -8,7 +8,7 @@ from faults import GOOD, FaultServer, ambiguous, answers, by_method, http, nothi
 
 import qamera_async as q
 
-pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
+pytestmark = [pytest.mark.case(104), pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
 REST = {"batchId": "batch_1", "orderId": "order_1", "reservationId": "res_1", "creditsReserved": 10}
 WITHOUT_IDS = {

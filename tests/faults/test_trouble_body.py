@@ -8,7 +8,11 @@ from faults import ASK, GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous
 
 import qamera_async as q
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [
+    pytest.mark.usefixtures("no_lost_exceptions"),
+    pytest.mark.every_loop,
+    pytest.mark.case(104),
+]
 
 GZIP = b"Content-Encoding: gzip\r\n"
 DEEP = b"[" * 100_000

@@ -11,7 +11,11 @@ from faults import ASK, GOOD, FaultServer, http, nothing_left
 import qamera_async as q
 from qamera_async.events import Retrying
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [
+    pytest.mark.usefixtures("no_lost_exceptions"),
+    pytest.mark.every_loop,
+    pytest.mark.case(104),
+]
 
 
 EITHER = {"createdRecordIds": ["vid_1"], "videos": []}

@@ -12,7 +12,11 @@ from faults import ASK, GOOD, LIST, RECEIPT, FaultServer, http, nothing_left
 
 import qamera_async as q
 
-pytestmark = [pytest.mark.usefixtures("no_lost_exceptions", "no_environment"), pytest.mark.case(81)]
+pytestmark = [
+    pytest.mark.usefixtures("no_lost_exceptions", "no_environment"),
+    pytest.mark.every_loop,
+    pytest.mark.case(81, 104),
+]
 
 API, CDN = "api.example", "cdn.example"
 MP4 = b"\0\0\0\x18ftypisom" + b"\0" * 64
@@ -139,6 +143,7 @@ def proxied(named_contexts, quick, monkeypatch):
 WAYS = pytest.mark.parametrize("way", ["setting", "environment"])
 
 
+@pytest.mark.case(101)
 @WAYS
 @pytest.mark.parametrize("method", ASK)
 async def test_the_key_is_sent_only_inside_the_tunnel(proxied, way, method):
@@ -232,6 +237,7 @@ def netrc(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(file))
 
 
+@pytest.mark.case(95)
 @pytest.mark.usefixtures("netrc")
 @pytest.mark.parametrize("method", ASK)
 async def test_trust_env_sends_no_netrc_credentials_to_the_api(method, quick):
@@ -244,6 +250,7 @@ async def test_trust_env_sends_no_netrc_credentials_to_the_api(method, quick):
     assert b"authorization" not in server.requests[0][0].lower()
 
 
+@pytest.mark.case(95)
 @pytest.mark.usefixtures("netrc")
 async def test_trust_env_sends_no_netrc_credentials_through_a_proxy(proxied):
     """Neither the proxy nor the API behind the tunnel receives them."""

@@ -8,7 +8,11 @@ from faults import ASK, GOOD, LIST, RECEIPT, FaultServer, ambiguous, answers, ht
 import qamera_async as q
 from qamera_async.events import RateLimitWait
 
-pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
+pytestmark = [
+    pytest.mark.usefixtures("no_lost_exceptions"),
+    pytest.mark.every_loop,
+    pytest.mark.case(104),
+]
 
 PAGE = b"<html><h1>Sorry</h1></html>"
 HTML, JSON = b"text/html; charset=utf-8", b"application/json"

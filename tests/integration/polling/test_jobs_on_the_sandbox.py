@@ -211,6 +211,7 @@ async def test_no_waiter_in_a_cooldown_means_no_request(endless, quick):
         assert isinstance(waited.value.last_error, q.RateLimitError)
 
 
+@pytest.mark.case(103)
 async def test_callback_that_raises_cancelled_error_loses_nothing(sandbox, quick, caplog):
     """Trouble case 103."""
 

@@ -126,6 +126,7 @@ LOCKED = """
 """
 
 
+@pytest.mark.case(97)
 @pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="this system can't fork")
 @pytest.mark.parametrize(
     ("program", "expected"),

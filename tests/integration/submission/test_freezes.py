@@ -86,6 +86,7 @@ async def abandon(path, ref):
         await storage.aclose()
 
 
+@pytest.mark.case(102)
 async def test_frozen_submissions_are_not_doubled(path):
     """Half of the intents are abandoned and submitted elsewhere while the process stands still."""
     async with serve() as (server, url), Program(url, str(path)) as elsewhere:

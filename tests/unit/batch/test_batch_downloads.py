@@ -136,6 +136,7 @@ async def test_with_overwrite_an_existing_file_is_no_reason_to_refuse(tmp_path):
     assert (tmp_path / "sku-0.mp4").read_text() == "vid_001"
 
 
+@pytest.mark.case(99)
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize(
     "refs", [("a", "a"), ("Straße", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("É", "e\u0301")]

@@ -323,6 +323,7 @@ def still(monkeypatch):
     return lambda: time.sleep(0.2)
 
 
+@pytest.mark.case(90)
 async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll(polling, still):
     """Trouble case 90: the process was suspended, or the loop was blocked."""
     task = await polling.waiting(polling.job("a"), timeout=0.05)
@@ -335,6 +336,7 @@ async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll(polling, 
     assert (await task).id == "a"
 
 
+@pytest.mark.case(90)
 async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll_only(polling, still):
     job = polling.job("a")
     task = await polling.waiting(job, timeout=0.05)

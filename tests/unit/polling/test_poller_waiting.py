@@ -116,6 +116,7 @@ async def test_fresh_list_answers_a_new_waiter(polling):
 # --- 429 --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(89)
 async def test_no_request_after_a_429_without_waiters(polling):
     """Trouble case 89: the last waiter leaves while its poll is on the wire, and the answer is a 429."""
     task = await polling.waiting(polling.job("vid_1"))

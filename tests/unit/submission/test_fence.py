@@ -67,6 +67,7 @@ def freezes(point, then, meanwhile=None):
 POINTS = pytest.mark.parametrize("point", ["before api.send", "before the first byte"])
 
 
+@pytest.mark.case(102)
 @POINTS
 async def test_frozen_submission_whose_intent_was_abandoned_is_not_sent(point, ledger, resolve):
     parts = Parts(freezes(point, accepts(), resolve), ledger=ledger, lease=LEASE)
