@@ -1,7 +1,7 @@
 """Count the functions of the package that run for one job: ``python benchmarks/functions.py [-v]``.
 
-The job is ``job = await session.register_video(...); await job`` against the sandbox, which runs in another process,
-without a ledger and without ``on_event``. Opening and closing the session don't count. Neither do comprehensions,
+The job is ``job = await session.register_video(...); await job`` without a ledger and without ``on_event``.
+The sandbox runs in another process. Opening and closing the session don't count. Neither do comprehensions,
 generator expressions and the methods that attrs generates.
 """
 
@@ -32,7 +32,7 @@ def module_of(code: CodeType) -> str | None:
 
 
 async def functions() -> dict[str, list[str]]:
-    """Run one job and return the qualified names of the functions that ran, by module, in order of the first call."""
+    """Run one job and return the names of the functions that ran, by module, in order of the first call."""
     seen: dict[CodeType, None] = {}
 
     def note(frame, event, _):
