@@ -18,8 +18,9 @@ UNCHANGED_MS, CHANGED_RATIO = 0.5, 1.5  # the targets
 ABOUT = """
 CPU of a poll of 10,000 videos once its body is read, with 100 records watched: from the response until all
 listeners are notified. It is compared with msgspec's decode of all fields into structs, in turn and in one
-process. The poll is the fourth of its session. Both include the time to free a
-list: msgspec's own, and that of the poll before. msgspec's decode compares, remembers and notifies nothing.
+process. The poll is the fourth of its session. The first ones take longer, since they allocate memory that
+later ones use again. Both include the time to free a list: msgspec's own, and that of the poll before.
+msgspec's decode compares, remembers and notifies nothing.
 """
 
 
