@@ -98,9 +98,7 @@ async def main(quick):
             nonlocal most
             most = max(most, resident())
 
-        downloader = Downloader(
-            client, RetryPolicy(), Timeouts(), lambda _: None, lambda _: asyncio.sleep(0)
-        )
+        downloader = Downloader(client, RetryPolicy(), Timeouts(), lambda _: None, lambda _: asyncio.sleep(0))
         video = Video("vid_1", "DONE", JobState.DONE, video_url=url)
         ratios, ours, theirs = [], [], []
         with tempfile.TemporaryDirectory(dir=os.environ.get("QAMERA_BENCHMARK_DIR")) as folder:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 import download
+import functions
 import growth
 import ledger
 import overhead
@@ -93,6 +94,7 @@ SMOKE = Scale(
 async def claims(scale):
     """Measure what is promised of the product by itself."""
     await overhead.command(scale)
+    await functions.main()
     for promised in (quota, ledger, download, rows) if scale.claims else ():
         await promised.main(quick=False)
     return Table("By itself", "What is promised of qamera-async, with nothing beside it.", CLAIMS)

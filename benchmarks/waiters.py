@@ -43,7 +43,7 @@ async def _one(url, name, number, scale):
     memory = await child("waiting", **options, traced=True)
     each = ""
     if memory is not None:
-        each = figure(memory["bytes"], "bytes", 2000 if mine else None)
+        each = figure(memory["bytes"], "bytes", 4_000 if mine else None)
     cpu = await child("waiting", **options, traced=False)
     share = ""
     if cpu is not None:

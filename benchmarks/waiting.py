@@ -88,7 +88,7 @@ def _row(name, retries, number, runs):
         values = [run[key] for run in runs if run[key] is not None]
         return figure(values, unit, target, worst=worst) if values else "none"
 
-    most = {100: 120, 250: 290}.get(number) if mine else None
+    most = {30: 50, 100: 120, 250: 290}.get(number) if mine else None
     return Row(
         f"{name}{', retries raised' if retries else ''}",
         {
