@@ -1,7 +1,6 @@
 """Many requests at once, with limits on credits, ambiguous submissions and outages."""
 
-from .batch import Batch
-from .results import BatchResult, Outcome
-from .runner import BatchAccess
+from .batch import Batch, BatchResult
+from .runner import BatchAccess, Outcome
 
 __all__ = ["Batch", "BatchAccess", "BatchResult", "Outcome"]

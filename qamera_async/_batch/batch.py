@@ -10,12 +10,52 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import attrs
+
 from .._config import RetryPolicy
-from .._models import Request
-from ..errors import ConfigurationError, short_repr
-from .limits import CreditLimit, OutagePause
-from .results import BatchResult, Outcome
-from .runner import BatchAccess, Runner, Source
+from .._models import Record, Request
+from ..errors import AmbiguousSubmissionError, ConfigurationError, short_repr
+from .limits import CreditLimit, SubmissionLimit
+from .runner import BatchAccess, Outcome, Runner
+
+
+@attrs.frozen
+class BatchResult:
+    """All outcomes of a batch.
+
+    Args:
+        outcomes: One for each request that was submitted or can't be, in the order of the input.
+        stopped: Why the batch stopped before the end of its input; None if it read all requests.
+        credits_reserved: The credits that the receipts of this batch state. Earlier jobs don't count.
+        credits_refunded: The credits of those jobs of this batch that failed.
+
+    """
+
+    outcomes: tuple[Outcome, ...]
+    stopped: BaseException | None = None
+    credits_reserved: int = 0
+    credits_refunded: int = 0
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records of all requests that have a result, in the order of the input."""
+        return tuple(outcome.unwrap() for outcome in self.outcomes if outcome.ok)
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        """The outcomes with an error, in the order of the input."""
+        return tuple(outcome for outcome in self.outcomes if not outcome.ok)
+
+    def summary(self) -> str:
+        """Return a line with the numbers of outcomes, the credits, and why the batch stopped."""
+        failures = self.failures
+        ambiguous = sum(isinstance(outcome.error, AmbiguousSubmissionError) for outcome in failures)
+        counts = f"{len(self.outcomes) - len(failures)} done, {len(failures) - ambiguous} failed"
+        credit = f"{self.credits_reserved} credits reserved, {self.credits_refunded} of them refunded"
+        text = f"{counts}, {ambiguous} ambiguous; {credit}."
+        if self.stopped is None:
+            return text
+        return f"{text} Stopped by {type(self.stopped).__name__}: {self.stopped}"
 
 
 class Batch:
@@ -25,9 +65,9 @@ class Batch:
     `BatchResult`, in the order of the input. A batch is consumed once, in one of these ways; nothing is read
     or submitted before. Use ``async with`` to leave a loop early: its end waits until no task is left.
 
-    Requests are read only as far as they can be submitted. At most five submissions are on the wire at once.
-    This limit bounds the cost of a failing server, since five ambiguous submissions in a row stop the batch.
-    A submission that is being reconciled while later ones have been answered is not counted.
+    Requests are read only as far as they can be submitted. At most five submissions are on the wire or being
+    reconciled at once. This limit bounds the cost of a failing server, since five ambiguous submissions in a
+    row stop the batch. Requests that wait for another process with the same ledger are not counted.
 
     The batch stops on 401, 402 and 403, at ``max_credits``, after five ambiguous submissions in a row, when
     its iterable raises, when jobs can't be polled, and when the ledger or the session can't be used. Then
@@ -80,14 +120,19 @@ class Batch:
         allow_private: bool = False,
         max_downloads: int = 4,
     ) -> None:
+        kinds = ("__aiter__", "__iter__", "__getitem__")
+        if isinstance(requests, str | bytes) or not any([hasattr(requests, name) for name in kinds]):
+            raise ConfigurationError(
+                f"requests must be an iterable or async iterable of requests, not {short_repr(requests)}."
+            )
         if max_credits is not None:
             _check_whole_number("max_credits", max_credits, 0)
         self._consumed = False
         self._runner = Runner(
             access=access,
-            source=Source(requests),
+            requests=requests,
             credits=CreditLimit(max_credits),
-            outage=OutagePause(retry),
+            limit=SubmissionLimit(retry),
             max_in_flight=_check_whole_number("max_in_flight", max_in_flight, 1),
             retry_failed=retry_failed,
             folder=_check_folder(download_to),
@@ -162,10 +207,8 @@ class Batch:
             while (outcome := await runner.next()) is not None:
                 outcomes.append(outcome)
         except BaseException:
-            try:
-                await runner.leave()
-            finally:
-                runner.log_abandoned(outcomes)
+            runner.ready.extend(outcomes)  # nobody gets them, so they are logged
+            await runner.leave()
             raise
         outcomes.sort(key=lambda outcome: outcome.index)
         return BatchResult(tuple(outcomes), runner.stopped, runner.credits.stated, runner.refunded)

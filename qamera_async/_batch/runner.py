@@ -4,46 +4,82 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import inspect
+import itertools
 import logging
 import os
+import tempfile
 import unicodedata
-import uuid
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import attrs
 
 from .._jobs import Job
 from .._models import Receipt, Record, Request
+from .._submission import Claim
 from ..errors import (
     AmbiguousSubmissionError,
-    ApiError,
     ConfigurationError,
     InvalidRequestError,
     JobFailedError,
+    LedgerUnavailableError,
     TargetExistsError,
-    TransportError,
-    short_repr,
 )
-from .limits import AmbiguityBreaker, CreditLimit, OutagePause, PriceClass, is_fatal
-from .results import Outcome, log_abandoned, unsaved_receipt
-
-if TYPE_CHECKING:
-    from .._submission import Claim
+from .limits import CreditLimit, PriceClass, SubmissionLimit, is_fatal, is_unreachable
 
 _log = logging.getLogger("qamera_async")
 
-CLAIM_PATIENCE = 1.0
-"""After how many seconds a claim counts as waiting for another process.
+CLAIM_WAIT = 1.0
+"""How long the batch waits for one claim before it reads the next request, in seconds.
 
-The batch then reads the next request. Two processes that run the same catalogue thus don't block each other.
+A claim that takes longer waits for another process. Two processes that run the same catalogue thus don't
+block each other.
 """
 
 _END: Final = object()
+_OUTCOMES_PER_LINE: Final = 20
+
+
+@attrs.frozen
+class Outcome:
+    """The result of one request of a batch.
+
+    Args:
+        index: The position of the request in the input, from 0.
+        request: The request as it was read. An input that is no request has an `InvalidRequestError`.
+        job: The job; None if the request was not accepted, or if it is ambiguous.
+        record: The record of the finished job, the first one if there are several; None if there is none.
+        path: The downloaded file; None if there is none.
+        error: Why the request has no result; None if it has one.
+
+    """
+
+    index: int
+    request: Request
+    job: Job[Any] | None = None
+    record: Record | None = None
+    path: Path | None = None
+    error: Exception | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the request has a result."""
+        return self.error is None
+
+    def unwrap(self) -> Record:
+        """Return the record.
+
+        Raises:
+            Exception: `error`, if there is one.
+
+        """
+        if self.error is not None:
+            raise self.error
+        assert self.record is not None  # noqa: S101 - an outcome without an error has a record
+        return self.record
 
 
 class BatchAccess(Protocol):
@@ -96,12 +132,6 @@ class BatchAccess(Protocol):
         ...
 
 
-class _Stage(enum.Enum):
-    PREPARING = enum.auto()  # may be cancelled: nothing was sent
-    SENDING = enum.auto()  # may be withdrawn: that cancels only what was not sent
-    SUBMITTED = enum.auto()  # goes on after a stop
-
-
 @attrs.define(eq=False)
 class _Item:
     """A request that was read and has no outcome yet.
@@ -109,26 +139,24 @@ class _Item:
     Attributes:
         index: The position of the request in the input.
         request: What was read.
-        stage: What a stop of the batch does to the item.
-        claim: The claim that is being sent; None before.
+        claimed: Set once the first claim of the request has ended.
+        sent: The claim that is being sent or was sent by this batch; None before.
         job: The job; None before there is one.
-        new: Whether the job was submitted by this batch.
+        record: The record of the finished job; None before.
         target: The key of the file that is reserved for the item; None if there is none.
-        waits_elsewhere: Whether the claim waits for another process, so the item is not about to be sent.
 
     """
 
     index: int
     request: Request
-    stage: _Stage = _Stage.PREPARING
-    claim: Claim | None = None
+    claimed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    sent: Claim | None = None
     job: Job[Any] | None = None
-    new: bool = False
+    record: Record | None = None
     target: str | None = None
-    waits_elsewhere: bool = False
 
-    def unfinished(self) -> Outcome:
-        return Outcome(self.index, self.request, self.job)
+    def outcome(self, path: Path | None = None, error: Exception | None = None) -> Outcome:
+        return Outcome(self.index, self.request, self.job, self.record, path, error)
 
 
 @attrs.define(eq=False)
@@ -139,29 +167,24 @@ class Runner:
     """
 
     access: BatchAccess
-    source: Source
+    requests: Iterable[Request] | AsyncIterable[Request]
     credits: CreditLimit
-    outage: OutagePause
+    limit: SubmissionLimit
     max_in_flight: int
     retry_failed: bool
     folder: Path | None
     overwrite: bool
     allow_private: bool
     downloads: asyncio.Semaphore
-    breaker: AmbiguityBreaker = attrs.field(factory=AmbiguityBreaker)
     targets: set[str] = attrs.field(factory=set[str])  # the keys of the files that are reserved
-    loop: asyncio.AbstractEventLoop | None = None
     main: asyncio.Task[None] | None = None
     reader: asyncio.Task[None] | None = None
     items: dict[_Item, asyncio.Task[None]] = attrs.field(factory=dict[_Item, asyncio.Task[None]])
-    preparing: int = 0  # items that are about to be sent
-    in_flight: int = 0  # items and outcomes that are not handed out
+    waiting: int = 0  # items that are claimed and not yet sent
     ready: deque[Outcome] = attrs.field(factory=deque[Outcome])
     abandoned: list[Outcome] = attrs.field(factory=list[Outcome])
-    outcome_ready: asyncio.Event = attrs.field(factory=asyncio.Event)
-    limits_changed: asyncio.Event = attrs.field(factory=asyncio.Event)
+    changed: asyncio.Event = attrs.field(factory=asyncio.Event)  # something that a task waits for
     leaving: bool = False
-    ended: bool = False  # and all outcomes are handed out
     stopped: BaseException | None = None
     submitted: int = 0
     finished: int = 0
@@ -177,36 +200,22 @@ class Runner:
             RuntimeError: The batch was left before its last outcome.
 
         """
+        if self.main is None and self.folder is not None and not self.leaving:
+            await _prepare_directory(self.folder)
         if self.main is None and not self.leaving:
-            if self.folder is not None:
-                await _prepare_directory(self.folder)
-            self._start()
-        while not self.ended:
+            self.main = asyncio.create_task(self._run(), name="qamera-batch")
+            self.main.add_done_callback(lambda _: self.changed.set())
+        while True:
             if self.leaving or self.main is None:
                 raise RuntimeError(
                     "The batch was left early, before its last outcome. Make another one to go on."
                 )
             if self.ready:
-                self.in_flight -= 1
-                self.limits_changed.set()
+                self.changed.set()
                 return self.ready.popleft()
             if self.main.done():
-                self._end(self.main)
-            else:
-                self.outcome_ready.clear()
-                await self.outcome_ready.wait()
-        return None
-
-    def _start(self) -> None:
-        if self.main is None and not self.leaving:
-            self.loop = asyncio.get_running_loop()
-            self.main = self.loop.create_task(self._run(), name="qamera-batch")
-            self.main.add_done_callback(lambda _: self.outcome_ready.set())
-
-    def _end(self, main: asyncio.Task[None]) -> None:
-        self.ended = True
-        error = asyncio.CancelledError() if main.cancelled() else main.exception()
-        self.stopped = self.stopped or error
+                return None
+            await self._wait_for_change()
 
     async def leave(self) -> None:
         """Read and submit nothing more, and wait until all tasks have ended. Idempotent.
@@ -215,7 +224,7 @@ class Runner:
             CancelledError: The caller was cancelled meanwhile; raised after all tasks have ended.
 
         """
-        if not self.ended:
+        if not self._ended:
             self.leaving = True
             self._cancel()
         cancelled: asyncio.CancelledError | None = None
@@ -229,31 +238,35 @@ class Runner:
 
     def leave_soon(self) -> None:
         """Read and submit nothing more. Any thread may call this."""
-        if self.ended:
+        if self._ended:
             return
         self.leaving = True
-        if self.loop is not None:
+        if self.main is not None:
             # A loop that is closed has ended all its tasks.
             with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self._cancel)
+                self.main.get_loop().call_soon_threadsafe(self._cancel)
+
+    @property
+    def _ended(self) -> bool:
+        return self.main is not None and self.main.done() and not self.ready
 
     def _cancel(self) -> None:
         if self.main is not None and not self.main.done():
             self.main.cancel()
         else:
-            self._log_rest()
+            self._log_abandoned()
 
-    def _log_rest(self) -> None:
-        """Log what is paid for and that nobody takes."""
+    def _log_abandoned(self) -> None:
+        """Log what is paid for, or may be, and that no consumer will get."""
         if self.leaving:
             self.abandoned += self.ready
             self.ready.clear()
-        self.log_abandoned(self.abandoned)
-        self.abandoned = []
+        log_abandoned(self.abandoned, has_ledger=self.access.has_ledger)
+        self.abandoned.clear()
 
-    def log_abandoned(self, outcomes: Iterable[Outcome]) -> None:
-        """Log those outcomes that are paid for, or may be."""
-        log_abandoned(outcomes, has_ledger=self.access.has_ledger)
+    async def _wait_for_change(self, seconds: float | None = None) -> None:
+        self.changed.clear()
+        await _wait(self.changed, seconds)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -261,203 +274,152 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as group:
                 self.reader = group.create_task(self._read(group), name="qamera-batch-reader")
+        except BaseException as error:
+            self._stop(error)  # no effect if the batch is being left
         finally:
-            self._log_rest()
+            self._log_abandoned()
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         """Start a task for each request, until the iterable ends or the batch stops."""
-        index = 0
+        requests = _read_all(self.requests)
         try:
-            while self.stopped is None:
+            for index in itertools.count():
                 # While the batch is being left, this task waits to be cancelled: a cancellation that came
                 # after the loop would interrupt the closing of the iterable.
-                if self.leaving or not self._may_read():
-                    await self._until_limits_change()
-                    continue
-                request = await self.source.read()
+                while not self._may_read():
+                    await self._wait_for_change()
+                request = await anext(requests, _END)
                 if request is _END:
                     return
                 if self._ending:
                     continue
                 item = _Item(index, cast("Request", request))
-                self.in_flight += 1
-                self.preparing += 1
                 self.items[item] = group.create_task(self._process(item), name=f"qamera-batch-{index}")
-                index += 1
+                await _wait(item.claimed, CLAIM_WAIT)
+        except GeneratorExit as error:
+            self._stop(RuntimeError(f"The iterable of a batch's requests raised {error!r}."))
         except (Exception, asyncio.CancelledError) as error:
             self._stop(error)  # no effect if the batch itself cancelled this task
         finally:
-            await self.source.aclose()
+            await requests.aclose()
 
     def _may_read(self) -> bool:
         """Tell whether one more request could be sent at once."""
-        if self.in_flight >= self.max_in_flight:
+        if self._ending or len(self.items) + len(self.ready) >= self.max_in_flight:
             return False
-        if self.outage.active:
-            return not self.preparing and not self.breaker.unanswered
-        return self.breaker.permits(self.preparing + 1)
-
-    async def _until_limits_change(self) -> None:
-        self.limits_changed.clear()
-        await self.limits_changed.wait()
+        if self.limit.outage:
+            return not any(item.job is None for item in self.items)
+        return self.limit.permits(self.waiting + 1)
 
     # --- one request ----------------------------------------------------------------------------
 
     async def _process(self, item: _Item) -> None:
+        """Submit a request, wait for its job and download the result."""
         try:
             job = await self._submit(item)
-            await self._follow(item, job)
+            result = await job
+            item.record = cast("Record", result[0] if isinstance(result, tuple) else result)
+            path = None if self.folder is None else await self._download(item, job, item.record, self.folder)
         except asyncio.CancelledError as error:
-            self.abandoned.append(item.unfinished())
+            self.abandoned.append(item.outcome())
             self._stop(error)  # no effect if the batch itself cancelled this task
             raise
         except Exception as error:
-            fatal = is_fatal(error, submitting=True)
-            if fatal:
-                self._stop(error)
-            if not fatal or unsaved_receipt(error) is not None:
-                self._finish(item, error=error)
+            self._fail(item, error)
+        else:
+            self._finish(item.outcome(path))
         finally:
             self.items.pop(item, None)
-            self.outcome_ready.set()
+            item.claimed.set()
+            self.changed.set()
+
+    def _fail(self, item: _Item, error: Exception) -> None:
+        submitting = item.job is None
+        unpaid = submitting and unsaved_receipt(error) is None
+        fatal = is_fatal(error, submitting=submitting, polling=not submitting and item.record is None)
+        if fatal:
+            self._stop(error)
+        if item.sent is not None and item.job is not None and isinstance(error, JobFailedError):
+            receipt = item.job.receipt
+            self.refunded += max((receipt and receipt.credits_reserved) or 0, 0)
+        if unpaid and item.target is not None and not isinstance(error, AmbiguousSubmissionError):
+            self.targets.discard(item.target)
+        if not (fatal and unpaid):
+            self._finish(item.outcome(error=error))
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.finished += 1
+        self.ready.append(outcome)
 
     async def _submit(self, item: _Item) -> Job[Any]:
-        """Return the job of a request; submit it again as often as it provably did not reach the server.
+        """Return the job of a request; submit it again as often as it provably did not reach the server."""
+        while item.job is None:
+            claimed = await self.access.claim(item.request, retry_failed=self.retry_failed)
+            item.claimed.set()
+            if isinstance(claimed, Job):
+                item.job = claimed
+                await self._reserve_target(item)
+            else:
+                price_class = await self._wait_to_send(item, claimed)
+                await self._send(item, claimed, price_class)
+        return item.job
 
-        Raises:
-            Exception: Why the request has no job.
-            CancelledError: The batch has stopped, and nothing was sent.
-
-        """
-        try:
-            while True:
-                claimed = await self._claim(item)
-                if isinstance(claimed, Job):
-                    self._reserve_target_of_earlier(item, claimed)
-                    item.job = claimed
-                    return claimed
-                try:
-                    item.job = await self._submit_claim(item, claimed)
-                    return item.job  # noqa: TRY300 - the exception is for the next round
-                except TransportError as error:
-                    if error.sent or error.permanent or item.claim is None:
-                        raise
-                    self.outage.begin(error)
-                    item.stage, item.claim = _Stage.PREPARING, None
-                    self.preparing += 1
-        except BaseException as error:
-            if not isinstance(error, AmbiguousSubmissionError) and unsaved_receipt(error) is None:
-                self._release_target(item)
-            raise
-        finally:
-            if item.stage is _Stage.PREPARING:
-                self.preparing -= 1
-            item.stage = _Stage.SUBMITTED
-            self.limits_changed.set()
-
-    async def _claim(self, item: _Item) -> Claim | Job[Any]:
-        """Claim a request. A claim that waits for another process keeps no other request waiting."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(CLAIM_PATIENCE, lambda: self._set_waiting_elsewhere(item, waits=True))
-        try:
-            return await self.access.claim(item.request, retry_failed=self.retry_failed)
-        finally:
-            timer.cancel()
-            self._set_waiting_elsewhere(item, waits=False)
-
-    def _set_waiting_elsewhere(self, item: _Item, *, waits: bool) -> None:
-        if item.waits_elsewhere is not waits:
-            item.waits_elsewhere = waits
-            self.preparing += -1 if waits else 1
-            self.limits_changed.set()
-
-    async def _submit_claim(self, item: _Item, claim: Claim) -> Job[Any]:
-        """Send a claimed request once all limits permit it."""
-        probing = False
+    async def _wait_to_send(self, item: _Item, claim: Claim) -> PriceClass:
+        """Wait until all limits permit a claimed request; release the claim if it can't be sent."""
+        price_class: PriceClass | None = None
+        self.waiting += 1
         try:
             await self._reserve_target(item)
-            price_class = self.credits.price_class(item.request)
-            while True:
-                probing = probing or await self.outage.wait()
+            while price_class is None:
                 if self._ending:
                     raise asyncio.CancelledError
-                if self.breaker.permits() and self.credits.reserve(price_class):
-                    break
-                await self._until_limits_change()
-            return await self._send(item, claim, price_class)
+                if self.limit.permits():
+                    price_class = self.credits.reserve(item.request)
+                if price_class is None:
+                    await self._wait_for_change(self.limit.seconds_to_probe)
+            return price_class
         finally:
-            if probing:
-                self.outage.probed()
-            if item.claim is None:
+            self.waiting -= 1
+            if price_class is None:
                 self.access.withdraw(claim)
 
-    async def _send(self, item: _Item, claim: Claim, price_class: PriceClass) -> Job[Any]:
-        number = self.breaker.sent()
-        item.stage, item.claim = _Stage.SENDING, claim
-        self.preparing -= 1
+    async def _send(self, item: _Item, claim: Claim, price_class: PriceClass) -> None:
+        """Send a request. It has no job afterwards if it provably did not reach the server."""
+        number = self.limit.sent()
+        item.sent = claim
+        error: BaseException | None = None
+        receipt: Receipt | None = None
         try:
-            job = await self.access.send(claim)
-        except BaseException as error:
-            item.stage = _Stage.SUBMITTED
-            self._note_end(number, price_class, error, unsaved_receipt(error))
-            raise
-        item.stage, item.new = _Stage.SUBMITTED, True
-        self._note_end(number, price_class, None, job.receipt)
-        return job
+            item.job = await self.access.send(claim)
+            receipt = item.job.receipt
+        except BaseException as caught:
+            error, receipt = caught, unsaved_receipt(caught)
+            if not is_unreachable(caught):
+                raise
+            item.sent = None
+        finally:
+            self._settle(number, price_class, receipt, error)
 
-    def _note_end(
-        self, number: int, price_class: PriceClass, error: BaseException | None, receipt: Receipt | None
+    def _settle(
+        self, number: int, price_class: PriceClass, receipt: Receipt | None, error: BaseException | None
     ) -> None:
         """Tell the limits how a submission ended."""
         if receipt is not None or error is None:
             self.submitted += 1
             self.credits.spend(price_class, None if receipt is None else receipt.credits_reserved)
-            self.breaker.answered(number)
-            self.outage.end()
+            error = None
         elif isinstance(error, AmbiguousSubmissionError):
             self.credits.spend(price_class, None, error)
-            self.outage.end()
-            if (limit := self.breaker.ambiguous(number, error)) is not None:
-                self._stop(limit)
         else:
             self.credits.release(price_class)
-            if isinstance(error, ApiError):
-                self.breaker.answered(number)
-                self.outage.end()
-            else:
-                self.breaker.not_sent(number)
-        self.limits_changed.set()
-
-    async def _follow(self, item: _Item, job: Job[Any]) -> None:
-        """Wait for a job and download its result."""
-        record: Record | None = None
-        try:
-            result = await job
-            record = cast("Record", result[0] if isinstance(result, tuple) else result)
-            path = None if self.folder is None else await self._download(item, job, record, self.folder)
-        except Exception as error:
-            if isinstance(error, JobFailedError) and item.new and job.receipt is not None:
-                self.refunded += max(job.receipt.credits_reserved or 0, 0)
-            if is_fatal(error, polling=record is None):
-                self._stop(error)
-            self._finish(item, record, error=error)
-        else:
-            self._finish(item, record, path)
-
-    def _finish(
-        self,
-        item: _Item,
-        record: Record | None = None,
-        path: Path | None = None,
-        error: Exception | None = None,
-    ) -> None:
-        self.finished += 1
-        self.ready.append(Outcome(item.index, item.request, item.job, record, path, error))
+        if (limit := self.limit.ended(number, error)) is not None:
+            self._stop(limit)
+        self.changed.set()
 
     # --- files ----------------------------------------------------------------------------------
 
     async def _reserve_target(self, item: _Item) -> None:
-        """Make sure, before a request is paid for, that its result can get its file.
+        """Reserve the file of an item. Unless it has a job, check that its result can get the file.
 
         Raises:
             InvalidRequestError: Another request of the batch has the same target file.
@@ -466,33 +428,24 @@ class Runner:
         """
         if self.folder is None or item.target is not None:
             return
-        path = self.access.target(item.request, None, self.folder)
+        path = self.access.target(item.request, item.job, self.folder)
         if path is None:
             return
-        key = _file_key(path)
-        if key in self.targets:
+        # File systems may take names for the same one that differ in case or in normalisation.
+        key = unicodedata.normalize("NFC", path.name).casefold()
+        if item.job is None and key in self.targets:
             raise InvalidRequestError(
                 f"Another request of this batch has the same target file, {path}, so this one was not "
                 "submitted. Give each request its own ref."
             )
         self.targets.add(key)
         item.target = key
-        if not self.overwrite and await asyncio.to_thread(os.path.lexists, path):
+        if item.job is None and not self.overwrite and await asyncio.to_thread(os.path.lexists, path):
             raise TargetExistsError(
                 "The target file exists, so nothing was submitted: move the file away, or give the request "
                 "another ref.",
                 path=str(path),
             )
-
-    def _reserve_target_of_earlier(self, item: _Item, job: Job[Any]) -> None:
-        """Reserve the file of an earlier job: no new request with the same target file is submitted."""
-        if self.folder is not None and (path := self.access.target(item.request, job, self.folder)):
-            self.targets.add(_file_key(path))
-
-    def _release_target(self, item: _Item) -> None:
-        if item.target is not None:
-            self.targets.discard(item.target)
-            item.target = None
 
     async def _download(self, item: _Item, job: Job[Any], record: Record, folder: Path) -> Path:
         async with self.downloads:
@@ -517,64 +470,39 @@ class Runner:
         if self.reader is not None and self.reader is not current:
             self.reader.cancel()
         for item, task in list(self.items.items()):
-            if item.stage is _Stage.SENDING and item.claim is not None:
-                self.access.withdraw(item.claim)
-            elif item.stage is _Stage.PREPARING and task is not current:
+            if item.sent is not None:
+                self.access.withdraw(item.sent)  # no effect on what may have reached the server
+            elif item.job is None and task is not current:
                 task.cancel()
 
 
-class Source:
-    """The iterable of a batch, read one request at a time; nothing of it runs before the first `read`.
-
-    Args:
-        requests: An iterable or async iterable.
-
-    Raises:
-        ConfigurationError: It is no iterable.
-
-    """
-
-    def __init__(self, requests: object) -> None:
-        kinds = ("__aiter__", "__iter__", "__getitem__")
-        if isinstance(requests, str | bytes) or not any([hasattr(requests, name) for name in kinds]):
-            raise ConfigurationError(
-                f"requests must be an iterable or async iterable of requests, not {short_repr(requests)}."
-            )
-        self._requests = requests
-        self._iterator: Iterator[object] | AsyncIterator[object] | None = None
-
-    async def read(self) -> object:
-        """Return the next request, or `_END`. Raises what the iterable raises.
-
-        Raises:
-            RuntimeError: The iterable raised ``StopIteration``, ``StopAsyncIteration`` or ``GeneratorExit``
-                where that does not mean its end. Python converts these in generators in the same way.
-
-        """
+async def _read_all(requests: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[object]:
+    """Yield the items of an iterable; at the end, close it if it is a generator."""
+    iterator: Iterator[object] | AsyncIterator[object] | None = None
+    try:
+        if isinstance(requests, AsyncIterable):
+            iterator = aiter(requests)
+            async for request in iterator:
+                yield request
+        else:
+            iterator = iter(requests)
+            for request in iterator:
+                yield request
+    finally:
         try:
-            if self._iterator is None:
-                self._iterator = self._begin()
-            if isinstance(self._iterator, AsyncIterator):
-                return await anext(self._iterator, _END)
-            return next(self._iterator, _END)
-        except (StopIteration, StopAsyncIteration, GeneratorExit) as error:
-            raise RuntimeError(f"The iterable of a batch's requests raised {error!r}.") from error
-
-    async def aclose(self) -> None:
-        """Close the iterable if it is a generator. Idempotent."""
-        source, self._requests, self._iterator = self._iterator or self._requests, (), None
-        try:
-            if inspect.isasyncgen(source):
-                await source.aclose()
-            elif inspect.isgenerator(source):
-                source.close()
+            if inspect.isasyncgen(iterator):
+                await iterator.aclose()
+            elif inspect.isgenerator(iterator):
+                iterator.close()
         except Exception:
             _log.exception("The iterable of a batch's requests raised when it was closed.")
 
-    def _begin(self) -> Iterator[object] | AsyncIterator[object]:
-        if hasattr(self._requests, "__aiter__"):
-            return aiter(cast("AsyncIterable[object]", self._requests))
-        return iter(cast("Iterable[object]", self._requests))
+
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait for an event, at most so many seconds; None means no limit."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 async def _prepare_directory(folder: Path) -> None:
@@ -584,22 +512,56 @@ async def _prepare_directory(folder: Path) -> None:
         ConfigurationError: The folder can't be created or written.
 
     """
+
+    def create_and_remove_file() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions alone don't show that a disk is mounted read-only.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".qamera-"):
+            pass
+
     try:
-        await asyncio.to_thread(_create_and_remove_file, folder)
+        await asyncio.to_thread(create_and_remove_file)
     except OSError as error:
         raise ConfigurationError(
             f"download_to: {folder} is no folder that can be created or written ({error.strerror or error})."
         ) from error
 
 
-def _create_and_remove_file(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    # Permissions alone don't show that a disk is mounted read-only.
-    file = folder / f".qamera-{uuid.uuid4().hex}"
-    file.touch(exist_ok=False)
-    file.unlink()
+def unsaved_receipt(error: BaseException) -> Receipt | None:
+    """Return the receipt that the ledger could not keep; None if the error has none."""
+    return error.receipt if isinstance(error, LedgerUnavailableError) else None
 
 
-def _file_key(path: Path) -> str:
-    """Return what two paths have in common if any file system may take their names for the same one."""
-    return unicodedata.normalize("NFC", path.name).casefold()
+def log_abandoned(outcomes: Iterable[Outcome], *, has_ledger: bool) -> None:
+    """Log what is paid for, or may be, and that no consumer will get.
+
+    Args:
+        outcomes: What was not handed out.
+        has_ledger: Whether a rerun finds the jobs of requests with a ref again.
+
+    """
+    lost: list[str] = []
+    resumable = 0
+    for outcome in outcomes:
+        receipt = None if outcome.error is None else unsaved_receipt(outcome.error)
+        if (paid := outcome.job or receipt) is not None:
+            what = f"records {', '.join(paid.record_ids)}"
+        elif isinstance(outcome.error, AmbiguousSubmissionError):
+            what = "an ambiguous submission"
+        else:
+            continue
+        ref = outcome.request.ref
+        # Without a ref the ledger takes the same request for a new one.
+        if has_ledger and receipt is None and ref is not None:
+            resumable += 1
+        else:
+            lost.append(what if ref is None else f"{what} (ref {ref!r})")
+    if resumable:
+        _log.info(
+            "A batch was left early. The ledger has the %d submissions that are, or may be, paid for and "
+            "were not handed out: run the batch again to continue.",
+            resumable,
+        )
+    for start in range(0, len(lost), _OUTCOMES_PER_LINE):
+        line = "; ".join(lost[start : start + _OUTCOMES_PER_LINE])
+        _log.warning("A batch was left early. Paid for, or possibly, and not handed out: %s", line)
