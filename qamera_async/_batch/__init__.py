@@ -1,6 +1,6 @@
 """Many requests at once, with limits on credits, ambiguous submissions and outages."""
 
-from .batch import Batch, BatchResult
-from .runner import BatchAccess, Outcome
+from .batch import Batch, BatchAccess
+from .results import BatchResult, Outcome
 
 __all__ = ["Batch", "BatchAccess", "BatchResult", "Outcome"]
