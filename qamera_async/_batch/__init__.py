@@ -1,7 +1,6 @@
 """Many requests at once, with limits on credits, ambiguous submissions and outages."""
 
-from .batch import Batch
+from .batch import Batch, BatchAccess
 from .results import BatchResult, Outcome
-from .runner import BatchAccess
 
 __all__ = ["Batch", "BatchAccess", "BatchResult", "Outcome"]

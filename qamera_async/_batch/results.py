@@ -15,8 +15,6 @@ from ..errors import AmbiguousSubmissionError, LedgerUnavailableError
 
 _log = logging.getLogger("qamera_async")
 
-_IDS_PER_LINE = 20
-
 
 @attrs.frozen
 class Outcome:
@@ -109,30 +107,27 @@ def log_abandoned(outcomes: Iterable[Outcome], *, has_ledger: bool) -> None:
         has_ledger: Whether a rerun finds the jobs of requests with a ref again.
 
     """
-    lost: list[str] = []
     resumable = 0
     for outcome in outcomes:
         receipt = unsaved_receipt(outcome.error)
-        if outcome.job is not None:
-            what = f"records {', '.join(outcome.job.record_ids)}"
-        elif receipt is not None:
-            what = f"records {', '.join(receipt.record_ids)}"
+        if (paid := outcome.job or receipt) is not None:
+            what = f"records {', '.join(paid.record_ids)}"
         elif isinstance(outcome.error, AmbiguousSubmissionError):
             what = "an ambiguous submission"
         else:
             continue
-        ref = outcome.request.ref
         # Without a ref the ledger takes the same request for a new one.
-        if has_ledger and receipt is None and ref is not None:
+        if has_ledger and receipt is None and outcome.request.ref is not None:
             resumable += 1
         else:
-            lost.append(what if ref is None else f"{what} (ref {ref!r})")
+            _log.warning(
+                "A batch was left early. Paid for, or possibly, and not handed out: %s (ref %r)",
+                what,
+                outcome.request.ref,
+            )
     if resumable:
         _log.info(
             "A batch was left early. The ledger has the %d submissions that are, or may be, paid for and "
             "were not handed out: run the batch again to continue.",
             resumable,
         )
-    for start in range(0, len(lost), _IDS_PER_LINE):
-        line = "; ".join(lost[start : start + _IDS_PER_LINE])
-        _log.warning("A batch was left early. Paid for, or possibly, and not handed out: %s", line)

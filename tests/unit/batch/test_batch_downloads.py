@@ -1,6 +1,7 @@
 """The files of a batch: where they go, and that none is paid for that can't be written."""
 
 import asyncio
+import tempfile
 import threading
 from pathlib import Path
 
@@ -232,13 +233,13 @@ async def test_a_folder_that_is_not_writable_is_refused_before_anything_is_read(
 
 
 async def test_the_file_that_tests_the_folder_is_removed(tmp_path, monkeypatch):
-    touched, real = [], Path.touch
+    touched, real = [], tempfile.NamedTemporaryFile
 
-    def touch(path, *arguments, **options):
-        real(path, *arguments, **options)
-        touched.append((path.parent, threading.current_thread() is threading.main_thread()))
+    def create(**options):
+        touched.append((options["dir"], threading.current_thread() is threading.main_thread()))
+        return real(**options)
 
-    monkeypatch.setattr(Path, "touch", touch)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", create)
     await make_batch(FakeAccess(), [], download_to=tmp_path / "clips")
 
     assert touched == [(tmp_path / "clips", False)]

@@ -370,18 +370,19 @@ async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not
         given = await asking
         access.jobs[1].finish()
         await until(lambda: batch.finished == 2)
-    ((level, line),) = log_lines(caplog)
+    lines = log_lines(caplog)
 
-    assert level == "WARNING"
-    assert given.job.record_ids[0] not in line
-    assert line.count("vid_00") == line.count("ref 'sku-") == 4
+    assert {level for level, _ in lines} == {"WARNING"}
+    assert len({line for _, line in lines}) == 4
+    assert all("vid_00" in line and "ref 'sku-" in line for _, line in lines)
+    assert not any(given.job.record_ids[0] in line for _, line in lines)
 
 
-async def test_without_a_ledger_many_ids_are_logged_in_several_lines(caplog):
+async def test_without_a_ledger_each_outcome_is_logged(caplog):
     access = FakeAccess()
     given = await leave_with_all_but_one_ready(access, videos(50))
 
-    assert [line.count("vid_") for _, line in log_lines(caplog)] == [20, 20, 9]
+    assert [line.count("vid_") for _, line in log_lines(caplog)] == [1] * 49
     assert {level for level, _ in log_lines(caplog)} == {"WARNING"}
     assert_nothing_lost(access, caplog, [given])
 
@@ -409,7 +410,7 @@ async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
     }
     unnamed -= set(first.job.record_ids)
     assert unnamed
-    assert sorted(level for level, _ in log_lines(caplog)) == ["INFO", "WARNING"]
+    assert {level for level, _ in log_lines(caplog)} == {"INFO", "WARNING"}
     assert all(record_id in warnings(caplog) for record_id in unnamed)
     assert "sku-" not in warnings(caplog)
 

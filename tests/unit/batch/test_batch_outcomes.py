@@ -119,7 +119,7 @@ async def test_nothing_is_read_before_the_batch_is_consumed():
 
 
 async def test_keeps_no_more_than_max_in_flight():
-    source, access = Counted(videos(300)), FakeAccess()
+    source, access = Counted(videos(300)), FakeAccess(job_seconds=0.005)
     handed, ahead = 0, []
     async for outcome in make_batch(access, source, max_in_flight=10):
         assert outcome.ok
@@ -230,7 +230,7 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
 
 
 async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.runner.CLAIM_PATIENCE", 0.01)
+    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.01)
     access = FakeAccess()
     access.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
     outcomes = aiter(make_batch(access, videos(30)))
@@ -246,7 +246,7 @@ async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(mo
 
 
 async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.runner.CLAIM_PATIENCE", 0.001)
+    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.001)
     access = FakeAccess(lambda _: Answer(seconds=0.002))
     granted = asyncio.Event()
     access.elsewhere = {f"sku-{n}": granted for n in range(30)}
