@@ -409,7 +409,10 @@ def _entry_type(spec: RecordListSpec) -> type[_Entry]:
 
 @functools.cache
 def _list_decoder(spec: RecordListSpec) -> msgspec.json.Decoder[Any]:
-    fields = [("entries", GenericAlias(list, _entry_type(spec))), ("count", int | None, None)]
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("entries", GenericAlias(list, _entry_type(spec))),
+        ("count", int | None, None),
+    ]
     return msgspec.json.Decoder(msgspec.defstruct("EntryList", fields, rename={"entries": spec.key}))
 
 
