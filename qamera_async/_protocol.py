@@ -30,18 +30,17 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 # The number of records is checked before decoding, because a short record takes many times its bytes in
 # memory. The longest body that the transport reads, 42 MiB, holds about 110,000 records as documented.
 _MAX_RECORDS = 150_000
-_SHORT_LIST = 32 * _MAX_RECORDS  # bytes; counting the records of a shorter list is not worth its time
-# A list that is not as documented is decoded by `json`, which builds every value. Below these limits that
-# takes less than 0.5 s, for which the event loop stands still.
+# A list that is not as documented is decoded by `json`, which builds every value and blocks the event loop.
+# Below these limits that takes less than 0.5 s.
 _MAX_LENIENT_BYTES = 12 * 1024 * 1024
 _MAX_LENIENT_TOKENS = 300_000
 
 _MAX_STATUS = 100  # characters
 _MAX_EXCERPT = 200  # characters
 _MAX_MESSAGE = 2_000  # characters
-_MAX_REDACTED = 16 * 1024  # characters; as much of a text is searched for the key
+_MAX_REDACTED = 16 * 1024  # characters; only this much of a text is searched for the API key
 _LONGEST_KEY = 8 * 1024  # characters; servers refuse longer headers
-_MAX_RETRY_AFTER = 3600.0  # seconds; more is taken for a mistake of the server
+_MAX_RETRY_AFTER = 3600.0  # seconds; limits the effect of a wrong value
 _MAX_CREDITS = 2**31
 _MAX_DIGITS = 1_000  # of an integer in JSON
 
@@ -115,19 +114,13 @@ def _encode_reel(request: ReelRequest) -> dict[str, Any]:
 # The API's section "Videos": reels are listed among the videos.
 VIDEOS = RecordListSpec("/api/external/videos", "videos", Video)
 
-_ROWS = (
-    Kind(
-        "video",
-        "/api/external/video-picker/register-videos",
-        VideoRequest,
-        _encode_video,
-        VIDEOS,
-        single=True,
-    ),
-    Kind("reel", "/api/external/reel/register-reel", ReelRequest, _encode_reel, VIDEOS, single=True),
-)
+_REGISTER_VIDEOS = "/api/external/video-picker/register-videos"
+_REGISTER_REEL = "/api/external/reel/register-reel"
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _ROWS}
+KINDS: Mapping[str, Kind] = {
+    "video": Kind("video", _REGISTER_VIDEOS, VideoRequest, _encode_video, VIDEOS, single=True),
+    "reel": Kind("reel", _REGISTER_REEL, ReelRequest, _encode_reel, VIDEOS, single=True),
+}
 """Every kind by its name."""
 
 
@@ -179,18 +172,14 @@ def encode_request(request: Request, idempotency_key: str) -> ApiRequest:
     """
     kind = kind_of(request)
     fields = kind.encode(request)
-    taken = sorted(fields.keys() & request.extra_body.keys())
-    if taken:
+    duplicates = sorted(fields.keys() & request.extra_body.keys())
+    if duplicates:
         raise errors.InvalidRequestError(
-            f"extra_body must not contain {', '.join(taken)}: {kind.request_type.__name__} sets it."
+            f"extra_body must not contain {', '.join(duplicates)}: {kind.request_type.__name__} sets it."
         )
     body = {name: value for name, value in fields.items() if value is not None} | dict(request.extra_body)
-    return ApiRequest(
-        "POST",
-        kind.path,
-        msgspec.json.encode(body),
-        {"Content-Type": "application/json", IDEMPOTENCY_HEADER: idempotency_key},
-    )
+    headers = {"Content-Type": "application/json", IDEMPOTENCY_HEADER: idempotency_key}
+    return ApiRequest("POST", kind.path, msgspec.json.encode(body), headers)
 
 
 def list_request(spec: RecordListSpec, known: RecordList | None = None) -> ApiRequest:
@@ -229,13 +218,13 @@ class Response:
 
     @property
     def correlation_id(self) -> str | None:
-        """The id of this exchange in the server's logs; None if the server sent none."""
+        """The server's id of the exchange, for its logs; None if the server sent none."""
         value = self.headers.get("x-correlation-id", "").encode("ascii", "replace").decode()
         return self.shorten(value.strip(), _MAX_EXCERPT) or None
 
     @property
     def date(self) -> datetime | None:
-        """The server's clock when it answered, an aware datetime in UTC; None if the server did not tell."""
+        """The server's clock when it answered, an aware datetime in UTC; None if the server sent none."""
         try:
             return _in_utc(parsedate_to_datetime(self.headers["date"]))
         except (KeyError, ValueError, TypeError, OverflowError):
@@ -298,16 +287,15 @@ def parse_error(response: Response) -> errors.QameraError:
     text = _error_text(response)
     message = response.excerpt() if text is None else response.shorten(text, _MAX_MESSAGE)
     error_type = _ERROR_TYPES.get(status, errors.ApiError if status < _SERVER_ERROR else errors.ServerError)
-    details: dict[str, Any] = {}
-    if error_type is errors.InsufficientCreditsError and (numbers := _CREDITS.search(message)):
-        details = {"required": int(numbers[1]), "available": int(numbers[2])}
+    numbers = _CREDITS.search(message) if error_type is errors.InsufficientCreditsError else None
+    credit = {} if numbers is None else {"required": int(numbers[1]), "available": int(numbers[2])}
     return error_type(
         message,
         status=status,
         correlation_id=response.correlation_id,
         retry_after=retry_after(response.headers),
         foreign=text is None,
-        **details,
+        **credit,
     )
 
 
@@ -360,26 +348,28 @@ def parse_receipt(response: Response) -> Receipt:
             error has the readable ones.
 
     """
-    # The decoded body may echo the API key. It is never a local of this frame, which the traceback shows.
+    # The decoded body may contain the API key. It is never a local variable of this frame, because tracebacks
+    # with local variables show this frame.
     receipt = _decode_receipt(response)
-    if receipt is None:
-        raise _invalid_response(
-            response,
-            "The server's receipt cannot be read.",
-            "a receipt with createdRecordIds",
-            _readable_ids(response),
-        )
-    return receipt
+    if isinstance(receipt, Receipt):
+        return receipt
+    raise _invalid_response(
+        response, "The server's receipt cannot be read.", "a receipt with createdRecordIds", receipt
+    )
 
 
-def _decode_receipt(response: Response) -> Receipt | None:
+def _decode_receipt(response: Response) -> Receipt | tuple[str, ...]:
+    """Return the receipt; of an incomplete one, the readable record ids."""
     fields = _fields(_decode_json(response.body))
     values = _values(fields.get("createdRecordIds"))
     record_ids = list(filter(_is_record_id, values))
+    unique_ids = tuple(dict.fromkeys(record_ids))
     if not values or len(record_ids) < len(values):
-        return None
+        # An id that contains the API key must not be part of an error.
+        harmless = set(response.redact("\n".join(unique_ids)).split("\n"))
+        return tuple(record_id for record_id in unique_ids if record_id in harmless)
     return Receipt(
-        record_ids=tuple(dict.fromkeys(record_ids)),
+        record_ids=unique_ids,
         batch_id=_text(fields.get("batchId")),
         order_id=_text(fields.get("orderId")),
         reservation_id=_text(fields.get("reservationId")),
@@ -388,16 +378,8 @@ def _decode_receipt(response: Response) -> Receipt | None:
     )
 
 
-def _readable_ids(response: Response) -> tuple[str, ...]:
-    values = _values(_fields(_decode_json(response.body)).get("createdRecordIds"))
-    record_ids = dict.fromkeys(filter(_is_record_id, values))
-    # An id that echoes the API key does not go into an error.
-    harmless = set(response.redact("\n".join(record_ids)).split("\n"))
-    return tuple(record_id for record_id in record_ids if record_id in harmless)
-
-
 def _is_record_id(value: object) -> TypeGuard[str]:
-    # U+FFFD and lone surrogates stand for characters that were lost on the way.
+    # U+FFFD and lone surrogates replace characters that were lost in transmission.
     return isinstance(value, str) and bool(value.strip()) and "\ufffd" not in value and _text(value) == value
 
 
@@ -409,55 +391,34 @@ def _credits(value: object) -> int | None:
 
 
 class _Entry(msgspec.Struct, gc=False, rename="camel", omit_defaults=True):
-    """One record as the list has it. `_wire` adds the other fields of the record type."""
+    """One record in the form of the list. `_entry_type` adds the other fields of the record type."""
 
     id: str
     status: str | None = None
     created_at: str | None = None
 
 
-@attrs.frozen
-class _DecodedList:
-    """What a list has: its entries, its `count`, and the number of entries that are not records."""
-
-    entries: list[_Entry]
-    count: int | None
-    broken: int = 0
-
-
-@attrs.frozen
-class _Wire:
-    """How the entries of one list are decoded."""
-
-    entry_type: type[_Entry]
-    list_decoder: msgspec.json.Decoder[Any]
-    entry_decoder: msgspec.json.Decoder[_Entry]
+@functools.cache
+def _entry_type(spec: RecordListSpec) -> type[_Entry]:
+    # The list has no field for the state, which follows from the status.
+    names = {field.name for field in attrs.fields(spec.record_type)} - {*_Entry.__struct_fields__, "state"}
+    fields = [(name, str | None, None) for name in sorted(names)]
+    name = f"{spec.record_type.__name__}Entry"
+    return cast("type[_Entry]", msgspec.defstruct(name, fields, bases=(_Entry,), gc=False))
 
 
 @functools.cache
-def _wire(spec: RecordListSpec) -> _Wire:
-    # The state is not on the wire: it follows from the status.
-    names = {field.name for field in attrs.fields(spec.record_type)} - {*_Entry.__struct_fields__, "state"}
-    entry_type = cast(
-        "type[_Entry]",
-        msgspec.defstruct(
-            f"{spec.record_type.__name__}Entry",
-            [(name, str | None, None) for name in sorted(names)],
-            bases=(_Entry,),
-            gc=False,
-        ),
-    )
-    list_type = msgspec.defstruct(
-        "EntryList",
-        [("entries", GenericAlias(list, entry_type)), ("count", int | None, None)],
-        rename={"entries": spec.key},
-    )
-    return _Wire(entry_type, msgspec.json.Decoder(list_type), msgspec.json.Decoder(entry_type))
+def _list_decoder(spec: RecordListSpec) -> msgspec.json.Decoder[Any]:
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("entries", GenericAlias(list, _entry_type(spec))),
+        ("count", int | None, None),
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct("EntryList", fields, rename={"entries": spec.key}))
 
 
 @attrs.frozen(eq=False)
 class RecordList:
-    """One list of records as the server sent it.
+    """One list of records as the server sent it: what a poll returns.
 
     Of entries with the same id the last one counts.
 
@@ -484,21 +445,21 @@ class RecordList:
     def from_items(
         cls, items: Iterable[str], spec: RecordListSpec, rules: StatusRules, *, complete: bool
     ) -> RecordList:
-        """Return a list of entries that `encode_items` encoded, in another process too.
+        """Return a list of entries that `encode_items` encoded, in this process or another one.
 
         Args:
-            items: The encoded entries. One that cannot be read counts as broken.
-            spec: The list that they are from.
+            items: The encoded entries. An unreadable entry counts as broken.
+            spec: The list that contained the entries.
             rules: What the status words mean.
-            complete: Whether the list that they are from was complete.
+            complete: Whether that list was complete.
 
         """
-        decode = _wire(spec).entry_decoder.decode
+        entry_type = _entry_type(spec)
         entries: dict[str, _Entry] = {}
         broken = 0
         for item in items:
             try:
-                entry = decode(item)
+                entry = msgspec.json.decode(item, type=entry_type)
             except _UNREADABLE:
                 broken += 1
             else:
@@ -521,12 +482,12 @@ class RecordList:
 
     @property
     def date(self) -> datetime | None:
-        """The server's clock when it answered, an aware datetime in UTC; None if it is not known."""
+        """The server's clock when it answered, an aware datetime in UTC; None if the server sent no date."""
         return None if self.response is None else self.response.date
 
     @property
     def etag(self) -> str | None:
-        """The list's ETag; None if the server sent none, or a value that is not one."""
+        """The list's ETag; None if the server sent none, or an invalid one."""
         etag = "" if self.response is None else self.response.headers.get("etag", "")
         return etag if _ETAG.fullmatch(etag) else None
 
@@ -536,34 +497,32 @@ class RecordList:
         return None if entry is None else self._status(entry)
 
     def get(self, record_id: str) -> Record | None:
-        """Return a record, made on demand; None if it is not in the list."""
+        """Decode and return a record; None if the record is not in the list."""
         entry = self.entries.get(record_id)
         return None if entry is None else self._record(entry)
 
     def encode_items(self, ids: Iterable[str]) -> dict[str, str | None]:
         """Return records as JSON text by their ids, for `from_items`; None for an id that is not listed."""
-        return {record_id: self._encode(self.entries.get(record_id)) for record_id in ids}
-
-    def _encode(self, entry: _Entry | None) -> str | None:
-        if entry is None:
-            return None
-        # The process that decodes the text has no response to redact the status with.
-        return msgspec.json.encode(msgspec.structs.replace(entry, status=self._status(entry))).decode()
+        texts: dict[str, str | None] = dict.fromkeys(ids)
+        for record_id in texts.keys() & self.entries.keys():
+            entry = self.entries[record_id]
+            # Redacted here, because the process that decodes the text has no response with a redact function.
+            redacted = msgspec.structs.replace(entry, status=self._status(entry))
+            texts[record_id] = msgspec.json.encode(redacted).decode()
+        return texts
 
     def _status(self, entry: _Entry) -> str:
         status = entry.status or ""
         if len(status) > _MAX_STATUS:
             return ""
-        # A warning shows an unknown word, which may echo the API key.
+        # An unknown word is shown in a warning, and may contain the API key.
         return status if self.response is None or self.rules.knows(status) else self.response.redact(status)
 
     def _record(self, entry: _Entry) -> Record:
         status = self._status(entry)
         values = msgspec.structs.asdict(entry)
-        values["status"] = status
-        values["state"] = self.rules.state(status)
-        values["created_at"] = _timestamp(entry.created_at)
-        values["video_url"] = values.get("video_url") or None
+        values |= {"status": status, "state": self.rules.state(status)}
+        values |= {"created_at": _timestamp(entry.created_at), "video_url": values.get("video_url") or None}
         # Twice as fast as the class's own constructor. Values without a field are left out.
         record: Record = msgspec.convert(values, self.spec.record_type)
         return record
@@ -574,7 +533,7 @@ def parse_list(
 ) -> RecordList:
     """Return the list in a response (the API's section "Videos" and its siblings).
 
-    One broken entry hides no other: an entry without a readable id is counted as broken, a field of another
+    An entry without a readable id is counted as broken, a field of another
     type counts as absent, and unknown fields are ignored.
 
     Args:
@@ -585,8 +544,8 @@ def parse_list(
             decoded. None decodes in any case.
 
     Raises:
-        InvalidResponseError: The body is not such a list, or is too large: more than 150,000 records, or 12
-            MiB or 300,000 values where it is not as documented.
+        InvalidResponseError: The body is not such a list, or has more than 150,000 records. A list that is
+            not as documented may have at most 12 MiB and 300,000 values.
         QameraError: The status is neither 200 nor a 304 for `known`; see `parse_error`.
 
     """
@@ -599,7 +558,7 @@ def parse_list(
             return attrs.evolve(known, response=attrs.evolve(response, body=before.body), unchanged=True)
     if response.status != _OK:
         raise parse_error(response)
-    # As for a receipt, the decoded body is never a local of this frame.
+    # As in `parse_receipt`, the decoded body is never a local variable of this frame.
     records = _decode_list(response, spec, rules)
     if records is None:
         raise _invalid_response(
@@ -612,43 +571,50 @@ def parse_list(
 
 def _decode_list(response: Response, spec: RecordListSpec, rules: StatusRules) -> RecordList | None:
     body = response.body
-    if len(body) > _SHORT_LIST and body.count(b"{") > _MAX_RECORDS:
+    if body.count(b"{") > _MAX_RECORDS:
         return None
     try:
-        plain = _wire(spec).list_decoder.decode(body)
-        decoded = _DecodedList(plain.entries, plain.count)
+        documented = _list_decoder(spec).decode(body)
+        decoded: list[_Entry] = documented.entries
+        count: int | None = documented.count
+        broken = 0
     except _UNREADABLE:
         lenient = _decode_leniently(body, spec)
         if lenient is None:
             return None
-        decoded = lenient
-    broken = decoded.broken
-    complete = decoded.count is None or decoded.count <= len(decoded.entries) + broken
-    entries = {entry.id: entry for entry in decoded.entries}
+        decoded, count, broken = lenient
+    complete = count is None or count <= len(decoded) + broken
+    entries = {entry.id: entry for entry in decoded}
     if "" in entries or any(map(str.isspace, entries)):
-        broken += sum(not entry.id.strip() for entry in decoded.entries)
+        broken += sum(not entry.id.strip() for entry in decoded)
         entries = {record_id: entry for record_id, entry in entries.items() if record_id.strip()}
     return RecordList(spec, rules, entries, complete, broken, response)
 
 
-def _decode_leniently(body: bytes, spec: RecordListSpec) -> _DecodedList | None:
-    """Decode a list that is not as documented."""
+def _decode_leniently(body: bytes, spec: RecordListSpec) -> tuple[list[_Entry], int | None, int] | None:
+    """Decode a list that is not as documented.
+
+    Returns:
+        The entries, the value of `count`, and the number of entries that are not records. None if the body is
+        not a list of records, or is too large.
+
+    """
     tokens = sum(map(body.count, (b",", b"[", b"{", b"\\")))
     if len(body) > _MAX_LENIENT_BYTES or tokens > _MAX_LENIENT_TOKENS:
         return None
-    fields = _fields(_decode_json(body, _lenient_decoder))
+    fields = _fields(_decode_json(body))
     count = fields.get("count")
     if not isinstance(fields.get(spec.key), list) or count == math.inf:
         return None
     values = _values(fields[spec.key])
-    entry_type = _wire(spec).entry_type
+    entry_type = _entry_type(spec)
     id_name, *names = entry_type.__struct_encode_fields__
     entries: list[_Entry] = []
     for value in map(_fields, values):
         record_id = _text(value.get(id_name))
         if record_id is not None:
             entries.append(entry_type(record_id, *(_text(value.get(name)) for name in names)))
-    return _DecodedList(entries, count if type(count) is int else None, len(values) - len(entries))
+    return entries, count if type(count) is int else None, len(values) - len(entries)
 
 
 # --- JSON values ----------------------------------------------------------------------------------
@@ -658,29 +624,22 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _integer(digits: str) -> int:
-    # A limit of its own, because Python's can be turned off and the time is quadratic.
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError("too many digits")
-    return int(digits)
-
-
-def _integer_or_infinity(digits: str) -> float:
+def _integer(digits: str) -> float:
+    # Python's own limit can be turned off, and the time to convert an int is quadratic.
     return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
 _decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer)
-_lenient_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer_or_infinity)
 
 
-def _decode_json(body: bytes, decoder: json.JSONDecoder = _decoder) -> Any:  # noqa: ANN401 - any JSON value
-    """Decode JSON; None if the body is not JSON.
+def _decode_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """Decode JSON; return None if the body is not JSON.
 
-    Bytes that are not UTF-8 are replaced. Lone surrogates are accepted: JavaScript writes them for a text
-    that it cuts.
+    Bytes that are not UTF-8 are replaced. Lone surrogates are accepted, because JavaScript writes them when
+    it cuts a text. An integer of more than 1,000 digits becomes infinity.
     """
     try:
-        return decoder.decode(body.decode("utf-8", "replace"))
+        return _decoder.decode(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 

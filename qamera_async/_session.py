@@ -30,25 +30,18 @@ from ._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from ._jobs import Job, JobRegistry
 from ._models import Intent, Record, ReelRequest, Request, Video, VideoRequest, check_record_ids
 from ._polling import Poller
-from ._protocol import KINDS, VIDEOS, kind_of
-from ._ratelimit import RateLimiter, SessionLimiter, session_limiter
-from ._submission import Claim, Submitter
+from ._protocol import KINDS, VIDEOS
+from ._ratelimit import RateLimiter, session_limiter
+from ._registration import Registrar
+from ._submission import Submitter
 from ._transport import ApiClient, ConnectionSettings, DownloadClient, Secret
-from .download import Downloader, safe_name
-from .errors import (
-    ConfigurationError,
-    InvalidRequestError,
-    QameraError,
-    SessionClosedError,
-    TargetExistsError,
-    short_repr,
-)
+from .download import Downloader
+from .errors import ConfigurationError, InvalidRequestError, QameraError, SessionClosedError, short_repr
 from .events import Event, check_callback, event_emitter
 from .ledger.address import Address
 from .ledger.file import Settled, intent_id
 from .ledger.ledger import Ledger
 from .ledger.places import NoLedger, checked_place, ledger_at
-from .ledger.rows import Row
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
@@ -56,12 +49,12 @@ _log = logging.getLogger("qamera_async")
 
 @attrs.frozen
 class SessionStatistics:
-    """What a session is doing at one moment; made by `QameraSession.statistics`.
+    """The numbers of one session at one moment, as `QameraSession.statistics` returns them.
 
     Args:
         waiters: Tasks that await a job.
-        watched_records: Records that the polls look for.
-        polls: Polls that this session has sent and got an answer to.
+        watched_records: Records that are watched: the job of each has a waiter.
+        polls: Polls that this session has sent.
         submissions: Submissions that the server has accepted.
         slots_used: Slots of the rate limit that are taken now, by all sessions that share it.
         slots_waiting: Requests that wait for a slot, of all sessions that share the rate limit.
@@ -83,32 +76,33 @@ class SessionStatistics:
 class QameraSession:
     """A client of the Qamera AI API for one event loop; an async context manager.
 
-    The session is bound to the first event loop that it runs on. Used on another loop, in a forked process or after
-    it was closed, its methods raise `SessionClosedError`.
+    The session is bound to the first event loop that it runs on. Used on another loop, in a forked process or
+    after it was closed, its methods raise `SessionClosedError`.
 
     Args:
         api_key: The API key; None means the environment variable ``QAMERA_API_KEY``.
         base_url: The address of the API; None means ``QAMERA_BASE_URL``, then ``https://app.qamera.ai``.
         allow_http: Allow ``http://`` to a host other than this machine.
-        rate_limiter: The rate limit; None means 60 requests in 60 s, shared by all sessions of this process with
-            the same key and origin.
-        polling: How often the lists are fetched; None means ``PollPolicy()``.
-        retry: How requests that are safe to repeat are repeated; None means ``RetryPolicy()``.
+        rate_limiter: The rate limit; None means 60 requests in 60 s, shared by all sessions of this process
+            with the same key and origin.
+        polling: How often the lists are polled; None means ``PollPolicy()``.
+        retry: How requests that are safe to repeat are retried; None means ``RetryPolicy()``.
         timeouts: All time limits; None means ``Timeouts()``.
         statuses: What the status words of the API mean; None means ``StatusRules()``.
-        ledger: Ledger file (created if missing) or ``postgresql://`` URL (needs the extra ``postgres``); None means
-            that nothing is stored.
-        on_event: A plain function that is called on the event loop with each event of `qamera_async.events`. What
-            it raises is logged and ignored.
-        headers: Headers to add to each request to the API. The key, host, content and idempotency headers can't be
-            set.
+        ledger: Ledger file (created if missing) or ``postgresql://`` URL (needs the extra ``postgres``); None
+            means no ledger.
+        on_event: A plain function that is called on the event loop with each event of `qamera_async.events`.
+            Its exceptions are logged and ignored.
+        headers: Headers to add to each request to the API. The key, host, content and idempotency headers
+            can't be set.
         proxy: The URL of an HTTP proxy for all requests; None means no proxy, unless ``trust_env`` is set.
-        trust_env: Take proxies from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...). ``.netrc`` is never read.
+        trust_env: Take proxies from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...). ``.netrc`` is never
+            read.
         ssl_context: TLS settings for all connections; None means the certificates of the system.
         trace_configs: aiohttp's trace hooks for the requests to the API.
 
     Raises:
-        ConfigurationError: A key, URL or setting can't be used.
+        ConfigurationError: A key, URL or setting is invalid.
 
     Example:
         ::
@@ -139,19 +133,19 @@ class QameraSession:
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = os.getpid()
+        self._process_id = os.getpid()
         self._built = self._closing = self._closed = False
         self._close_task: asyncio.Task[None] | None = None
-        # The arguments that may hold secrets leave the locals first: a traceback with locals must not show them.
-        key, address, extra_headers = Secret(api_key), Secret(base_url), Secret(headers)
-        proxy_url, ledger_url = Secret(proxy), Secret(ledger)
+        # Tracebacks with local variables must not show secrets, so these arguments are deleted first.
+        secret_key, secret_url, secret_headers = Secret(api_key), Secret(base_url), Secret(headers)
+        secret_proxy, secret_ledger = Secret(proxy), Secret(ledger)
         del api_key, base_url, headers, proxy, ledger
         self._settings = ConnectionSettings(
-            api_key=key,
-            base_url=address.value,
+            api_key=secret_key,
+            base_url=secret_url.value,
             allow_http=allow_http,
-            headers=extra_headers.value,
-            proxy=proxy_url,
+            headers=secret_headers.value,
+            proxy=secret_proxy,
             trust_env=trust_env,
             ssl_context=ssl_context,
             trace_configs=trace_configs,
@@ -164,7 +158,7 @@ class QameraSession:
             rate_limiter = _setting("rate_limiter", rate_limiter, RateLimiter)
         emit = event_emitter(on_event)
         origin = self._settings.origin
-        self._ledger_address = None if ledger_url.value is None else checked_place(ledger_url.value)
+        self._ledger_address = None if secret_ledger.value is None else checked_place(secret_ledger.value)
         self._ledger: NoLedger = (
             NoLedger() if self._ledger_address is None else ledger_at(self._ledger_address, origin)
         )
@@ -188,22 +182,22 @@ class QameraSession:
         self._download_client = DownloadClient(self._settings, timeouts)
         self._downloader = Downloader(self._download_client, retry, timeouts, emit, self._listed_video)
         self._jobs = JobRegistry(
-            self._pollers, emit, self._check, timeouts, polling, self._ledger, self._downloader
+            self._pollers, emit, self._bind_to_loop, timeouts, polling, self._ledger, self._downloader
         )
-        self._orders = _Orders(
+        self._registrar = Registrar(
             self._submitter, self._jobs, self._limiter, polling, self._ledger, self._downloader
         )
         self._built = True
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "new" if self._loop is None else "open"
-        settings = getattr(self, "_settings", None)  # none where the settings were refused
+        settings = getattr(self, "_settings", None)  # missing if the settings were invalid
         return f"<QameraSession {'(invalid)' if settings is None else settings.origin} {state}>"
 
     def __del__(self) -> None:
         if not self._built or self._closed:
             return
-        # Later: this may run in the middle of code that holds a lock.
+        # Deferred, because a finalizer may run while this thread holds the limiter's lock.
         self._limiter.leave_later(self._ledger.release)
         if self._loop is not None:
             warnings.warn(
@@ -219,11 +213,11 @@ class QameraSession:
         """Bind the session to the running loop and open its ledger.
 
         Raises:
-            LedgerError: The ledger can't be used.
-            SessionClosedError: The session can't be used here.
+            LedgerError: The ledger can't be opened.
+            SessionClosedError: The session is closed, or belongs to another loop or process.
 
         """
-        self._check()
+        self._bind_to_loop()
         try:
             await self._ledger.open()
         except BaseException:
@@ -240,10 +234,11 @@ class QameraSession:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Wait for the submissions on the wire, then close everything; idempotent.
+        """Wait for the submissions that are being sent, then close the session; idempotent.
 
-        Tasks that wait for a job or for a slot of the rate limit get `SessionClosedError`. A submission that has no
-        answer after ``Timeouts.close`` seconds is cut off, logged, and ambiguous in the ledger.
+        Tasks that wait for a job or for a slot of the rate limit get `SessionClosedError`. A submission
+        without a response after ``Timeouts.close`` seconds is cancelled, logged, and recorded as ambiguous in
+        the ledger.
 
         Raises:
             SessionClosedError: The session belongs to another loop or process.
@@ -255,9 +250,9 @@ class QameraSession:
                     self._ledger.release()
                 self._finish_closing()
                 return
-            self._check()
+            self._bind_to_loop()
             self._closing = True
-            # A task of its own, so that a cancelled caller doesn't leave half of the session open.
+            # A separate task, so that cancelling the caller doesn't leave the session half open.
             self._close_task = asyncio.get_running_loop().create_task(self._close(), name="qamera-close")
         await asyncio.shield(self._close_task)
 
@@ -280,7 +275,7 @@ class QameraSession:
                 try:
                     await close()
                 except Exception:
-                    _log.exception("Closing a part of the session failed; the rest is closed all the same.")
+                    _log.exception("A part of the session could not be closed; closing the other parts.")
         finally:
             self._finish_closing()
 
@@ -294,16 +289,21 @@ class QameraSession:
         self._limiter.leave()
 
     def _check_open(self) -> None:
-        """Refuse a closed session and a forked process."""
-        if self._process != os.getpid():
+        """Raise `SessionClosedError` if the session is closed, or was made before a fork."""
+        if self._process_id != os.getpid():
             raise SessionClosedError(
                 "The session was made before a fork: make a QameraSession in each process."
             )
         if self.closed:
             raise SessionClosedError("The session is closed.")
 
-    def _check(self) -> None:
-        """Refuse what `_check_open` refuses and any loop but the first; bind to the running loop."""
+    def _bind_to_loop(self) -> None:
+        """Bind the session to the running loop, or check that the session belongs to the running loop.
+
+        Raises:
+            SessionClosedError: The session is closed, was made before a fork, or belongs to another loop.
+
+        """
         self._check_open()
         try:
             loop = asyncio.get_running_loop()
@@ -327,7 +327,7 @@ class QameraSession:
         return self._limiter.rate_limiter
 
     def statistics(self) -> SessionStatistics:
-        """Return what the session is doing now; sends nothing."""
+        """Return the current numbers of waiters, polls, submissions, slots and credits; sends no request."""
         ages = [age for poller in self._pollers.values() if (age := poller.list_age) is not None]
         return SessionStatistics(
             waiters=sum(poller.waiters for poller in self._pollers.values()),
@@ -336,7 +336,7 @@ class QameraSession:
             submissions=self._submitter.submissions,
             slots_used=self.rate_limiter.used,
             slots_waiting=self.rate_limiter.waiting,
-            credits_reserved=self._orders.credits_reserved,
+            credits_reserved=self._registrar.credits_reserved,
             seconds_since_poll=min(ages, default=None),
         )
 
@@ -352,40 +352,36 @@ class QameraSession:
         ref: str | None = None,
         extra_body: Mapping[str, object] | None = None,
     ) -> Job[Video]:
-        """Submit one video of one image; this spends credits.
+        """Submit one video from one image; this spends credits.
 
         Source: the API's section "POST /api/external/video-picker/register-videos".
 
         Args:
             image_id: The source image. Exactly one of the two ids is needed.
             generated_image_id: A generated image as the source.
-            suggestion: Creative direction, motion; None leaves it to the server.
+            suggestion: Creative direction, such as the motion; None leaves it to the server.
             provider: The generation provider; None means the server's default.
-            ref: The caller's name for this piece of work; never sent. With a ledger, the same ref is submitted once.
-            extra_body: Further fields for the JSON body.
+            ref: The caller's name for this piece of work; never sent. With a ledger, the same ref is
+                submitted once.
+            extra_body: Further fields for the JSON body; None means no further fields.
 
         Returns:
             The job of the video. Awaiting it returns the `Video`.
 
         Raises:
-            InvalidRequestError: An argument can't be sent; nothing was sent.
-            AmbiguousSubmissionError: The server may or may not have accepted the submission; it is not sent again.
+            InvalidRequestError: An argument is invalid; nothing was sent.
+            AmbiguousSubmissionError: The server may or may not have accepted the submission; it is not sent
+                again.
             ApiError: The server refused the submission: 400, 401, 402, 403, 404, or 429 for five windows.
             TransportError: The server was not reached; nothing was sent.
             RefConflictError: The ledger has another request with this ``ref``; nothing was sent.
-            LedgerError: The ledger can't be written. `LedgerUnavailableError.receipt` has a receipt that arrived.
+            LedgerError: The ledger can't be written. If the receipt had arrived,
+                `LedgerUnavailableError.receipt` has it.
             SessionClosedError: The session is closed, or was closed before the request was sent.
 
         """
         return await self.register(
-            VideoRequest(
-                image_id=image_id,
-                generated_image_id=generated_image_id,
-                suggestion=suggestion,
-                provider=provider,
-                ref=ref,
-                extra_body=extra_body,
-            )
+            VideoRequest(image_id, generated_image_id, suggestion, provider, ref, extra_body)
         )
 
     async def register_reel(
@@ -395,14 +391,14 @@ class QameraSession:
         ref: str | None = None,
         extra_body: Mapping[str, object] | None = None,
     ) -> Job[Video]:
-        """Submit one reel of 1 to 10 images; this spends credits.
+        """Submit one reel from 1 to 10 images; this spends credits.
 
         Source: the API's section "POST /api/external/reel/register-reel".
 
         Args:
             image_ids: The images, in the order of the reel.
             ref: The caller's name for this piece of work, as for `register_video`.
-            extra_body: Further fields for the JSON body.
+            extra_body: Further fields for the JSON body; None means no further fields.
 
         Returns:
             The job of the reel. Awaiting it returns the `Video`.
@@ -440,15 +436,8 @@ class QameraSession:
             QameraError: As for `register_video` and `Job.wait`.
 
         """
-        job = await self.register_video(
-            image_id=image_id,
-            generated_image_id=generated_image_id,
-            suggestion=suggestion,
-            provider=provider,
-            ref=ref,
-            extra_body=extra_body,
-        )
-        return await job
+        request = VideoRequest(image_id, generated_image_id, suggestion, provider, ref, extra_body)
+        return await (await self.register(request))
 
     async def create_reel(
         self,
@@ -478,18 +467,19 @@ class QameraSession:
 
         Args:
             request: A `VideoRequest` or a `ReelRequest`.
-            retry_failed: Submit again a request that the ledger has as failed. Without a ledger it changes nothing.
+            retry_failed: Submit a request again that failed according to the ledger. No effect without a
+                ledger.
 
         Returns:
-            The job of the request. With a ledger and a ``ref`` that was submitted before, the earlier job.
+            The job of the request; the earlier job if the ledger has a submission with the same ``ref``.
 
         Raises:
             QameraError: As for `register_video`.
 
         """
-        self._check()
-        claimed = await self._orders.claim(request, retry_failed=retry_failed)
-        return claimed if isinstance(claimed, Job) else await self._orders.send(claimed)
+        self._bind_to_loop()
+        claimed = await self._registrar.claim(request, retry_failed=retry_failed)
+        return claimed if isinstance(claimed, Job) else await self._registrar.send(claimed)
 
     def job(self, *record_ids: str, kind: str = "video") -> Job[Video]:
         """Attach to records made earlier or elsewhere; sends nothing before the job is awaited.
@@ -502,7 +492,7 @@ class QameraSession:
             The job; the same object while a job of the same record ids is held.
 
         Raises:
-            InvalidRequestError: No id, an id that is no text, or an unknown kind.
+            InvalidRequestError: There is no id, an id is not a non-empty str, or the kind is unknown.
             SessionClosedError: The session is closed.
 
         """
@@ -526,17 +516,18 @@ class QameraSession:
     ) -> Batch:
         """Submit many requests; this spends credits.
 
-        ``async for`` yields each outcome as it finishes; ``await`` returns all of them in input order. At most five
-        submissions are on the wire at a time, which bounds what an ambiguous run can cost.
+        ``async for`` yields each outcome as it finishes; ``await`` returns all of them in input order. At
+        most five submissions are sent at a time, which limits the cost of a failing server.
 
         Args:
-            requests: An iterable or async iterable of requests; it is read only as fast as they are submitted.
-            max_in_flight: How many requests may be submitted and not yet handed out.
-            max_credits: How many credits the batch may spend; None means no limit. Only the first request of each
-                kind may exceed it, since its price is not known before its receipt.
-            retry_failed: Submit again requests that the ledger has as failed.
-            download_to: A folder for the files, created if missing, with ``~`` expanded; None means no downloads.
-                A file is named after the ``ref``, else after the record id.
+            requests: An iterable or async iterable of requests; read only as fast as the requests are
+                submitted.
+            max_in_flight: How many requests may be submitted without their outcome having been consumed.
+            max_credits: How many credits the batch may spend; None means no limit. Only the first request of
+                each kind may exceed it, since its price is not known before its receipt.
+            retry_failed: Submit requests again that failed according to the ledger.
+            download_to: A folder for the files, created if missing, with ``~`` expanded; None means no
+                downloads. A file is named after the ``ref``, else after the record id.
             overwrite: Replace existing files in that folder.
             allow_private: Allow downloads from private network addresses.
             max_downloads: How many downloads run at a time.
@@ -545,13 +536,13 @@ class QameraSession:
             The batch; nothing is read or submitted before it is iterated or awaited.
 
         Raises:
-            ConfigurationError: An argument can't be used.
+            ConfigurationError: An argument is invalid.
             SessionClosedError: The session is closed.
 
         """
         self._check_open()
         return Batch(
-            self._orders,
+            self._registrar,
             requests,
             retry=self._retry,
             max_in_flight=max_in_flight,
@@ -572,12 +563,12 @@ class QameraSession:
 
         Raises:
             ApiError: The server refused the request, or failed.
-            TransportError: No answer arrived in ``RetryPolicy.attempts`` attempts.
-            InvalidResponseError: The answer is not a list.
+            TransportError: No response arrived in ``RetryPolicy.attempts`` attempts.
+            InvalidResponseError: The response is not a list of videos.
             SessionClosedError: The session is closed.
 
         """
-        self._check()
+        self._bind_to_loop()
         return tuple(await self._pollers[VIDEOS.path].fetch_list())
 
     async def download(
@@ -589,22 +580,22 @@ class QameraSession:
         allow_private: bool = False,
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> Path:
-        """Download a clip to a file, which appears under its name only when it is complete.
+        """Download a video to a file. The file gets its name only when it is complete.
 
         Args:
-            video_or_job: The video; a job is waited for.
-            path: The name of the file; its folder must exist.
+            video_or_job: The video, or a job, which is awaited first.
+            path: The target file; its folder must exist.
             overwrite: Replace an existing file.
-            allow_private: Allow a private network address, where the API itself has a public one.
-            on_progress: A plain function that is called on the event loop with the bytes so far and the bytes in
-                all (None where the server doesn't say).
+            allow_private: Allow downloads from private network addresses even if the API's address is public.
+            on_progress: A plain function that is called on the event loop with the number of bytes so far and
+                the total number (None if the server does not say).
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
-            TargetExistsError: The file exists; nothing was requested.
-            DownloadError: The clip can't be downloaded; nothing is submitted again.
+            TargetExistsError: The file exists; no request was sent.
+            DownloadError: The video can't be downloaded. Calling `download` again costs no credits.
             QameraError: As for `Job.wait`.
 
         """
@@ -626,17 +617,17 @@ class QameraSession:
         allow_private: bool = False,
         on_progress: Callable[[int, int | None], object] | None = None,
     ) -> Path:
-        """Download a thumbnail to a file, as `download` does a clip.
+        """Download the thumbnail of a video to a file, in the same way as `download`.
 
         Args:
-            video_or_job: The video; a job is waited for.
+            video_or_job: The video, or a job, which is awaited first.
             path: As for `download`.
             overwrite: As for `download`.
             allow_private: As for `download`.
             on_progress: As for `download`.
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
             QameraError: As for `download`.
@@ -656,14 +647,14 @@ class QameraSession:
     async def stream(
         self, video_or_job: Video | Job[Video], *, allow_private: bool = False
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Stream a clip without a file: ``async with session.stream(video) as chunks``.
+        """Stream a video without a file: ``async with session.stream(video) as chunks``.
 
         Args:
-            video_or_job: The video; a job is waited for.
+            video_or_job: The video, or a job, which is awaited first.
             allow_private: As for `download`.
 
         Raises:
-            DownloadError: The clip can't be had; raised by the iteration where it ends too early.
+            DownloadError: The video can't be downloaded. The iteration raises it if the stream ends early.
             QameraError: As for `Job.wait`.
 
         """
@@ -672,7 +663,7 @@ class QameraSession:
             yield chunks
 
     async def _video(self, video_or_job: Video | Job[Video]) -> Video:
-        self._check()
+        self._bind_to_loop()
         if isinstance(video_or_job, Job):
             return await video_or_job
         video: object = video_or_job
@@ -686,25 +677,25 @@ class QameraSession:
     # --- the ledger -------------------------------------------------------------------------------
 
     async def unfinished(self) -> list[Job[Video]]:
-        """Return the jobs that the ledger has as submitted and not yet finished.
+        """Return the jobs of the ledger that are submitted and not finished.
 
         Raises:
             ConfigurationError: The session has no ledger.
-            LedgerError: The ledger can't be used.
+            LedgerError: The ledger can't be read or written.
 
         """
-        return [self._orders.job_of_row(row) for row in await self._require_ledger().unfinished()]
+        return [self._registrar.job_of(row) for row in await self._require_ledger().unfinished()]
 
     async def ambiguous(self) -> list[Intent]:
         """Return the submissions of the ledger that the server may or may not have accepted.
 
-        Costs one poll where there are any. A record that was made near the time of sending and that no receipt
-        names is a candidate. Submissions that were sent together may have the same candidates. An empty
-        ``candidates`` proves nothing: a server may list a record late.
+        If there are any, this waits for one poll. A record is a candidate if it was created near the time of
+        sending and no receipt has it. Submissions that were sent together may have the same candidates. An
+        empty ``candidates`` proves nothing: a server may list a record late.
 
         Raises:
             ConfigurationError: The session has no ledger.
-            LedgerError: The ledger can't be used.
+            LedgerError: The ledger can't be read or written.
 
         """
         ledger = self._require_ledger()
@@ -716,32 +707,33 @@ class QameraSession:
             async with asyncio.timeout(self._timeouts.reconcile):
                 found = await self._submitter.reconciler.look_back(rows)
         except (TimeoutError, QameraError) as error:
-            _log.info("The list for the ambiguous submissions is not available: %s", str(error) or "timeout")
+            _log.info("Could not list the candidates of ambiguous submissions: %s", str(error) or "timeout")
         for row in rows:
-            # Candidates once seen are stored. Seeing none is not: a record may be listed later.
+            # An empty result is not stored, because a record may be listed later.
             if found.get(row.id) and found[row.id] != row.candidates:
                 await ledger.looked_into(row.id, found[row.id])
         return [attrs.evolve(row.intent, candidates=found.get(row.id, row.candidates or ())) for row in rows]
 
     async def adopt(self, intent_or_ref: Settled, *record_ids: str) -> Job[Video]:
-        """Resolve an ambiguous submission: these records belong to it.
+        """Resolve an ambiguous submission: its records are the given ones.
 
         Args:
-            intent_or_ref: The intent from `ambiguous`, the error that was raised, the intent's id, or the ref.
-            record_ids: The records, as the Qamera app or the candidates have them.
+            intent_or_ref: The intent from `ambiguous`, the error that was raised, the intent's id, or the
+                ref.
+            record_ids: One or more record ids, from the Qamera app or from the candidates.
 
         Returns:
             The job of the records.
 
         Raises:
-            InvalidRequestError: No id, or the id of a record that belongs to another request.
+            InvalidRequestError: There is no id, or a record belongs to another request.
             ConfigurationError: The session has no ledger.
-            LedgerError: The ledger can't be used, or has no such ambiguous submission.
+            LedgerError: The ledger can't be read or written, or has no such ambiguous submission.
 
         """
         ids = check_record_ids(record_ids)
         ledger = self._require_ledger()
-        return self._orders.job_of_row(await ledger.adopt(await _find_intent(ledger, intent_or_ref), ids))
+        return self._registrar.job_of(await ledger.adopt(await _find_intent(ledger, intent_or_ref), ids))
 
     async def abandon(self, intent_or_ref: Settled) -> None:
         """Resolve an ambiguous submission: the server did not accept it, so it may be submitted again.
@@ -751,14 +743,14 @@ class QameraSession:
 
         Raises:
             ConfigurationError: The session has no ledger.
-            LedgerError: The ledger can't be used, or has no such ambiguous submission.
+            LedgerError: The ledger can't be read or written, or has no such ambiguous submission.
 
         """
         ledger = self._require_ledger()
         await ledger.abandon(await _find_intent(ledger, intent_or_ref))
 
     def _require_ledger(self) -> Ledger:
-        self._check()
+        self._bind_to_loop()
         if not isinstance(self._ledger, Ledger):
             raise ConfigurationError("The session has no ledger: pass QameraSession(ledger=PATH).")
         return self._ledger
@@ -766,136 +758,25 @@ class QameraSession:
 
 @attrs.frozen(repr=False)
 class SessionInternals:
-    """The parts of a session that other packages of this library need; not public."""
+    """The parts of a session that `qamera_async.dbos` needs; not public."""
 
     ledger: NoLedger
     ledger_address: str | Address | None
     retry: RetryPolicy
 
 
-class _Orders:
-    """Submit requests as jobs and download their files: what `QameraSession.register` and a batch share.
-
-    It is the `qamera_async._batch.BatchAccess` of a session.
-    """
-
-    def __init__(
-        self,
-        submitter: Submitter,
-        jobs: JobRegistry,
-        limiter: SessionLimiter,
-        polling: PollPolicy,
-        ledger: NoLedger,
-        downloader: Downloader,
-    ) -> None:
-        self._submitter = submitter
-        self._jobs = jobs
-        self._limiter = limiter
-        self._polling = polling
-        self._ledger = ledger
-        self._downloader = downloader
-        self.credits_reserved = 0
-
-    @property
-    def has_ledger(self) -> bool:
-        """Whether a ledger records receipts."""
-        return self._ledger.kept
-
-    async def claim(self, request: Request, *, retry_failed: bool) -> Claim | Job[Video]:
-        """Claim a request in the ledger; return the earlier job where one stands for it."""
-        claim = await self._submitter.claim(request, retry_failed=retry_failed)
-        return claim if claim.earlier is None else self.job_of_row(claim.earlier)
-
-    async def send(self, claim: Claim) -> Job[Video]:
-        """Send a claimed request once and return its job."""
-        # From the first submission on, some slots of each window are kept for polls.
-        self._limiter.reserve_polls(self._polling.stale_after)
-        receipt = await self._submitter.send(claim)
-        self.credits_reserved += max(receipt.credits_reserved or 0, 0)
-        return self._jobs.job(
-            receipt.record_ids,
-            claim.kind,
-            request=claim.request,
-            receipt=receipt,
-            created_at=asyncio.get_running_loop().time(),
-        )
-
-    def withdraw(self, claim: Claim) -> None:
-        """Give up a claimed request, unless it may have reached the server."""
-        self._submitter.withdraw(claim)
-
-    def job_of_row(self, row: Row) -> Job[Video]:
-        """Return the job of a row of the ledger."""
-        return self._jobs.job(
-            row.record_ids, kind_of(row.request), request=row.request, receipt=row.receipt, records=row.videos
-        )
-
-    def target(self, request: Request, job: Job[Video] | None, folder: Path) -> Path | None:
-        """Return the file of a request in a folder; None while neither its ref nor its record id is known."""
-        name = request.ref if request.ref is not None else None if job is None else job.record_ids[0]
-        return None if name is None else folder / safe_name(name, ".mp4")
-
-    async def download(
-        self, job: Job[Video], record: Record, path: Path, *, overwrite: bool, allow_private: bool
-    ) -> Path:
-        """Download the clip of a job, unless the ledger says that the existing file is it.
-
-        Raises:
-            DownloadError: The clip can't be downloaded. An existing file of another content is left untouched.
-
-        """
-        record_id, ledger = job.record_ids[0], self._ledger
-        if not isinstance(ledger, Ledger):
-            return await self._downloader.file(
-                record, path, wait=True, overwrite=overwrite, allow_private=allow_private
-            )
-        if await _is_downloaded(ledger, record_id, path):
-            return path
-
-        async def note_file(size: int) -> None:
-            await ledger.keep_file(record_id, os.fspath(path), size)
-
-        try:
-            return await self._downloader.file(
-                record,
-                path,
-                wait=True,
-                overwrite=overwrite,
-                allow_private=allow_private,
-                before_final=note_file,
-            )
-        except TargetExistsError:
-            # Another process, or another request with the same target, may have been quicker.
-            if await _is_downloaded(ledger, record_id, path):
-                return path
-            raise
-
-
-async def _is_downloaded(ledger: Ledger, record_id: str, path: Path) -> bool:
-    """Tell whether the file at a path is what the ledger has as the download of a record."""
-
-    def size_of_file() -> int | None:
-        try:
-            return path.stat().st_size if path.is_file() else None
-        except OSError:
-            return None
-
-    size = await asyncio.to_thread(size_of_file)
-    return size is not None and await ledger.has_file(record_id, os.fspath(path), size)
-
-
 async def _find_intent(ledger: Ledger, intent_or_ref: Settled) -> str:
-    """Return the id of the ambiguous intent that a caller means: by value, id or ref."""
-    wanted = intent_id(intent_or_ref)
+    """Return the id of the ambiguous intent that a caller passed as a value, an id or a ref."""
+    given_id = intent_id(intent_or_ref)
     if not isinstance(intent_or_ref, str):
-        return wanted
+        return given_id
     rows = await ledger.doubtful()
-    by_ref = [row.id for row in rows if row.request.ref == intent_or_ref and row.id != wanted]
-    return wanted if not by_ref or any(row.id == wanted for row in rows) else by_ref[-1]
+    by_ref = [row.id for row in rows if row.request.ref == intent_or_ref and row.id != given_id]
+    return given_id if not by_ref or any(row.id == given_id for row in rows) else by_ref[-1]
 
 
 def _account(settings: ConnectionSettings) -> str:
-    """Return a digest of key and origin: a name for the account that reveals neither."""
+    """Return a digest of the key and the origin, which identifies the account and reveals neither."""
     return hashlib.blake2b(
         f"{settings.origin} {settings.api_key.value}".encode(), key=b"qamera-async slots", digest_size=16
     ).hexdigest()

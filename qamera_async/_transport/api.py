@@ -1,6 +1,7 @@
-"""One attempt to send a request to the API, and what is known of it afterwards.
+"""One attempt to send a request to the API.
 
-The exceptions of aiohttp end here. Of each POST it is known whether a byte may have left.
+The exceptions of aiohttp are mapped to those of this package. For each POST, `Attempt` tells whether a byte
+of it may have been sent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
+import attrs
 from yarl import URL
 
 from .._config import RetryPolicy, Timeouts
@@ -30,7 +32,7 @@ from ..errors import (
     without_traceback,
 )
 from ..events import Emit, Retrying
-from .settings import USER_AGENT, ConnectionSettings
+from .settings import ConnectionSettings, close_clients
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
@@ -42,24 +44,25 @@ _MAX_LIST_BODY, _MAX_BODY = 42 * _MIB, _MIB
 # in their ids reach 270 times, compression bombs 1000 times.
 _ANY_EXPANSION, _MAX_EXPANSION = 16 * _MIB, 500
 _RESPONSE_HEADERS = ("date", "etag", "retry-after", "x-correlation-id")
-# How often the event loop may still read from its sockets before a time limit cancels; a pass reads 64 KiB.
-_LAST_PASSES = 100
+# How many more iterations the event loop gets to read from its sockets before a time limit cancels. In each
+# iteration it reads up to 64 KiB.
+_LAST_ITERATIONS = 100
 
 
+@attrs.define(eq=False)
 class Attempt:
     """The live state of one POST.
 
     Attributes:
         in_flight: Whether `ApiClient.send` is running.
         connected: Whether the POST has a connection.
-        body_sent: Whether a byte of the POST may have left. Its headers leave together with its body.
+        body_sent: Whether a byte of the POST may have been sent. Its headers are sent with the body.
 
     """
 
-    __slots__ = ("body_sent", "connected", "in_flight")
-
-    def __init__(self) -> None:
-        self.in_flight = self.connected = self.body_sent = False
+    in_flight: bool = False
+    connected: bool = False
+    body_sent: bool = False
 
 
 class ApiClient:
@@ -78,12 +81,9 @@ class ApiClient:
         self._retry = retry
         self._clients: dict[str, aiohttp.ClientSession] = {}
         self._closed = False
-        # The key is a header of each request. aiohttp sends the default headers of a client to a proxy too,
-        # in the CONNECT request, which is not encrypted.
-        self._headers = settings.headers | {
-            KEY_HEADER: settings.api_key.value,
-            "Accept": "application/json",
-        }
+        # The key is a header of each request, not of the client: aiohttp also sends the headers of a client
+        # to a proxy, in the unencrypted CONNECT request.
+        self._headers = settings.headers | {KEY_HEADER: settings.api_key.value, "Accept": "application/json"}
 
     async def send(
         self,
@@ -97,19 +97,19 @@ class ApiClient:
 
         Args:
             request: A GET, or a POST with a body.
-            slot: The slot that the request takes. A request that provably did not leave gives it back.
-            attempt: Tells the state of a POST, during the call and afterwards; None where it is not needed.
-            before_body: Awaited right before the first byte of a POST leaves; None means nothing is awaited.
+            slot: The slot of the request. It is given back if the request provably was not sent.
+            attempt: Updated with the state of the POST during the call; None if the caller does not need it.
+            before_body: Awaited right before the first byte of a POST is sent; None means nothing is awaited.
 
         Returns:
-            The response, whatever its status is.
+            The response, with any status.
 
         Raises:
-            TransportError: No response. ``sent`` tells whether the server may have received the request.
+            TransportError: No response. Its ``sent`` tells whether the server may have received the request.
             ApiError: The proxy refused the connection with status 407.
             InvalidResponseError: The response is not valid HTTP, or too long.
-            SessionClosedError: The client is closed, and no byte of a POST has left.
-            BaseException: What ``before_body`` raised. Nothing was sent.
+            SessionClosedError: The client is closed, and no byte of a POST was sent.
+            BaseException: The exception of ``before_body``. Nothing was sent.
 
         """
         is_get = request.method == "GET"
@@ -121,8 +121,16 @@ class ApiClient:
         token = _exchange.set(exchange)
         try:
             response = await self._send(request, attempt)
+        except Exception as exc:
+            # An error of before_body reaches aiohttp only as a failed write.
+            error: BaseException = exchange.error or map_aiohttp_exceptions(
+                exc,
+                self._settings.base_url,
+                self._settings.redact,
+                sent=is_get or attempt.body_sent,
+            )
         except BaseException as exc:
-            error = self._translate(exc, exchange, is_get=is_get)
+            error = without_traceback(exc)
         else:
             if response.status == 429:  # noqa: PLR2004
                 slot.on_429(retry_after(response.headers), self._retry)
@@ -131,10 +139,12 @@ class ApiClient:
             return response
         finally:
             _exchange.reset(token)
-            exchange.end()
+            exchange.ended = True
+            exchange.lost = None  # its traceback contains the API key
+            attempt.in_flight = False
         unsent = isinstance(error, ConnectionFailedError | SessionClosedError | ApiError)
         if attempt.body_sent or (is_get and not unsent):
-            # The server may still read what has left, for as long as a connection may take.
+            # The server may still receive bytes that were sent, for as long as a connection may take.
             slot.on_lost(self._timeouts.connect)
         else:
             slot.give_back()
@@ -143,19 +153,16 @@ class ApiClient:
         try:
             raise error
         finally:
-            del error  # else the error and this frame keep each other alive until the next garbage collection
+            del error  # breaks the reference cycle of the error and this frame
 
     async def aclose(self) -> None:
         """Close all connections; idempotent."""
         self._closed = True
-        clients = list(self._clients.values())
-        self._clients.clear()
-        for client in clients:
-            await client.close()
+        await close_clients(self._clients)
 
     async def _send(self, request: ApiRequest, attempt: Attempt) -> Response:
-        # Errors lose their traceback before they are raised to the caller, so that these local variables,
-        # which hold the key and the password of the proxy, are in no traceback.
+        # These local variables contain the API key and the password of the proxy. No traceback shows them,
+        # because `send` removes the traceback of each error.
         settings = self._settings
         url = URL(settings.base_url + request.path)
         headers = self._headers | dict(request.headers)
@@ -166,46 +173,27 @@ class ApiClient:
             async with self._client(request.method).request(
                 request.method, url, data=request.body, headers=headers, allow_redirects=False, proxy=proxy
             ) as response:
-                body = await _read(response)
+                body = await _read_body(response)
                 if request.body is not None and not attempt.body_sent:
                     raise TransportError("The server answered before the request was sent.", sent=False)
                 received = response.headers
                 kept = {name: received[name] for name in _RESPONSE_HEADERS if name in received}
                 return Response(response.status, kept, body, settings.redact)
 
-    def _translate(self, error: BaseException, exchange: _Exchange, *, is_get: bool) -> BaseException:
-        if not isinstance(error, Exception):
-            return without_traceback(error)
-        if exchange.error is not None:
-            return exchange.error  # aiohttp reports only that the request could not be written
-        return map_aiohttp_exceptions(
-            error,
-            self._settings.base_url,
-            self._settings.redact,
-            sent=is_get or exchange.attempt.body_sent,
-        )
-
     def _client(self, method: str) -> aiohttp.ClientSession:
         if self._closed:
             raise SessionClosedError("The session is closed.")
         client = self._clients.get(method)
         if client is None:
-            is_get = method == "GET"
+            is_post = method == "POST"
             traces = [_guarded(config) for config in self._settings.trace_configs]
-            if not is_get:
-                # The last one, so that nothing is awaited between its hook and the first byte. A GET goes
-                # without, since trace hooks make it 10 % slower.
+            if is_post:
+                # The last trace, so that nothing is awaited between its hook and the first byte. GETs have no
+                # such trace, because trace hooks make them 10 % slower.
                 traces.append(_post_trace())
-            client = self._clients[method] = aiohttp.ClientSession(
-                # A POST on a kept connection that the server closes at that moment would be ambiguous.
-                connector=aiohttp.TCPConnector(
-                    limit=0, force_close=not is_get, ssl=self._settings.ssl_context or True
-                ),
-                headers={"User-Agent": USER_AGENT},  # a proxy receives this header too
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect),
-                trace_configs=traces,
-                middlewares=(_send_once,),
+            # A POST on a kept connection would be ambiguous if the server closes the connection meanwhile.
+            client = self._clients[method] = self._settings.new_client(
+                self._timeouts, force_close=is_post, trace_configs=traces, middlewares=(_send_once,)
             )
         return client
 
@@ -220,14 +208,14 @@ async def retry(
     """Await attempts until one succeeds, with pauses between them.
 
     Args:
-        what: What is attempted, for the `Retrying` event.
+        what: The name of the operation, for the `Retrying` event.
         attempt: Makes one attempt.
-        policy: How many attempts, and the pauses between them.
-        emit: Gets a `Retrying` event before each pause.
+        policy: The number of attempts and the pauses between them.
+        emit: Called with a `Retrying` event before each pause.
         again: Returns whether another attempt is allowed after an error.
 
     Returns:
-        What the successful attempt returned.
+        The result of the successful attempt.
 
     Raises:
         QameraError: The error of the last attempt.
@@ -259,11 +247,11 @@ def is_transient(error: QameraError) -> bool:
 def map_aiohttp_exceptions(
     error: Exception, where: str, redact: Callable[[str], str], *, sent: bool
 ) -> QameraError:
-    """Return the error of this package for an exception of aiohttp, without a traceback.
+    """Map an exception of aiohttp to an error of this package, without a traceback.
 
     Args:
-        error: What aiohttp raised. An error of this package is returned as it is.
-        where: The server, for the message.
+        error: The exception of aiohttp. An error of this package is returned as it is.
+        where: The URL or host of the server, for the message.
         redact: Removes the API key from a text.
         sent: Whether the server may have received the request.
 
@@ -295,8 +283,8 @@ def _map(  # noqa: PLR0911 - a table, the most specific exception first
         case TimeoutError():
             return RequestTimeoutError(f"No response from {where} within the timeout.", sent=sent)
         case aiohttp.ClientResponseError():
-            # Neither the message nor the cause is shown: they quote a part of the response, which may hold a
-            # part of the key.
+            # The texts of the exception and its cause quote the response, which may contain a part of the API
+            # key. So only the type is shown.
             return InvalidResponseError(
                 f"The response from {where} is not valid HTTP ({type(error.__cause__ or error).__name__}).",
                 expected="an HTTP response",
@@ -306,16 +294,16 @@ def _map(  # noqa: PLR0911 - a table, the most specific exception first
 
 
 class TimeLimit:
-    """Like `asyncio.timeout`, but what has already arrived is read before the task is cancelled.
+    """Like `asyncio.timeout`, but data that has already arrived is read before the task is cancelled.
 
-    After the process was suspended, or the event loop was blocked, a timer that is overdue fires before data
-    that arrived in time is read.
+    After the process was suspended or the event loop was blocked, the event loop runs an overdue timer before
+    it reads data that arrived in time.
 
     Args:
         seconds: The limit in seconds; None means no limit.
 
     Raises:
-        TimeoutError: On exit, where the limit was exceeded.
+        TimeoutError: On exit, if the limit was exceeded.
 
     """
 
@@ -329,7 +317,9 @@ class TimeLimit:
     async def __aenter__(self) -> Self:
         await self._scope.__aenter__()
         if self._seconds is not None:
-            self._handle = asyncio.get_running_loop().call_later(self._seconds, self._expire, _LAST_PASSES)
+            self._handle = asyncio.get_running_loop().call_later(
+                self._seconds, self._expire, _LAST_ITERATIONS
+            )
         return self
 
     async def __aexit__(
@@ -340,46 +330,48 @@ class TimeLimit:
         await self._scope.__aexit__(kind, error, traceback)
 
     def cancel(self) -> None:
-        """Let the limit be exceeded now."""
+        """Cancel the task now, as if the limit was exceeded."""
         if not self._scope.expired():
             self._scope.reschedule(0.0)
 
-    def _expire(self, passes: int) -> None:
-        if passes:
-            self._handle = asyncio.get_running_loop().call_soon(self._expire, passes - 1)
+    def _expire(self, iterations: int) -> None:
+        if iterations:
+            self._handle = asyncio.get_running_loop().call_soon(self._expire, iterations - 1)
         else:
             self.cancel()
 
 
+@attrs.define(eq=False)
 class _Exchange:
-    """What our hooks know of one request; aiohttp's own context object belongs to the user's hooks."""
+    """The state of one request for our hooks; aiohttp's own context object belongs to the user's hooks.
 
-    __slots__ = ("attempt", "before_body", "ended", "error", "lost")
+    Attributes:
+        attempt: The state that the caller sees.
+        before_body: Awaited before the first byte of a POST is sent; None means nothing is awaited.
+        error: The exception of `before_body`; None if there was none.
+        lost: The exception of a lost connection; None if there was none.
+        ended: Whether `ApiClient.send` has returned or raised.
 
-    def __init__(self, attempt: Attempt, before_body: Callable[[], Awaitable[None]] | None) -> None:
-        self.attempt = attempt
-        self.before_body = before_body
-        self.error: BaseException | None = None  # what before_body raised
-        self.lost: Exception | None = None  # how the connection was lost
-        self.ended = False
+    """
 
-    def end(self) -> None:
-        self.ended = True
-        self.lost = None  # its traceback holds the key
-        self.attempt.in_flight = False
+    attempt: Attempt
+    before_body: Callable[[], Awaitable[None]] | None
+    error: BaseException | None = None
+    lost: Exception | None = None
+    ended: bool = False
 
 
 _exchange: ContextVar[_Exchange] = ContextVar("qamera_async exchange")
 
 
 def _post_trace() -> aiohttp.TraceConfig:
-    """Return the hooks that keep the `Attempt` of a POST up to date."""
+    """Return the trace hooks that update the `Attempt` of a POST."""
 
     async def connected(*_: object) -> None:
         _exchange.get().attempt.connected = True
 
     async def before_write(*_: object) -> None:
-        # Awaited before each part of a body is written. aiohttp writes the headers together with the first
+        # aiohttp awaits this hook before it writes each part of a body. It writes the headers with the first
         # part.
         exchange = _exchange.get()
         if exchange.before_body is not None and not exchange.attempt.body_sent:
@@ -400,7 +392,7 @@ def _post_trace() -> aiohttp.TraceConfig:
 
 
 def _guarded(config: aiohttp.TraceConfig) -> aiohttp.TraceConfig:
-    """Return a copy of a user's trace hooks whose exceptions are logged, so that none costs a receipt."""
+    """Return a copy of a user's trace hooks that logs their exceptions, so that no receipt is lost."""
 
     def guard(hook: Callable[..., Awaitable[None]]) -> Any:  # noqa: ANN401 - each signal has its type
         async def guarded(*args: object) -> None:
@@ -411,11 +403,13 @@ def _guarded(config: aiohttp.TraceConfig) -> aiohttp.TraceConfig:
                     raise
                 # Without a traceback, which would show the headers of the request.
                 name = getattr(hook, "__qualname__", type(hook).__name__)
-                _log.error("The trace hook %s raised %s; it is ignored.", name, type(error).__name__)
+                _log.error(
+                    "The trace hook %s raised %s. The exception is ignored.", name, type(error).__name__
+                )
 
         return guarded
 
-    factory: Any = config.trace_config_ctx  # aiohttp declares a class, and calls whatever it gets
+    factory: Any = config.trace_config_ctx  # aiohttp declares a class and accepts any callable
     copy = aiohttp.TraceConfig(trace_config_ctx_factory=factory)
     for signal in [name for name in dir(copy) if name.startswith("on_")]:
         getattr(copy, signal).extend(map(guard, getattr(config, signal)))
@@ -430,7 +424,7 @@ def _is_being_cancelled() -> bool:
 async def _send_once(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again by itself, which would take no slot of the rate limit."""
+    """Prevent aiohttp from retrying a GET by itself, because the retry would take no slot."""
     exchange = _exchange.get()
     if exchange.lost is not None:
         raise exchange.lost
@@ -441,8 +435,8 @@ async def _send_once(
         raise
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Read a body in parts, so that a small compressed one can't fill the memory."""
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read a body in parts, so that a compression bomb can't fill the memory."""
     is_list = response.method == "GET" and response.status == 200  # noqa: PLR2004
     limit = _MAX_LIST_BODY if is_list else _MAX_BODY
     parts: list[bytes] = []

@@ -12,19 +12,14 @@ import aiohttp
 from yarl import URL
 
 from .._config import Timeouts
-from ..errors import (
-    ConnectionFailedError,
-    SessionClosedError,
-    TransportError,
-    without_traceback,
-)
+from ..errors import ConnectionFailedError, QameraError, SessionClosedError, TransportError, without_traceback
 from .api import TimeLimit, map_aiohttp_exceptions
-from .settings import USER_AGENT, ConnectionSettings
+from .settings import ConnectionSettings, close_clients
 
 _T = TypeVar("_T")
 _CLOSED = "The session was closed during a download."
-_BUFFER = 256 * 1024  # bytes; a response holds at most twice as many
-_MIN_BYTES = 64 * 1024  # how many bytes must arrive within Timeouts.request seconds of waiting
+_BUFFER = 256 * 1024  # bytes; aiohttp buffers at most twice as many per response
+_MIN_BYTES = 64 * 1024  # the minimum throughput: so many bytes in Timeouts.request seconds
 
 
 class AddressRefusedError(ConnectionFailedError):
@@ -32,7 +27,7 @@ class AddressRefusedError(ConnectionFailedError):
 
 
 class _RefusedAddressError(OSError):
-    """The same inside aiohttp, which handles only an `OSError` of a socket."""
+    """The reason of an `AddressRefusedError`, an `OSError` because aiohttp handles only those of a socket."""
 
 
 class StreamingResponse:
@@ -42,7 +37,7 @@ class StreamingResponse:
         status: The HTTP status.
         headers: The headers by their names in lower case; the values of repeated headers are joined by
             commas.
-        ends: What ends the body: its announced "length", the last "chunk", or the "connection".
+        ends: How the end of the body is known: its announced "length", the last "chunk", or the "connection".
 
     """
 
@@ -59,8 +54,8 @@ class StreamingResponse:
         self._content = response.content
         self._host = host
         self._seconds = seconds
-        self._seconds_left = seconds  # until _MIN_BYTES have to be there
-        self._received = 0  # bytes
+        self._seconds_left = seconds  # for the rest of _MIN_BYTES
+        self._received = 0  # bytes of these _MIN_BYTES
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end of the body.
@@ -71,7 +66,7 @@ class StreamingResponse:
             TransportError: The connection was lost, or fewer than 64 KiB arrived in ``Timeouts.request``
                 seconds.
             InvalidResponseError: The body is not valid HTTP.
-            SessionClosedError: The session was closed meanwhile.
+            SessionClosedError: The session was closed during the call.
 
         """
         loop = asyncio.get_running_loop()
@@ -85,15 +80,15 @@ class StreamingResponse:
 
     async def _next(self) -> bytes:
         if self._chunked:
-            return await self._content.readany()  # takes tiny chunks together
+            return await self._content.readany()  # joins small chunks
         return (await self._content.readchunk())[0]
 
 
 class DownloadClient:
-    """Send GET requests without the API key, to URLs that lead anywhere.
+    """Send GET requests without the API key to any host.
 
     Args:
-        settings: Its proxy, certificates and environment apply here too.
+        settings: The proxy and certificates, which are the same as for the API.
         timeouts: ``connect`` limits one connection. ``request`` limits the time until the response begins,
             and then the time for each 64 KiB of its body. Both in seconds.
 
@@ -121,7 +116,7 @@ class DownloadClient:
         Raises:
             AddressRefusedError: ``allowed`` returned False.
             TransportError: No response.
-            SessionClosedError: The session was closed, before or meanwhile.
+            SessionClosedError: The session is closed, or was closed during the call.
 
         """
         target = parse_url(url)
@@ -140,7 +135,7 @@ class DownloadClient:
             response.close()
 
     async def api_addresses(self) -> tuple[str, list[str]]:
-        """Return the host of the API and its IP addresses; no address where only a proxy may know them."""
+        """Return the host of the API and its IP addresses; no addresses if a proxy resolves the host."""
         url = URL(self._settings.base_url)
         host = url.host or ""
 
@@ -159,33 +154,30 @@ class DownloadClient:
         """Sleep between two attempts.
 
         Raises:
-            SessionClosedError: The session was closed, before or meanwhile.
+            SessionClosedError: The session is closed, or was closed during the call.
 
         """
         await self.run(lambda: asyncio.sleep(seconds), "the server", None)
 
     async def aclose(self) -> None:
-        """Cut all downloads off and close all connections; idempotent."""
+        """Cancel all downloads and close all connections; idempotent."""
         self._closed = True
         for limit in self._limits:
             limit.cancel()
-        clients = list(self._clients.values())
-        self._clients.clear()
-        for client in clients:
-            await client.close()
+        await close_clients(self._clients)
 
     async def run(self, step: Callable[[], Awaitable[_T]], host: str, seconds: float | None) -> _T:
-        """Await one step of a download, with a time limit.
+        """Run one step of a download with a time limit.
 
         Args:
-            step: What to await.
+            step: The coroutine function of the step.
             host: The host, for messages.
             seconds: The limit in seconds; None means no limit.
 
         Raises:
             TransportError: The step failed, or exceeded the limit.
             InvalidResponseError: The response is not valid HTTP.
-            SessionClosedError: The session was closed, before or meanwhile.
+            SessionClosedError: The session is closed, or was closed during the call.
 
         """
         limit = TimeLimit(seconds)
@@ -195,10 +187,12 @@ class DownloadClient:
                 if self._closed:
                     limit.cancel()
                 result = await step()
+        except Exception as exc:
+            error: BaseException = self._translate(exc, host)
         except BaseException as exc:
-            error = self._translate(exc, host)
+            error = without_traceback(exc)
         else:
-            # Closing looks like the end of a body that ends with its connection.
+            # If a body ends with its connection, closing the session looks like the end of the body.
             if result or not self._closed:
                 return result
             error = SessionClosedError(_CLOSED)
@@ -207,16 +201,12 @@ class DownloadClient:
         try:
             raise error
         finally:
-            del error  # else the error and this frame keep each other alive until the next garbage collection
+            del error  # breaks the reference cycle of the error and this frame
 
-    def _translate(self, error: BaseException, host: str) -> BaseException:
-        if not isinstance(error, Exception):
-            return without_traceback(error)
+    def _translate(self, error: Exception, host: str) -> QameraError:
         if self._closed:
             return SessionClosedError(_CLOSED)
-        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(
-            error.os_error, _RefusedAddressError
-        ):
+        if isinstance(getattr(error, "os_error", None), _RefusedAddressError):
             return AddressRefusedError(f"{host} has an IP address that is not allowed.", permanent=True)
         return map_aiohttp_exceptions(error, host, self._settings.redact, sent=True)
 
@@ -225,15 +215,10 @@ class DownloadClient:
             raise SessionClosedError(_CLOSED)
         client = self._clients.get(allowed)
         if client is None:
-            client = self._clients[allowed] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    ssl=self._settings.ssl_context or True,
-                    socket_factory=None if allowed is None else _guarded_sockets(allowed),
-                ),
-                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect),
+            client = self._clients[allowed] = self._settings.new_client(
+                self._timeouts,
+                socket_factory=None if allowed is None else _guarded_sockets(allowed),
+                headers={"Accept-Encoding": "identity"},
                 auto_decompress=False,
                 read_bufsize=_BUFFER,
             )
@@ -241,13 +226,13 @@ class DownloadClient:
 
 
 def parse_url(text: str) -> URL:
-    """Return a URL as aiohttp will use it.
+    """Return the URL of a text, without encoding a text that is already encoded.
 
     Raises:
         ValueError: The text is not a URL.
 
     """
-    # A URL that is encoded already must stay as it is to the letter: it may be signed.
+    # Changing the encoding of a signed URL would invalidate its signature.
     return URL(text, encoded=all("!" <= char <= "~" for char in text))
 
 
@@ -260,12 +245,12 @@ def _lower_case(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _guarded_sockets(allowed: Callable[[str], bool]) -> Callable[[Any], socket.socket]:
-    # Every connection is made here with the address that it really goes to. A host name that resolves to
-    # another address the second time can't get around the check, nor can an address in an odd notation.
+    # aiohttp calls this with the resolved address of each connection. So neither DNS rebinding nor an
+    # unusual notation of an address circumvents the check.
     def make(info: Any) -> socket.socket:  # noqa: ANN401 - an item of getaddrinfo
         family, kind, protocol, _, address = info
         if not allowed(str(address[0])):
-            raise _RefusedAddressError("this address is not allowed")
+            raise _RefusedAddressError("The address is not allowed.")
         return socket.socket(family, kind, protocol)
 
     return make

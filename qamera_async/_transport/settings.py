@@ -1,4 +1,4 @@
-"""How a session connects to the API: its key, base URL, headers, proxy and certificates, checked once."""
+"""How a session connects to the API: the key, base URL, headers, proxy and certificates, validated once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import html
 import logging
 import os
 import re
+import socket
 import ssl
 import urllib.request
-from collections.abc import Mapping, Sequence
-from typing import Generic, NoReturn, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import aiohttp
 from yarl import URL
 
+from .._config import Timeouts
 from .._protocol import IDEMPOTENCY_HEADER, KEY_HEADER
 from .._version import __version__
 from ..errors import ConfigurationError, ConnectionFailedError
@@ -26,13 +28,13 @@ DEFAULT_BASE_URL = "https://app.qamera.ai"
 USER_AGENT = f"qamera-async/{__version__} aiohttp/{aiohttp.__version__}"
 
 _KEY_FORM = r"mk_live_[^.]+\..+"
-_MIN_SECRET_LENGTH = 6  # characters; hiding a shorter text would hide half of a message
+_MIN_SECRET_LENGTH = 6  # characters; redacting a shorter text would make messages unreadable
 _LOOPBACK = r"(?ia)localhost|127(\.\d{1,3}){3}|::1|.*\.localhost"
 # A text of this form can't be a key or contain a password, so a message may show it.
 _HARMLESS_URL = r"(?ia)https?://[a-z\d.-]+(:\d+)?/?|[a-z\d.-]+:\d{1,5}/?"
 _HEADER_NAME = r"(?a)[\w!#$%&'*+.^`|~-]+"  # RFC 9110, 5.6.2
-# Headers that belong to the library, to the framing of a message or to one connection. "Expect" would send
-# the headers of a POST before its body, and so before it is known that the POST may leave.
+# Headers that the library, the framing of a message or one connection sets. "Expect" would send the headers
+# of a POST before its body, and so before `before_body` has permitted the POST.
 _RESERVED_HEADER = (
     rf"(?i){KEY_HEADER}|{IDEMPOTENCY_HEADER}|accept|accept-encoding|authorization|connection|expect|host|"
     r"keep-alive|range|te|trailer|transfer-encoding|upgrade|(content|if|proxy)-.*"
@@ -40,10 +42,10 @@ _RESERVED_HEADER = (
 
 
 class Secret(Generic[_T]):
-    """A value that no repr, pickle or traceback with local variables shows.
+    """A value that reprs, pickles and tracebacks with local variables do not show.
 
     Args:
-        value: The value; None where there is none.
+        value: The value; None if there is none.
 
     """
 
@@ -94,7 +96,7 @@ class ConnectionSettings:
         ssl_context: ssl.SSLContext | None = None,
         trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
-        # Tracebacks with local variables must not show a password inside a URL or a token inside a header.
+        # Tracebacks with local variables must not show the password of a URL or the token of a header.
         url, extra = Secret(base_url), Secret(headers)
         base_url = headers = None
         key, key_name = _or_environment(api_key, "api_key", "QAMERA_API_KEY")
@@ -121,7 +123,7 @@ class ConnectionSettings:
         self.trust_env = trust_env
         self.ssl_context = ssl_context
         self.trace_configs = tuple(trace_configs)
-        self._secrets = _secret_pattern(self.api_key.value)
+        self._secret_pattern = _pattern_of_secrets(self.api_key.value)
         if not re.fullmatch(_KEY_FORM, self.api_key.value):
             _log.warning("The API key does not have the form mk_live_<keyId>.<secret>.")
 
@@ -129,8 +131,8 @@ class ConnectionSettings:
         return f"<ConnectionSettings {getattr(self, 'base_url', '(invalid)')}>"
 
     def redact(self, text: str) -> str:
-        """Return a text with ``***`` in place of the API key and of its secret part."""
-        return self._secrets.sub("***", text)
+        """Replace the API key, and its secret part, by ``***`` in a text."""
+        return self._secret_pattern.sub("***", text)
 
     async def proxy_for(self, url: URL) -> str | None:
         """Return the URL of the proxy that a request goes through; None means no proxy.
@@ -146,13 +148,49 @@ class ConnectionSettings:
         """
         if self.proxy.value is not None or not self.trust_env:
             return self.proxy.value
-        # In a thread: some systems resolve host names to find out whether a host is exempt.
+        # In a thread, because some systems resolve the host name to check whether the host needs a proxy.
         proxy = Secret(await asyncio.to_thread(_environment_proxy, url.scheme, url.host or ""))
         if _proxy_problem(proxy.value) is not None:
             raise ConnectionFailedError(
                 f"The environment names an invalid proxy for {url.scheme}:// URLs.", permanent=True
             )
         return proxy.value
+
+    def new_client(
+        self,
+        timeouts: Timeouts,
+        *,
+        force_close: bool = False,
+        socket_factory: Callable[[Any], socket.socket] | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,  # noqa: ANN401 - the arguments of aiohttp.ClientSession
+    ) -> aiohttp.ClientSession:
+        """Return an aiohttp client without cookies and without its own limits.
+
+        Args:
+            timeouts: ``connect`` limits one connection, in seconds.
+            force_close: Whether to close each connection after one request.
+            socket_factory: Makes the socket of each connection; None means aiohttp's default.
+            headers: Headers of each request, which a proxy receives too; None means the user agent only.
+            options: Further arguments of `aiohttp.ClientSession`.
+
+        """
+        connector = aiohttp.TCPConnector(
+            limit=0, ssl=self.ssl_context or True, force_close=force_close, socket_factory=socket_factory
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers={"User-Agent": USER_AGENT, **(headers or {})},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect),
+            **options,
+        )
+
+
+async def close_clients(clients: dict[Any, aiohttp.ClientSession]) -> None:
+    """Close all clients and remove them from the dict."""
+    while clients:
+        await clients.popitem()[1].close()
 
 
 def api_origin(base_url: str | None = None, *, allow_http: bool = False) -> str:
@@ -167,7 +205,7 @@ def api_origin(base_url: str | None = None, *, allow_http: bool = False) -> str:
 
     """
     url = Secret(base_url)
-    base_url = None  # it may hold a password, which a traceback with local variables would show
+    base_url = None  # tracebacks with local variables must not show a password in it
     url, name = _or_environment(url, "base_url", "QAMERA_BASE_URL", DEFAULT_BASE_URL)
     problem = _type_problem(allow_http, "allow_http", bool) or _url_problem(
         url.value, name, allow_http=allow_http
@@ -186,7 +224,7 @@ def _or_environment(
     )
 
 
-def _secret_pattern(api_key: str) -> re.Pattern[str]:
+def _pattern_of_secrets(api_key: str) -> re.Pattern[str]:
     """Return a pattern for the key and, where it is long enough, for its secret part after the first dot."""
     secret = api_key.partition(".")[2]
     hidden = [api_key, secret] if len(secret) >= _MIN_SECRET_LENGTH else [api_key]
@@ -199,7 +237,8 @@ def _escaped(char: str) -> str:
     return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})"
 
 
-# The functions below return a problem instead of raising it, so that no frame of a traceback holds the value.
+# The functions below return an error message and don't raise, so that no traceback contains their frames and
+# with them the value.
 
 
 def _type_problem(value: object, name: str, *types: type) -> str | None:
@@ -226,7 +265,7 @@ def _url_problem(text: object, name: str, *, allow_http: bool) -> str | None:
     got = f", got {text!r}" if re.fullmatch(_HARMLESS_URL, text) else ""
     if not re.match(r"(?i)https?://", text):
         return f"{name} must start with https://{got}."
-    url = _parse(text)
+    url = _parse_url(text)
     if url is None:
         return f"{name} must be https://HOST[:PORT][/PATH]{got}."
     if url.user is not None or url.password is not None or url.query_string or url.fragment:
@@ -255,14 +294,14 @@ def _headers_problem(headers: object) -> str | None:
 
 
 def _proxy_problem(text: object) -> str | None:
-    url = _parse(text) if isinstance(text, str) else None
+    url = _parse_url(text) if isinstance(text, str) else None
     if text is None or (url is not None and url.scheme in {"http", "https"}):
         return None
     return "proxy must be http://[USER:PASSWORD@]HOST[:PORT] or None."
 
 
-def _parse(text: str) -> URL | None:
-    """Return a URL that has a host and a port, else None."""
+def _parse_url(text: str) -> URL | None:
+    """Return a text as a URL; None if it has no host or no valid port."""
     try:
         url = URL(text)
     except ValueError:

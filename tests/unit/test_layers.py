@@ -24,6 +24,7 @@ LAYERS = [
     "download",
     "_jobs",
     "_batch",
+    "_registration",
     "_session",
 ]
 ABOVE_ALL = {"_version", "_boot"}
