@@ -7,9 +7,9 @@ import msgspec
 from _fake import DONE, listing
 from report import Row, Table, figure
 
-from qamera_async import PollPolicy, RateLimiter, StatusRules, Timeouts, protocol
+from qamera_async import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from qamera_async._polling import Poller
-from qamera_async._polling.records import Record
+from qamera_async._protocol import VIDEOS, Response, parse_list
 
 ABOUT = """
 CPU of a poll of 10,000 videos once its body is read, 100 records waited for, over that of msgspec's decode
@@ -18,14 +18,20 @@ before is in ours. msgspec's decode compares nothing, remembers nothing and tell
 """
 
 
-class _Nobody:
-    """A listener whom nothing interests."""
+class _Listener:
+    """A job that ignores all changes."""
 
-    def _changed(self, _):
-        """Take it."""
+    since = 0.0
+    waiters = ()
 
-    def _failed(self, _):
-        """Take it."""
+    def record_changed(self):
+        """Ignore a change."""
+
+    def record_missing(self, record, absent_for):
+        """Ignore a missing record."""
+
+    def polling_failed(self, error):
+        """Ignore a failure."""
 
 
 class _Item(msgspec.Struct):
@@ -85,18 +91,19 @@ async def main(scale):
 
 
 def _poller(first, second, now):
-    """Give a call that takes the second list, after the first has been taken."""
-    # Nothing is sent, so it needs no transport.
-    poller = Poller(None, RateLimiter(), PollPolicy(), Timeouts(), StatusRules(), lambda _: None)
-    poller._needed = lambda _: None
+    """Return a call that processes the second list, after the first was processed."""
+    rules = StatusRules()
+    # Nothing is sent, so the poller needs neither a client nor a limiter.
+    poller = Poller(VIDEOS, None, None, PollPolicy(), Timeouts(), RetryPolicy(), rules, lambda _: None)
+    poller._poll_at = lambda _: None
     for number in range(100):
-        poller.watch(Record(f"vid_{number:06d}", _Nobody(), 0.0), 0.0)
+        poller.watch(poller.track(f"vid_{number:06d}"), _Listener())
 
-    def take(answer):
-        coming = poller._latest.read(answer, now)
-        poller._note(coming.listing)
-        poller._tell(coming, now)
+    def process(response):
+        records = parse_list(response, VIDEOS, rules, poller._latest)
+        poller._note(records)
+        poller._on_list(records, now, 0)
 
-    take(protocol.Answer(200, {}, first))
-    answer = protocol.Answer(200, {}, bytes(bytearray(second)))  # equal, and not the same
-    return lambda: take(answer)
+    process(Response(200, {}, first))
+    response = Response(200, {}, bytes(bytearray(second)))  # an equal body, not the same object
+    return lambda: process(response)

@@ -42,8 +42,8 @@ async def one(seconds, *, forgets):
                 early = resident()
             if passed > seconds:
                 break
-        answer = qamera._poller._latest.answer
-        listed = len(answer.body) / MIB if answer is not None else 0.0
+        (poller,) = qamera._pollers.values()
+        listed = len(poller._latest.response.body) / MIB if poller._latest is not None else 0.0
         return done, resident() - early, listed
 
 
