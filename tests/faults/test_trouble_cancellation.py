@@ -124,15 +124,16 @@ async def updated(job):
     return [video async for video in job.updates()][-1]
 
 
-async def listed(job):
-    return (await job.all_videos())[0]
-
-
 async def awaited(job):
     return await job
 
 
-WAYS = {"await": awaited, "wait": lambda job: job.wait(), "all_videos": listed, "updates": updated}
+WAYS = {
+    "await": awaited,
+    "wait": lambda job: job.wait(),
+    "wait without a limit": lambda job: job.wait(None),
+    "updates": updated,
+}
 
 
 @pytest.mark.case(57)

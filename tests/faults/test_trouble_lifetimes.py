@@ -161,9 +161,9 @@ async def updated(job):
 
 WAITS = {
     "await": lambda session, job, path: job.wait(),
-    "all_videos": lambda session, job, path: job.all_videos(),
     "updates": lambda session, job, path: updated(job),
     "download": lambda session, job, path: session.download(job, path),
+    "download of the job": lambda session, job, path: job.download(path),
 }
 
 
