@@ -18,7 +18,6 @@ from .errors import (
     JobLostError,
     JobTimeoutError,
     QameraError,
-    is_permanent,
     short_repr,
 )
 from .events import Failed, Finished
@@ -399,21 +398,27 @@ class Job(Generic[T]):
     async def _poll_once_more(self) -> None:
         """Wait for one more poll, after the process stood still beyond the deadline of a waiter.
 
-        The job may have ended meanwhile. A poll that fails or takes too long leaves the job as it is.
+        The wait ends earlier where the job does. A poll that fails or takes too long leaves the job as it is.
 
         Raises:
+            JobLostError: A record is missing from the list.
             QameraError: No further poll can succeed.
         """
         job = self._records
         timeouts = job.registry.timeouts
+        ended: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        polled = job.poller.request_list(once=True)
         try:
-            async with asyncio.timeout(timeouts.connect + timeouts.request):
-                await job.poller.next_list(once=True)
-        except TimeoutError:  # a RequestTimeoutError, too
-            pass
-        except QameraError as error:
-            if is_permanent(error):
-                raise
+            job.add_waiter(ended, each_change=False)
+            either: list[asyncio.Future[Any]] = [ended, polled]
+            limit = timeouts.connect + timeouts.request
+            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+        finally:
+            job.remove_waiter(ended)
+            if not polled.cancel():
+                polled.exception()  # a failed poll
 
 
 class JobRegistry:

@@ -12,10 +12,8 @@ import copy
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
-
-import attrs
 
 from .._protocol import RecordList, Response, list_request, parse_error, parse_list
 from .._ratelimit import Priority
@@ -55,13 +53,11 @@ _LONG_BODY = 64 * 1024  # bytes; longer lists are processed in loop iterations o
 _MAX_WARNINGS = 100
 
 
-@attrs.define(eq=False)
-class _ListWaiter:
-    """A task that waits for the first list of a poll with a number above `after`."""
+class _ListWaiter(NamedTuple):
+    """Which list a task waits for."""
 
-    future: asyncio.Future[RecordList]
-    after: int
-    once: bool  # whether it wants the error of a failed poll, too
+    after: int  # the list of a poll with a higher number
+    once: bool  # or the error of that poll
 
 
 class Poller:
@@ -101,7 +97,7 @@ class Poller:
         self._emit = emit
         self._tracked: WeakValueDictionary[str, TrackedRecord] = WeakValueDictionary()
         self._watched: dict[str, TrackedRecord] = {}
-        self._list_waiters: set[_ListWaiter] = set()
+        self._list_waiters: dict[asyncio.Future[RecordList], _ListWaiter] = {}
         self._latest: RecordList | None = None
         self._latest_at = -math.inf  # when the request for it was sent
         self._full_at = -math.inf  # when a list came last that was no 304
@@ -221,16 +217,21 @@ class Poller:
             SessionClosedError: The session is closed, or closes meanwhile.
             QameraError: No further poll can succeed; with `once`, the next poll failed.
         """
+        return await self.request_list(once=once)
+
+    def request_list(self, *, once: bool) -> asyncio.Future[RecordList]:
+        """Return a future for the list that `next_list` waits for; cancelling it withdraws the request."""
         self._check_open()
         loop = asyncio.get_running_loop()
-        waiter = _ListWaiter(loop.create_future(), self.polls, once)
-        self._list_waiters.add(waiter)
+        future: asyncio.Future[RecordList] = loop.create_future()
+        self._list_waiters[future] = _ListWaiter(self.polls, once)
+        future.add_done_callback(self._remove_list_waiter)
         self._poll_at(loop.time())
-        try:
-            return await waiter.future
-        finally:
-            self._list_waiters.discard(waiter)
-            self._stop_if_idle()
+        return future
+
+    def _remove_list_waiter(self, future: asyncio.Future[RecordList]) -> None:
+        self._list_waiters.pop(future, None)
+        self._stop_if_idle()
 
     async def fetch_list(self) -> RecordList:
         """Fetch the list at once, beside the polls. A failure that may pass is retried.
@@ -369,9 +370,9 @@ class Poller:
                 self._busy = False
         except QameraError as error:
             self._ended_at = asyncio.get_running_loop().time()
-            for waiter in self._list_waiters:
-                if waiter.once and waiter.after < self.polls and not waiter.future.done():
-                    waiter.future.set_exception(copy.copy(error))
+            for future, waiter in self._list_waiters.items():
+                if waiter.once and waiter.after < self.polls and not future.done():
+                    future.set_exception(copy.copy(error))
             self._on_failure(error)
 
     async def _exchange(self, slot: Slot, lease: PollLease | None) -> None:
@@ -459,10 +460,11 @@ class Poller:
         self._history_complete = True
         self._on_success(sent_at)
         changed = self._notify(list(self._watched.values()), records, sent_at)
-        for waiter in self._list_waiters:
-            if waiter.after < number and not waiter.future.done():
-                waiter.future.set_result(records)
-        self._list_waiters = {waiter for waiter in self._list_waiters if not waiter.future.done()}
+        for future, waiter in list(self._list_waiters.items()):
+            if waiter.after < number:
+                del self._list_waiters[future]
+                if not future.done():
+                    future.set_result(records)
         self._emit(Polled(len(records), changed, len(self._watched)))
 
     def _on_shared_poll(self, look: Look) -> None:
@@ -543,9 +545,9 @@ class Poller:
         listeners = [each for record in self._watched.values() for each in record.listeners]
         for listener in listeners:
             listener.polling_failed(error)
-        for waiter in self._list_waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(copy.copy(error))
+        for future in self._list_waiters:
+            if not future.done():
+                future.set_exception(copy.copy(error))
 
     def _warn_once(self, key: str, message: str, *args: object) -> None:
         # Limited, because a server may invent a new status for each record.

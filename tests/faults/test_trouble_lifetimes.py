@@ -163,6 +163,7 @@ WAITS = {
     "await": lambda session, job, path: job.wait(),
     "updates": lambda session, job, path: updated(job),
     "download": lambda session, job, path: session.download(job, path),
+    "download of the job": lambda session, job, path: job.download(path),
 }
 
 

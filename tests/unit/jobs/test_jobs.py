@@ -5,6 +5,7 @@ import contextvars
 import gc
 import math
 import time
+import typing
 import weakref
 
 import attrs
@@ -196,8 +197,9 @@ async def test_records_outlive_the_list_that_showed_them(polling):
     await asyncio.wait(tasks[:1])
     await polling.api.respond(response([item("c")]))
 
+    kept = lists() - before
     assert [job.records[0].status for job in (left, missed)] == ["QUEUED", "RUNNING"]
-    assert lists() == before + 1
+    assert kept == 1
     tasks[1].cancel()
 
 
@@ -538,3 +540,26 @@ def test_waiting_works_on_uvloop(monkeypatch):
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(main()) == ["a"] * 3
+
+
+async def test_result_of_the_poll_on_the_wire_is_returned_at_once(polling, still):
+    """A poll was on the wire during the standstill, and its response finishes the job."""
+    task = await polling.waiting(polling.job("a"), timeout=0.05)
+    await polling.api.sent.wait()
+    still()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await polling.api.respond(response([done("a")]))
+
+    assert task.done()
+    assert task.result().id == "a"
+    await asyncio.sleep(0.05)
+    assert len(polling.api.requests) == 1
+
+
+# --- types ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["wait", "download", "refresh", "updates", "done", "__await__"])
+def test_annotations_can_be_resolved_at_run_time(name):
+    assert "return" in typing.get_type_hints(getattr(q.Job, name))

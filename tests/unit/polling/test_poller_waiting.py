@@ -590,3 +590,46 @@ async def test_poller_does_not_run_in_the_context_of_a_waiter(polling):
     await task
 
     assert set(values) == {None}
+
+
+async def test_each_wait_for_a_seen_record_begins_anew():
+    polling = Polling(missing=0.0)
+    job = polling.job("vid_1")
+    task = await polling.waiting(job)
+    for items in ([item("vid_1")], [], []):
+        await polling.api.respond(response(items))
+    task.cancel()
+    await asyncio.wait([task])
+    task = await polling.waiting(job)
+    for _ in range(2):
+        await polling.api.respond(response([]))
+        assert not task.done()
+    await polling.api.respond(response([]))
+
+    with pytest.raises(q.JobLostError):
+        await task
+    await polling.poller.aclose()
+
+
+async def test_304_that_was_not_asked_for_is_an_error(polling):
+    """The first list has no ETag, so the second request is not conditional."""
+    task = await polling.waiting(polling.job("vid_1"))
+    await polling.api.respond(response([item("vid_1")]))
+    await polling.api.respond(response([], status=304))
+
+    with pytest.raises(q.InvalidResponseError):
+        await task
+
+
+async def test_new_waiter_is_notified_by_an_unchanged_list(polling):
+    """The list that the poller knows is too old to answer at once, and the next one is the same."""
+    tagged = {"etag": '"abc"'}
+    first = await polling.waiting(polling.job("vid_1"))
+    await polling.api.respond(response([item("vid_1"), done("vid_2")], headers=tagged))
+    polling.poller._latest_at = -math.inf
+    second = await polling.waiting(polling.job("vid_2"))
+    assert not second.done()
+    await polling.api.respond(response([], status=304, headers=tagged))
+
+    assert (await second).id == "vid_2"
+    first.cancel()
