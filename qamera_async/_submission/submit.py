@@ -77,9 +77,8 @@ class Submitter:
     submissions: int = attrs.field(default=0, init=False)
     """The number of submissions that the server has accepted."""
 
-    @reconciler.default
-    def _make_reconciler(self) -> Reconciler:
-        return Reconciler(self._pollers, self._ledger, self._timeouts, self._claims)
+    def __attrs_post_init__(self) -> None:
+        self.reconciler = Reconciler(self._pollers, self._ledger, self._timeouts, self._claims)
 
     # --- interface --------------------------------------------------------------------------------
 
