@@ -1,6 +1,6 @@
 """Pytest fixtures for code that uses qamera-async: `qamera_sandbox` and `qamera`.
 
-pytest imports this module in every run of an environment, so the package is imported only by a fixture.
+pytest imports this module in every run, so only the fixtures import the package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _async_fixture(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - the t
 
 @_async_fixture
 async def qamera_sandbox() -> AsyncIterator[Sandbox]:
-    """Run a sandbox without a rate limit. Its jobs take 50 ms."""
+    """Run a sandbox without a rate limit, whose jobs take 50 ms."""
     from qamera_async.sandbox import Sandbox  # noqa: PLC0415 - expensive
 
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox:

@@ -21,7 +21,7 @@ _FAILED: Final = frozenset(
     {"FAILED", "FAILURE", "ERROR", "CANCELLED", "CANCELED", "ABORTED", "EXPIRED", "TIMED_OUT"}
 )
 _USUAL_PENDING: Final = frozenset(
-    {
+    (
         "",
         "PENDING",
         "IN_PROGRESS",
@@ -32,7 +32,7 @@ _USUAL_PENDING: Final = frozenset(
         "NEW",
         "STARTED",
         "RUNNING",
-    }
+    )
 )
 
 
@@ -64,7 +64,7 @@ def _doubling(first: float, limit: float) -> Iterator[float]:
     if not first:
         return itertools.repeat(0.0)  # expo() would raise OverflowError after 1,024 delays
     delays = backoff.expo(factor=first, max_value=limit)
-    delays.send(None)  # expo() yields None first
+    delays.send(None)  # the first value of expo() is None
     return map(float, delays)
 
 
@@ -107,7 +107,7 @@ class PollPolicy:
                 )
 
     def outage_delays(self) -> Iterator[float]:
-        """Return the pauses after consecutive failed polls, without end.
+        """Return an endless iterator of the pauses after consecutive failed polls.
 
         Returns:
             2, 4, 8, ... times `interval`, in seconds, at most `max_interval`.
@@ -118,10 +118,10 @@ class PollPolicy:
 
 @attrs.frozen
 class RetryPolicy:
-    """How operations are retried that are safe to repeat. Waiting for the rate limit is not an attempt.
+    """How operations that are safe to repeat are retried. Waiting for the rate limit is not an attempt.
 
     Args:
-        attempts: The number of attempts, the first included.
+        attempts: The number of attempts, including the first.
         base: The wait before the second attempt, in seconds; it doubles with each attempt. 0: no waits.
         max_delay: The longest wait, in seconds.
 
@@ -139,11 +139,11 @@ class RetryPolicy:
     max_delay: float = attrs.field(default=60.0, validator=_seconds())
 
     def delays(self) -> Iterator[float]:
-        """Return the waits between attempts, without end: the caller counts the attempts.
+        """Return an endless iterator of the waits between attempts. The caller counts the attempts.
 
         Returns:
-            1, 2, 4, 8, ... times `base`, each with a random extra of up to half of `base` (the API's advice
-            on a 429), in seconds, at most `max_delay`.
+            1, 2, 4, 8, ... times `base`, each plus a random jitter of up to half of `base` (the API's section
+            "Every request", 429), in seconds, at most `max_delay`.
 
         """
         return map(self._with_jitter, _doubling(self.base, self.max_delay))
@@ -187,9 +187,9 @@ class Timeouts:
 
 
 def _words(name: str, values: Iterable[str]) -> frozenset[str]:
-    came = cast("object", values)
-    usable = isinstance(came, Iterable) and not isinstance(came, str | bytes)
-    words: list[object] = [*values] if usable else [None]
+    given = cast("object", values)
+    iterable = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    words: list[object] = [*values] if iterable else [None]
     if not all(isinstance(word, str) and word.strip() for word in words):
         raise ConfigurationError(
             f"StatusRules.{name} must be a set or list of non-empty words, not {short_repr(values)}."
@@ -233,7 +233,7 @@ class StatusRules:
 
     def __attrs_post_init__(self) -> None:
         if not self.done:
-            raise ConfigurationError("StatusRules.done must have at least one word: no job could be done.")
+            raise ConfigurationError("StatusRules.done must have at least one word, or no job could be done.")
         if both := self.done & self.failed:
             raise ConfigurationError(
                 f"StatusRules.done and .failed must have no word in common, not {', '.join(sorted(both))}."

@@ -1,7 +1,7 @@
-"""Requests, receipts, records and intents: frozen values without names of the wire format.
+"""Requests, receipts, records and intents: frozen values that do not know the wire format.
 
 Requests are validated when they are built, because callers write them. Values from the server are validated
-where the response is decoded.
+by `_protocol`, which decodes the responses.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _JSON_VALUE = "a JSON value (str, int of at most 64 bits, finite float, bool, No
 
 
 def check_text(value: object, name: str, allowed: str = "a non-empty str") -> str:
-    """Return a text that can be sent, as a plain str.
+    """Return a non-blank text as a plain str that can be encoded as UTF-8.
 
     Args:
         value: The value to check.
-        name: The name of the value for the message.
+        name: The name of the parameter, for the message.
         allowed: What is allowed, for the message.
 
     Raises:
@@ -40,7 +40,7 @@ def check_text(value: object, name: str, allowed: str = "a non-empty str") -> st
     """
     if not isinstance(value, str) or not value.strip():
         raise _invalid(name, allowed, value)
-    return _encodable(value, name)
+    return _check_utf8(value, name)
 
 
 def check_record_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,13 +62,13 @@ def _invalid(name: str, allowed: str, value: object) -> errors.InvalidRequestErr
     return errors.InvalidRequestError(f"{name} must be {allowed}, not {errors.short_repr(value)}.")
 
 
-def _plain(text: str | None) -> str | None:
+def _plain_str(text: str | None) -> str | None:
     # A subclass of str, such as a StrEnum, may be formatted differently. The validator checks the type.
-    came = cast("object", text)
-    return str.__str__(came) if isinstance(came, str) else text
+    given = cast("object", text)
+    return str.__str__(given) if isinstance(given, str) else text
 
 
-def _encodable(text: str, name: str) -> str:
+def _check_utf8(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -93,30 +93,30 @@ def _normalized_ref(value: str | None) -> str | None:
 
 
 def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
-    # A str is an iterable of str too, a set has no order, and a generator may be endless.
-    came = cast("object", values)
-    wrong_type = isinstance(came, str | bytes | bytearray | Mapping | AbstractSet)
-    usable = isinstance(came, Iterable) and not wrong_type
-    ids = list(itertools.islice(values, MAX_REEL_IMAGES + 1)) if usable else []
+    # A str is an iterable of str, a set has no order, and a generator may be endless.
+    given = cast("object", values)
+    wrong_type = isinstance(given, str | bytes | bytearray | Mapping | AbstractSet)
+    iterable = isinstance(given, Iterable) and not wrong_type
+    ids = list(itertools.islice(values, MAX_REEL_IMAGES + 1)) if iterable else []
     if not 1 <= len(ids) <= MAX_REEL_IMAGES:
         raise _invalid("image_ids", f"a list of 1 to {MAX_REEL_IMAGES} image ids", ids or values)
     return tuple([check_text(image_id, f"image_ids[{index}]") for index, image_id in enumerate(ids)])
 
 
-def _copied_extra_body(value: Mapping[str, Any] | None) -> dict[str, Any]:
+def _copied_body(value: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(cast("object", value), Mapping | None):
         raise _invalid("extra_body", "a mapping of names to JSON values", value)
     return cast("dict[str, Any]", _copied_json(value or {}, "extra_body", 0))
 
 
 def _copied_json(value: object, path: str, depth: int) -> object:
-    if depth > _MAX_JSON_DEPTH:  # also the end of a value that contains itself
+    if depth > _MAX_JSON_DEPTH:  # also stops at a value that contains itself
         raise errors.InvalidRequestError(f"extra_body must be nested at most {_MAX_JSON_DEPTH} deep.")
     match value:
         case None | bool():
             return value
         case str():
-            return _encodable(value, path)
+            return _check_utf8(value, path)
         case int() if value.bit_length() <= _MAX_JSON_INT_BITS:
             return int(value)
         case float() if math.isfinite(value):
@@ -137,7 +137,7 @@ def _copied_json(value: object, path: str, depth: int) -> object:
 def _json_name(key: object, path: str) -> str:
     if not isinstance(key, str):
         raise errors.InvalidRequestError(f"{path} must have str names, not {errors.short_repr(key)}.")
-    return _encodable(key, f"a name in {path}")
+    return _check_utf8(key, f"a name in {path}")
 
 
 @attrs.frozen
@@ -162,14 +162,12 @@ class VideoRequest:
 
     """
 
-    image_id: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
-    generated_image_id: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
-    suggestion: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
-    provider: str | None = attrs.field(default=None, converter=_plain, validator=_optional_text)
+    image_id: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
+    generated_image_id: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
+    suggestion: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
+    provider: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
     ref: str | None = attrs.field(default=None, converter=_normalized_ref)
-    extra_body: Mapping[str, Any] = attrs.field(
-        factory=dict[str, Any], converter=_copied_extra_body, hash=False
-    )
+    extra_body: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_copied_body, hash=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.image_id is None) is (self.generated_image_id is None):
@@ -199,9 +197,7 @@ class ReelRequest:
 
     image_ids: tuple[str, ...] = attrs.field(converter=_checked_image_ids)
     ref: str | None = attrs.field(default=None, converter=_normalized_ref)
-    extra_body: Mapping[str, Any] = attrs.field(
-        factory=dict[str, Any], converter=_copied_extra_body, hash=False
-    )
+    extra_body: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_copied_body, hash=False)
 
 
 Request: TypeAlias = VideoRequest | ReelRequest
@@ -231,7 +227,7 @@ class Receipt:
 
 
 class JobState(enum.Enum):
-    """The meaning of a status, whatever word the server uses."""
+    """The meaning of a status word of the server."""
 
     PENDING = "pending"
     DONE = "done"
@@ -244,13 +240,13 @@ class Video:
 
     Args:
         id: The record id.
-        status: The server's word for its state.
-        state: The meaning of that word by the session's `StatusRules`.
-        name: Its name in the Qamera app; None if the list has none.
-        thumbnail: The URL of its thumbnail; None if there is none yet.
+        status: The status word of the server.
+        state: The meaning of the status by the session's `StatusRules`.
+        name: The name in the Qamera app; None if the list has none.
+        thumbnail: The URL of the thumbnail; None if there is none yet.
         video_url: The URL of the video file; None if there is none yet.
-        voting: The vote of the app's users; None if there is none.
-        created_at: An aware datetime in UTC; None if the list has none.
+        voting: The vote of the users of the Qamera app; None if there is none.
+        created_at: When the record was created, an aware datetime in UTC; None if the list does not say.
 
     """
 
@@ -270,7 +266,7 @@ Record: TypeAlias = Video
 
 @attrs.frozen
 class Intent:
-    """The note that a submission is about to be made.
+    """The durable note that a submission is about to be made.
 
     Args:
         id: The library's id of the intent, a UUID.

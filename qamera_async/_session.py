@@ -705,7 +705,7 @@ class QameraSession:
         found: dict[str, tuple[Record, ...]] = {}
         try:
             async with asyncio.timeout(self._timeouts.reconcile):
-                found = await self._submitter.reconciler.look_back(rows)
+                found = await self._submitter.reconciler.find_candidates(rows)
         except (TimeoutError, QameraError) as error:
             _log.info("Could not list the candidates of ambiguous submissions: %s", str(error) or "timeout")
         for row in rows:

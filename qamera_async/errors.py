@@ -42,6 +42,7 @@ what happened and what to do.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeGuard, TypeVar, dataclass_transform
 
@@ -62,11 +63,11 @@ def short_repr(value: object) -> str:
     """Return the repr of a value for a message, cut to 60 characters.
 
     Args:
-        value: Any value. A repr that raises is replaced by the name of the type.
+        value: Any value. If its repr raises, the result names the type of the value.
 
     """
     if isinstance(value, str | bytes) and len(value) > _REPR_LENGTH:
-        value = value[: _REPR_LENGTH + 1]  # avoids the repr of a whole file
+        value = value[: _REPR_LENGTH + 1]  # avoids the repr of a long text
     try:
         text = repr(value)
     except Exception:
@@ -81,28 +82,23 @@ def join_ids(ids: Iterable[str]) -> str:
         ids: Record ids, the most important first. An id is cut after 200 characters.
 
     """
-    every = list(ids)
-    text = ", ".join(
-        [i if len(i) <= _MAX_ID_LENGTH else f"{i[:_MAX_ID_LENGTH]}..." for i in every[:_MAX_IDS]]
-    )
-    return text if len(every) <= _MAX_IDS else f"{text} and {len(every) - _MAX_IDS} more"
+    all_ids = list(ids)
+    shown = [i if len(i) <= _MAX_ID_LENGTH else f"{i[:_MAX_ID_LENGTH]}..." for i in all_ids[:_MAX_IDS]]
+    return ", ".join(shown) + (f" and {len(all_ids) - _MAX_IDS} more" if len(all_ids) > _MAX_IDS else "")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is an int or a float, but no bool, NaN, or int beyond any float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
+    """Return whether a value is an int or a float, except bool, NaN, and ints beyond the range of float."""
+    if isinstance(value, float):
         return not math.isnan(value)
-    except OverflowError:
-        return False
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def without_traceback(error: _E) -> _E:
     """Remove the traceback, cause and context of an error, and return the error.
 
-    Frames and causes can hold the API key in their local variables. Assign the result in the except clause
-    and raise it after the clause; raising inside the clause would set the context again.
+    The frames of tracebacks and causes can have the API key in their local variables. Assign the result in
+    the except clause and raise it after the clause, because raising it inside the clause sets its context.
 
     Args:
         error: The error to raise later.
@@ -116,12 +112,12 @@ def is_permanent(error: QameraError) -> bool:
     """Return whether the same request would get the same error again.
 
     Args:
-        error: What a request raised.
+        error: The error of a request.
 
     """
     if isinstance(error, ApiError):
-        proxy_refuses = error.status == _PROXY_AUTHENTICATION_REQUIRED
-        return proxy_refuses or (error.status in {400, 401, 403, 404} and not error.foreign)
+        proxy_refused = error.status == _PROXY_AUTHENTICATION_REQUIRED
+        return proxy_refused or (error.status in {400, 401, 403, 404} and not error.foreign)
     if isinstance(error, InvalidResponseError):
         return error.status is not None and 300 <= error.status < 400  # noqa: PLR2004 - redirects
     return isinstance(error, SessionClosedError) or (isinstance(error, TransportError) and error.permanent)
@@ -129,12 +125,12 @@ def is_permanent(error: QameraError) -> bool:
 
 @dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(attrs.field,))
 def _error(cls: type[_C]) -> type[_C]:
-    # Errors compare by identity. auto_exc=False keeps the evidence out of `args`, and so out of repr().
+    # Errors compare by identity. auto_exc=False keeps the attributes out of `args`, and so out of repr().
     return attrs.define(cls, kw_only=True, slots=False, eq=False, repr=False, auto_exc=False)
 
 
 def _restore(cls: type[QameraError], args: tuple[Any, ...]) -> QameraError:
-    # Not cls(*args): the evidence is keyword-only and comes back with the state.
+    # Not cls(*args), because most attributes are keyword-only. Unpickling restores them from the state.
     error = cls.__new__(cls)
     error.args = args
     return error
@@ -158,13 +154,13 @@ class QameraError(Exception):
 
     @property
     def summary(self) -> str:
-        """What happened, with its details and without advice."""
+        """What happened, with details and without the hint."""
         details = [detail for detail in self._details() if detail]
         return f"{self.message.removesuffix('.')} ({'; '.join(details)})" if details else self.message
 
     @property
     def hint(self) -> str:
-        """What to do about the error; empty where the message says it."""
+        """What to do about the error; empty if the message says it."""
         return self._hint
 
     def __str__(self) -> str:
@@ -174,7 +170,7 @@ class QameraError(Exception):
         return _restore, (type(self), self.args), self.__dict__.copy()
 
     def _details(self) -> list[str]:
-        # Evidence for the summary. Empty texts are left out.
+        # Details for the summary. Empty texts are left out.
         return []
 
 
@@ -198,7 +194,7 @@ class TransportError(QameraError):
 
     Args:
         message: What happened.
-        sent: False where provably no byte of the request body was sent; True where bytes may have been sent.
+        sent: False if provably no byte of the request body was sent; True if a byte may have been sent.
 
     """
 
@@ -215,7 +211,7 @@ class ConnectionFailedError(TransportError):
 
     Args:
         message: What happened.
-        permanent: True where another attempt would fail in the same way, as with an invalid certificate.
+        permanent: True if another attempt would fail in the same way, for example an invalid certificate.
 
     """
 
@@ -244,12 +240,12 @@ class ApiError(QameraError):
         message: The server's text.
         status: The HTTP status.
         correlation_id: The server's id of the exchange, for its support; None if the response has none.
-        retry_after: How long the server asks to wait, in seconds; None if it does not say.
-        foreign: True where the body does not have the API's shape, so that a proxy may have answered.
+        retry_after: How long the server asks to wait, in seconds; None if the response does not say.
+        foreign: True if the body does not have the API's shape, so that a proxy may have answered.
 
     """
 
-    _hint = "The server says no more than this; its support can look up the correlation id."
+    _hint = "The support of the Qamera app can look up the correlation id."
 
     status: int
     correlation_id: str | None = None
@@ -325,7 +321,7 @@ class RateLimitError(ApiError):
 class ServerError(ApiError):
     """5xx: the server, or a proxy before it, failed."""
 
-    _hint = "Try again later. If it fails again, tell the support the correlation id."
+    _hint = "Try again later. If it fails again, give the correlation id to the support."
 
 
 @_error
@@ -342,7 +338,7 @@ class InvalidResponseError(QameraError):
 
     """
 
-    _hint = "Check that the base URL is the API's and that no proxy answers for it, or update this package."
+    _hint = "Check the base URL and whether a proxy answers instead of the API, or update this package."
 
     status: int | None = None
     expected: str = ""
@@ -352,12 +348,16 @@ class InvalidResponseError(QameraError):
 
     @property
     def summary(self) -> str:
-        """What is wrong, the status, what was expected, what came, and the correlation id."""
+        """What is wrong, with the status, the expected content, the excerpt and the correlation id."""
         return super().summary + _correlation(self.correlation_id)
 
     def _details(self) -> list[str]:
         expected, excerpt = self.expected, self.excerpt
-        return [_text("HTTP {}", self.status), _text("expected {}", expected), _text("got {!r}", excerpt)]
+        return [
+            _detail("HTTP {}", self.status),
+            _detail("expected {}", expected),
+            _detail("got {!r}", excerpt),
+        ]
 
 
 @_error
@@ -368,10 +368,10 @@ class AmbiguousSubmissionError(QameraError):
         message: What happened.
         intent: The intent of the submission, with its id, its request and the time of sending.
         candidates: Records that may belong to the submission. An empty tuple proves nothing.
-        cause: What the exchange raised; None if unknown.
-        may_share_candidates: True where other ambiguous submissions may have the same candidates.
+        cause: The error of the exchange; None if unknown.
+        may_share_candidates: True if other ambiguous submissions may have the same candidates.
         record_ids: The record ids that could be read from an incomplete receipt.
-        looked_up: False where no list was fetched since the submission, so `candidates` is empty for now.
+        looked_up: False if no list was fetched since the submission, so that `candidates` is empty for now.
 
     """
 
@@ -396,11 +396,11 @@ class AmbiguousSubmissionError(QameraError):
     def _details(self) -> list[str]:
         shared = "other ambiguous submissions may have the same candidates"
         return [
-            _text("ref {!r}", self.request.ref),
-            _text("its receipt names {}", join_ids(self.record_ids)),
+            _detail("ref {!r}", self.request.ref),
+            _detail("its receipt names {}", join_ids(self.record_ids)),
             self._describe_candidates(),
             shared if self.may_share_candidates and self.candidates else "",
-            _text("cause: {}", self.cause),
+            _detail("cause: {}", self.cause),
         ]
 
     def _describe_candidates(self) -> str:
@@ -468,9 +468,9 @@ class JobTimeoutError(JobError, TimeoutError):
 
     def _details(self) -> list[str]:
         return [
-            _text("last status {}", self.status and short_repr(self.status)) or "never listed",
-            _text("last list {:.0f} s old", self.list_age) or "no list was received",
-            _text("last error: {}", self.last_error),
+            _detail("last status {}", self.status and short_repr(self.status)) or "never listed",
+            _detail("last list {:.0f} s old", self.list_age) or "no list was received",
+            _detail("last error: {}", self.last_error),
         ]
 
 
@@ -496,7 +496,7 @@ class JobLostError(JobError):
 
 
 class BatchStoppedError(QameraError):
-    """A batch stopped before its last request. The jobs that it had submitted were handed out before."""
+    """A batch stopped before its last request. The outcomes of all submitted requests were yielded before."""
 
 
 @_error
@@ -506,9 +506,9 @@ class CreditLimitError(BatchStoppedError):
     Args:
         message: What happened.
         max_credits: The limit, in credits.
-        spent: What the batch has spent so far, in credits, including jobs that failed later.
+        spent: The credits that the batch has reserved so far, including those of failed jobs.
         price: The price of the next request, in credits; None if unknown.
-        cause: The ambiguous submission because of which the price is unknown; None if there is none.
+        cause: The error of the ambiguous submission that made the price unknown; None if there is none.
 
     """
 
@@ -530,12 +530,12 @@ class CreditLimitError(BatchStoppedError):
         return f"Run the remaining requests again with a higher max_credits{or_without}."
 
     def _details(self) -> list[str]:
-        return [_text("cause: {}", self.cause)]
+        return [_detail("cause: {}", self.cause)]
 
 
 @_error
 class AmbiguityLimitError(BatchStoppedError):
-    """Too many submissions in a row were ambiguous, so the server is probably failing.
+    """Five submissions in a row were ambiguous, so the server is probably failing.
 
     Args:
         message: What happened.
@@ -551,7 +551,7 @@ class AmbiguityLimitError(BatchStoppedError):
     errors: tuple[AmbiguousSubmissionError, ...]
 
     def _details(self) -> list[str]:
-        return [_text("the last: {}", self.errors[-1])] if self.errors else []
+        return [_detail("the last: {}", self.errors[-1])] if self.errors else []
 
 
 @_error
@@ -560,14 +560,14 @@ class DownloadError(QameraError):
 
     Args:
         message: What happened.
-        record_id: The record whose result it is; None where there is no record yet.
-        path: The target file; None where the bytes are not written to a file.
-        status: The HTTP status of the host of the file; None if there was none, or it was good.
-        host: The host of the file; None if it is not known yet.
+        record_id: The record of the result; None if there is no record yet.
+        path: The target file; None if the result is streamed.
+        status: The HTTP error status of the host of the file; None if there was no error status.
+        host: The host of the file; None if unknown.
 
     """
 
-    _hint = "Download it again: that costs no credits, and continues a partial file where possible."
+    _hint = "Download the result again: this costs no credits, and resumes a partial file if possible."
 
     record_id: str | None = None
     path: str | None = None
@@ -575,14 +575,18 @@ class DownloadError(QameraError):
     host: str | None = None
 
     def _details(self) -> list[str]:
-        where = [_text("record {}", self.record_id), _text("to {}", self.path), _text("from {}", self.host)]
-        return [*where, _text("HTTP {}", self.status)]
+        where = [
+            _detail("record {}", self.record_id),
+            _detail("to {}", self.path),
+            _detail("from {}", self.host),
+        ]
+        return [*where, _detail("HTTP {}", self.status)]
 
 
 class TargetExistsError(DownloadError, FileExistsError):
     """The target file exists, and was not changed. The arguments are those of `DownloadError`."""
 
-    _hint = "Choose another name, or replace the file with overwrite=True."
+    _hint = "Choose another path, or replace the file with overwrite=True."
 
 
 @_error
@@ -598,15 +602,15 @@ class LedgerError(QameraError):
     path: str | None = None
 
     def _details(self) -> list[str]:
-        return [_text("ledger {}", self.path)]
+        return [_detail("ledger {}", self.path)]
 
 
 class LedgerCorruptError(LedgerError):
     """The file is damaged, truncated, or not a ledger. It was not changed."""
 
     _hint = (
-        "Restore it from a backup, with its -wal file. Without a backup, look in the Qamera app for what was "
-        "submitted, then start a new ledger under another name."
+        "Restore the file from a backup, with its -wal file. Without a backup, look in the Qamera app for "
+        "submitted records, then start a new ledger under another name."
     )
 
 
@@ -632,15 +636,15 @@ class LedgerVersionError(LedgerError):
 class LedgerUnavailableError(LedgerError):
     """The ledger can't be read or written now.
 
-    Causes are a full disk, a read-only file, a lock of another process, a database that is down or denies
-    access, or a ledger that was moved.
+    Possible causes are a full disk, a read-only file, a lock of another process, an unreachable database,
+    denied access, or a ledger that was moved.
 
     Args:
         message: What happened.
         path: The file or the redacted URL of the ledger; None if unknown.
-        intent: The intent that could not be stored; None if the error concerns none.
-        receipt: A receipt that arrived and could not be stored; None if there is none.
-        fix: What to do about the cause, an imperative without a full stop; None if unknown.
+        intent: The intent that could not be stored; None if the error concerns no intent.
+        receipt: The receipt that arrived and could not be stored; None if there is none.
+        fix: How to fix the cause, an imperative without a full stop; None if unknown.
 
     """
 
@@ -655,13 +659,13 @@ class LedgerUnavailableError(LedgerError):
         if self.receipt is None:
             return f"Nothing was submitted. {fix}, then try again."
         return (
-            f"Keep the record ids, since the ledger will report this submission as ambiguous. {fix}, "
+            f"Note the record ids: the ledger will report this submission as ambiguous. {fix}, "
             "then resolve it with session.adopt(error, *error.receipt.record_ids)."
         )
 
     def _details(self) -> list[str]:
         record_ids = () if self.receipt is None else self.receipt.record_ids
-        return [*super()._details(), _text("submitted: records {}", join_ids(record_ids))]
+        return [*super()._details(), _detail("submitted: records {}", join_ids(record_ids))]
 
 
 @_error
@@ -694,8 +698,8 @@ def _created(record: Record) -> float:
     return -math.inf if record.created_at is None else record.created_at.timestamp()
 
 
-def _text(template: str, value: object) -> str:
-    # Empty where there is no value. Of an error, the summary without the hint.
+def _detail(template: str, value: object) -> str:
+    # Returns an empty text for no value. An error is formatted without its hint.
     if isinstance(value, QameraError):
         value = f"{type(value).__name__}: {value.summary}"
     return "" if value in (None, "") else template.format(value)
@@ -706,7 +710,7 @@ def _correlation(correlation_id: str | None) -> str:
 
 
 def _join_sentences(*parts: str) -> str:
-    # The texts of servers end with a full stop or not.
+    # Only some of the server's texts end with a full stop.
     present = [part.rstrip() for part in parts if part.strip()]
     ended = [part if part.endswith((".", "!", "?", "]")) else f"{part}." for part in present[:-1]]
     return " ".join([*ended, *present[-1:]])

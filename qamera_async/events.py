@@ -71,7 +71,7 @@ class Failed:
 
     Args:
         record_ids: All records of the job.
-        error: The error that its waiters get.
+        error: The error that the waiters of the job get.
 
     """
 
@@ -108,7 +108,7 @@ class Retrying:
     """An attempt failed and will be repeated.
 
     Args:
-        what: The operation.
+        what: The name of the operation, such as "register" or "list_videos".
         attempt: The number of the failed attempt, from 1.
         delay: The wait before the next attempt, in seconds.
         error: The error of the failed attempt.
@@ -128,7 +128,7 @@ class Polled:
     Args:
         records: The number of records in the list.
         changed: The number of watched records that have changed.
-        waiting: The number of watched records.
+        waiting: The number of watched records, each of a job with a waiter.
 
     """
 
@@ -159,11 +159,11 @@ Event: TypeAlias = (
 """Any event."""
 
 Emit: TypeAlias = Callable[[Event], None]
-"""A function that passes an event to `on_event` and never raises what `on_event` raises."""
+"""A function that passes an event to `on_event` and logs the exceptions of `on_event`."""
 
 
 def event_emitter(on_event: Callable[[Event], object] | None) -> Emit:
-    """Return a function that passes events to `on_event` and logs what `on_event` raises.
+    """Return a function that passes events to `on_event` and logs its exceptions.
 
     Any exception is logged and ignored, `asyncio.CancelledError` included. Only `KeyboardInterrupt` and
     `SystemExit` propagate.

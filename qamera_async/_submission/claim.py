@@ -18,27 +18,21 @@ class Claim:
     """The right to send one request once, and the state of its submission.
 
     Attributes:
-        intent: What is stored in the ledger before the request is sent.
+        intent: The note that the ledger stores before the request is sent.
         kind: The kind of the request, from the table of kinds.
-        earlier: The row of an earlier submission that stands for this request; None where there is none.
+        http_request: The POST.
+        earlier: The ledger's row of an earlier submission of the same request; None if there is none.
+        attempt: The state of the POST.
+        task: The task of the present or last step; None before the first.
+        send_called: Whether `Submitter.send` was called.
+        caller_gone: Whether the caller was cancelled, so that the result goes to the log.
+        withdrawn: Whether the request is not to be sent again if it provably was not sent.
+        may_share_candidates: Whether another submission was ambiguous at the same time.
+        list_number: The number of the last list before the request was sent; 0 if there was none.
+        sent_at: When the last commit of "sending" began, by `suspension_clock`; 0 before.
+        ended_at: When the response arrived or was lost, by `suspension_clock`; 0 before.
 
     """
-
-    __slots__ = (
-        "attempt",
-        "earlier",
-        "ended_at",
-        "http_request",
-        "intent",
-        "kind",
-        "list_number",
-        "may_share_candidates",
-        "orphaned",
-        "send_called",
-        "sent_at",
-        "task",
-        "withdrawn",
-    )
 
     def __init__(self, request: Request) -> None:
         self.kind = kind_of(request)
@@ -46,15 +40,10 @@ class Claim:
         self.http_request = encode_request(request, self.intent.id)
         self.earlier: Row | None = None
         self.attempt = Attempt()
-        self.task: asyncio.Task[Any] | None = None  # the step that runs now, or ran last
-        self.send_called = False
-        self.orphaned = False  # its caller was cancelled: the result goes to the log
-        self.withdrawn = False  # not to be sent again if it provably did not leave
-        self.may_share_candidates = False  # another submission was ambiguous at the same time
-        self.list_number = 0  # the last list before it was sent; 0: none
-        # By `suspension_clock`; 0: not yet.
-        self.sent_at = 0.0  # when the last commit of "sending" began
-        self.ended_at = 0.0  # when the answer arrived, or was lost
+        self.task: asyncio.Task[Any] | None = None
+        self.send_called = self.caller_gone = self.withdrawn = self.may_share_candidates = False
+        self.list_number = 0
+        self.sent_at = self.ended_at = 0.0
 
     @property
     def intent_id(self) -> str:
@@ -68,7 +57,7 @@ class Claim:
 
 
 def suspension_clock() -> float:
-    """Return the seconds of a monotonic clock that goes on while the machine is suspended."""
+    """Return the seconds of a monotonic clock that also counts the time while the machine is suspended."""
     # That is CLOCK_BOOTTIME on Linux, CLOCK_MONOTONIC on macOS, and time.monotonic on Windows.
     clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     return time.monotonic() if clock is None else time.clock_gettime(clock)

@@ -39,12 +39,13 @@ _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
 
 LEASE = 60.0
-"""Seconds without a sign of life after which other processes may treat a process as dead."""
+"""Seconds without a heartbeat after which other processes may treat a process as dead."""
 
 _TOO_MANY_REQUESTS = 429
-_CUT_OFF_PAUSE = 1.0  # seconds between cancellations of a submission that `Submitter.aclose` cuts off
+_CANCEL_INTERVAL = 1.0  # seconds between repeated cancellations in `Submitter.aclose`
 
 
+@attrs.define(eq=False)
 class Submitter:
     """Send the submissions of a session, each in a task that outlives its caller.
 
@@ -54,46 +55,32 @@ class Submitter:
         pollers: The poller of each list, by the path of the list.
         ledger: Stores intents and receipts.
         timeouts: ``reconcile`` and ``close`` apply here.
-        retry_policy: How submissions that provably did not leave are retried.
-        emit: Is called with `Submitted`, `Ambiguous`, `RateLimitWait` and `Retrying`.
-        lease: Seconds without a sign of life after which other processes may treat this process as dead. The
+        retry_policy: How submissions that provably were not sent are retried.
+        emit: Called with `Submitted`, `Ambiguous`, `RateLimitWait` and `Retrying`.
+        lease: Seconds without a heartbeat after which other processes may treat this process as dead. The
             first byte of a submission leaves only while the commit of "sending" is younger than half the
             lease. Tests pass a short lease.
 
     """
 
-    def __init__(
-        self,
-        api: ApiClient,
-        limiter: SessionLimiter,
-        pollers: Mapping[str, Poller],
-        ledger: NoLedger,
-        timeouts: Timeouts,
-        retry_policy: RetryPolicy,
-        emit: Emit,
-        *,
-        lease: float = LEASE,
-    ) -> None:
-        self._api = api
-        self._limiter = limiter
-        self._pollers = pollers
-        self._ledger = ledger
-        self._timeouts = timeouts
-        self._retry_policy = retry_policy
-        self._emit = emit
-        self._lease = lease
-        self._claims: set[Claim] = set()  # claimed, and without a result yet
-        self._closing = False
-        self.reconciler = Reconciler(pollers, ledger, timeouts, self._claims)
-        self.submissions = 0
-        """How many submissions the server has accepted."""
+    _api: ApiClient
+    _limiter: SessionLimiter
+    _pollers: Mapping[str, Poller]
+    _ledger: NoLedger
+    _timeouts: Timeouts
+    _retry_policy: RetryPolicy
+    _emit: Emit
+    _lease: float = attrs.field(default=LEASE, kw_only=True)
+    _claims: set[Claim] = attrs.field(factory=set[Claim], init=False)  # those without a result
+    _closing: bool = attrs.field(default=False, init=False)
+    reconciler: Reconciler = attrs.field(init=False)
+    submissions: int = attrs.field(default=0, init=False)
+    """The number of submissions that the server has accepted."""
 
-    @property
-    def in_flight(self) -> int:
-        """How many POSTs are being sent or wait for their answer."""
-        return sum(claim.attempt.in_flight for claim in self._claims)
+    def __attrs_post_init__(self) -> None:
+        self.reconciler = Reconciler(self._pollers, self._ledger, self._timeouts, self._claims)
 
-    # --- what callers ask for ---------------------------------------------------------------------
+    # --- interface --------------------------------------------------------------------------------
 
     async def claim(self, request: Request, *, retry_failed: bool = False) -> Claim:
         """Claim a request in the ledger, so that no other process submits it too.
@@ -102,17 +89,17 @@ class Submitter:
 
         Args:
             request: The request.
-            retry_failed: Claim a request again that the ledger has as failed.
+            retry_failed: Claim a request again that failed according to the ledger.
 
         Returns:
-            The claim, to be sent or withdrawn. If its ``earlier`` is set, nothing is left to do with it.
+            The claim. Send or withdraw it, unless its ``earlier`` is set.
 
         Raises:
-            InvalidRequestError: The request can't be sent.
+            InvalidRequestError: The request is invalid.
             AmbiguousSubmissionError: An earlier submission of it is ambiguous.
             RefConflictError: The ledger has another request with the same ref.
-            LedgerError: The ledger can't be used.
-            SessionClosedError: The session is closed, or was closed meanwhile.
+            LedgerError: The ledger can't be read or written.
+            SessionClosedError: The session is closed, or was closed during the call.
 
         """
         claim = Claim(request)
@@ -123,11 +110,11 @@ class Submitter:
         return claim
 
     async def send(self, claim: Claim) -> Receipt:
-        """Send a claimed request and return its receipt; to be called once for each claim.
+        """Send a claimed request and return its receipt. Call it once for each claim.
 
-        Cancelling the caller before the request has a connection withdraws the request. Afterwards the
-        submission runs to its answer: the receipt is stored in the ledger, emitted as `Submitted` and logged
-        as a warning.
+        Cancelling the caller before the request has a connection withdraws the request. After that, the
+        submission continues until its response. The receipt is then stored in the ledger, emitted as
+        `Submitted` and logged as a warning.
 
         Raises:
             AmbiguousSubmissionError: The server may or may not have accepted the submission.
@@ -148,8 +135,8 @@ class Submitter:
     def withdraw(self, claim: Claim) -> None:
         """Give up a claim; idempotent.
 
-        Then `send` raises `asyncio.CancelledError`, unless the request has a connection. Such a submission
-        runs to its answer; if the request turns out not to have left, it is not sent again.
+        `send` then raises `asyncio.CancelledError`, unless the request has a connection. A request with a
+        connection continues until its response. If it provably was not sent, it is not retried.
         """
         claim.withdrawn = True
         if claim.task is None or claim.task.done():
@@ -160,20 +147,20 @@ class Submitter:
     async def aclose(self) -> None:
         """Withdraw the submissions that have no connection, and wait for the others; idempotent.
 
-        A submission without an answer after ``Timeouts.close`` seconds is cut off: it is ambiguous.
+        A submission without a response after ``Timeouts.close`` seconds is cancelled and becomes ambiguous.
         """
         self._closing = True
         self.reconciler.stop()
         for claim in list(self._claims):
             self.withdraw(claim)
         running = {claim.task for claim in self._claims if claim.task is not None}
-        patience = self._timeouts.close
+        timeout = self._timeouts.close
         while running:
-            _, running = await asyncio.wait(running, timeout=patience)
+            _, running = await asyncio.wait(running, timeout=timeout)
             for task in running:
                 task.cancel()
-            # If the ledger hangs too, each of its operations needs a cancellation of its own.
-            patience = _CUT_OFF_PAUSE
+            # If the ledger does not respond either, each of its operations must be cancelled.
+            timeout = _CANCEL_INTERVAL
 
     # --- tasks ------------------------------------------------------------------------------------
 
@@ -186,7 +173,7 @@ class Submitter:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            claim.orphaned = True
+            claim.caller_gone = True
             if task.done():
                 self._on_step_done(claim, task)
             self.withdraw(claim)
@@ -197,27 +184,27 @@ class Submitter:
         return result
 
     def _on_step_done(self, claim: Claim, task: asyncio.Task[Any]) -> None:
-        """Release a claim whose caller is gone, and log a result whose caller is gone; idempotent."""
+        """Release the claim, or log the result, of a step whose caller was cancelled; idempotent."""
         if task.cancelled():
             # A task that is cancelled before its first step runs none of its code.
             self._end(claim, unsent=True)
-        elif claim.orphaned:
-            claim.orphaned = False
+        elif claim.caller_gone:
+            claim.caller_gone = False
             if (error := task.exception()) is not None:
-                _log.warning("A submission that was cancelled or cut off ended with: %s", error)
+                _log.warning(
+                    "A submission failed after its caller was cancelled or the session was closed: %s", error
+                )
             elif isinstance(receipt := task.result(), Receipt):
                 _log.warning(
                     "A submission was accepted after its caller was cancelled: %s",
-                    _described(claim, receipt),
+                    _describe(claim, receipt),
                 )
             else:
                 self._end(claim, unsent=True)
 
     def _withdrawn_error(self) -> BaseException:
         if self._closing:
-            return SessionClosedError(
-                "The session was closed before the request was sent; nothing was submitted."
-            )
+            return SessionClosedError("The session was closed before the request was sent.")
         return asyncio.CancelledError("The claim was withdrawn before the request was sent.")
 
     def _end(self, claim: Claim, *, unsent: bool) -> None:
@@ -240,23 +227,23 @@ class Submitter:
             self._end(claim, unsent=False)
 
     async def _submit(self, claim: Claim) -> Receipt:
-        answered = False
+        responded = False
         try:
             response = await retry(
                 "register", partial(self._send, claim), self._retry_policy, self._emit, _is_unsent
             )
-            answered = True
+            responded = True
             return await self._record(claim, response)
         finally:
-            self._end(claim, unsent=not (answered or claim.attempt.body_sent))
+            self._end(claim, unsent=not (responded or claim.attempt.body_sent))
 
     async def _send(self, claim: Claim) -> Response:
-        """Send the request; again only after a 429 in the API's shape, which proves that it was refused."""
+        """Send the request. Repeat it only after a 429 in the shape of the API, which proves a refusal."""
         while True:
             response = await self._attempt(claim)
             if response.status != _TOO_MANY_REQUESTS or not is_definite_rejection(response):
                 return response
-            self._note_unsent(claim)
+            self._reset_attempt(claim)
             if self._limiter.exhausted:
                 raise parse_error(response)
 
@@ -264,11 +251,13 @@ class Submitter:
         """Send the request once.
 
         Raises:
-            AmbiguousSubmissionError: No answer, and the server may have got the request.
-            QameraError: The server provably did not get the request.
+            AmbiguousSubmissionError: There is no response, and the server may have received the request.
+            QameraError: The server provably did not receive the request.
 
         """
-        slot = await self._limiter.acquire(Priority.SUBMISSION, self._on_wait)
+        slot = await self._limiter.acquire(
+            Priority.SUBMISSION, lambda seconds: self._emit(RateLimitWait(seconds))
+        )
         try:
             await self._mark_sending(claim)
         except BaseException:
@@ -276,91 +265,98 @@ class Submitter:
             raise
         try:
             return await self._api.send(
-                claim.http_request, slot, attempt=claim.attempt, before_body=partial(self._fence, claim)
+                claim.http_request,
+                slot,
+                attempt=claim.attempt,
+                before_body=partial(self._refresh_sending, claim),
             )
         except asyncio.CancelledError:
             if not claim.attempt.body_sent:
                 raise
-            # The session or the event loop is being closed: there is no time to look for candidates.
-            claim.orphaned, look = True, False
-            lost: QameraError = TransportError("The session was closed before the answer arrived.", sent=True)
+            # The session or the event loop is being closed: there is no time to search for candidates.
+            claim.caller_gone, search = True, False
+            cause: QameraError = TransportError(
+                "The session was closed before the response arrived.", sent=True
+            )
         except Exception as error:
             if not claim.attempt.body_sent:
-                self._note_unsent(claim)
+                self._reset_attempt(claim)
                 raise
-            look = True
-            lost = _as_qamera_error(error)
-        raise await self._ambiguous(claim, lost, look=look)
+            search = True
+            cause = _as_qamera_error(error)
+        raise await self._ambiguous(claim, cause, search=search)
 
-    def _note_unsent(self, claim: Claim) -> None:
-        """Reset a claim after an attempt that was not processed; raise if it was withdrawn meanwhile."""
+    def _reset_attempt(self, claim: Claim) -> None:
+        """Reset a claim after an attempt that was not processed.
+
+        Raises:
+            asyncio.CancelledError: The claim was withdrawn during the attempt.
+
+        """
         self._ledger.unsent(claim.intent)
         claim.attempt = Attempt()
         if claim.withdrawn:
             raise asyncio.CancelledError
 
     async def _mark_sending(self, claim: Claim) -> None:
-        """Commit that the request is being sent, before its first byte leaves."""
+        """Commit to the ledger that the request is being sent, before the first byte is sent."""
         began = suspension_clock()
         claim.intent = attrs.evolve(claim.intent, sent_at=datetime.now(UTC))
         await self._ledger.sending(claim.intent)
         claim.sent_at = began
         claim.list_number = self._pollers[claim.kind.records.path].list_number
 
-    async def _fence(self, claim: Claim) -> None:
-        """Commit "sending" again if the last commit is old; this fails if the intent was resolved meanwhile.
+    async def _refresh_sending(self, claim: Claim) -> None:
+        """Commit "sending" again if the last commit is older than half the lease.
 
-        A process that is suspended for longer than its lease counts as dead, and a person may abandon its
-        submissions. So the first byte leaves only while the commit is younger than half the lease.
+        This is the fence of each submission. A process that is suspended for longer than its lease counts as
+        dead, and a person may abandon its submissions. The commit fails if the intent was resolved.
         """
         while suspension_clock() - claim.sent_at > self._lease / 2:
             await self._mark_sending(claim)
 
-    def _on_wait(self, seconds: float) -> None:
-        self._emit(RateLimitWait(seconds))
-
     async def _record(self, claim: Claim, response: Response) -> Receipt:
-        """Record what the answer proves, and return the receipt.
+        """Record the outcome that the response proves, and return the receipt.
 
         Raises:
-            AmbiguousSubmissionError: The answer proves neither acceptance nor refusal.
+            AmbiguousSubmissionError: The response proves neither acceptance nor refusal.
             LedgerUnavailableError: The receipt could not be stored, and is in the error.
             QameraError: The server refused the submission.
 
         """
-        outcome = _read(response)
+        outcome = _parse(response)
         if isinstance(outcome, Receipt):
             return await self._accept(claim, outcome)
         if not is_definite_rejection(response):
             raise await self._ambiguous(claim, outcome)
-        await self._stored(claim, self._ledger.refused(claim.intent, outcome))
+        await self._wait_until_stored(claim, self._ledger.refused(claim.intent, outcome))
         raise outcome
 
     async def _accept(self, claim: Claim, receipt: Receipt) -> Receipt:
-        """Record a receipt, then emit it; if the ledger fails, log and emit it."""
+        """Record a receipt in the ledger, or in the log if the ledger fails, and emit `Submitted`."""
         self.submissions += 1
         try:
-            self.reconciler.note_receipt(claim, receipt)
-            await self._stored(claim, self._ledger.submitted(claim.intent, receipt))
+            self.reconciler.add_receipt(receipt)
+            await self._wait_until_stored(claim, self._ledger.submitted(claim.intent, receipt))
         except Exception as error:
-            # No traceback: some log handlers print the local variables of its frames.
-            _log.error("A receipt could not be stored: %s. %s", _described(claim, receipt), error)
+            # Without the traceback, because some log handlers print the local variables of its frames.
+            _log.error("A receipt could not be stored: %s. %s", _describe(claim, receipt), error)
             raise
         finally:
             self._emit(Submitted(claim.request.ref, claim.request, receipt))
         return receipt
 
     async def _ambiguous(
-        self, claim: Claim, cause: QameraError, *, look: bool = True
+        self, claim: Claim, cause: QameraError, *, search: bool = True
     ) -> AmbiguousSubmissionError:
         """Record that a submission is ambiguous, with the candidates for its records."""
         claim.ended_at = suspension_clock()
-        candidates = await self.reconciler.reconcile(claim) if look else ()
+        candidates = await self.reconciler.reconcile(claim) if search else ()
         claim.intent = attrs.evolve(claim.intent, candidates=candidates)
-        await self._stored(claim, self._ledger.ambiguous(claim.intent, cause.summary))
+        await self._wait_until_stored(claim, self._ledger.ambiguous(claim.intent, cause.summary))
         self._emit(Ambiguous(claim.intent))
         return AmbiguousSubmissionError(
-            "The submission was sent, and it is not known whether the server accepted it.",
+            "The submission was sent, and the server may or may not have accepted it.",
             intent=claim.intent,
             candidates=candidates,
             record_ids=cause.record_ids if isinstance(cause, InvalidResponseError) else (),
@@ -368,15 +364,15 @@ class Submitter:
             may_share_candidates=claim.may_share_candidates,
         )
 
-    async def _stored(self, claim: Claim, writing: Coroutine[Any, Any, None]) -> None:
-        """Wait until the ledger has stored a result. Cancelling ends the wait only, not the storing."""
+    async def _wait_until_stored(self, claim: Claim, operation: Coroutine[Any, Any, None]) -> None:
+        """Wait until the ledger has stored a result. Cancelling ends only the wait."""
         try:
-            await writing
+            await operation
         except asyncio.CancelledError:
-            claim.orphaned = True
+            claim.caller_gone = True
 
 
-def _read(response: Response) -> Receipt | QameraError:
+def _parse(response: Response) -> Receipt | QameraError:
     """Return the receipt in a response, or the error that the response stands for."""
     try:
         return parse_receipt(response) if 200 <= response.status < 300 else parse_error(response)  # noqa: PLR2004
@@ -390,16 +386,14 @@ def _as_qamera_error(error: Exception) -> QameraError:
         return without_traceback(error)
     name = type(error).__name__
     # Only the lines of code: the message and the local variables may contain the API key.
-    _log.error(
-        "A submission met %s after it was sent:\n%s", name, "".join(traceback.format_tb(error.__traceback__))
-    )
-    return QameraError(f"The answer could not be processed ({name}).")
+    _log.error("%s after a submission was sent:\n%s", name, "".join(traceback.format_tb(error.__traceback__)))
+    return QameraError(f"The response could not be processed ({name}).")
 
 
 def _is_unsent(error: QameraError) -> bool:
     return isinstance(error, TransportError) and not error.sent and not error.permanent
 
 
-def _described(claim: Claim, receipt: Receipt) -> str:
+def _describe(claim: Claim, receipt: Receipt) -> str:
     records = ", ".join(receipt.record_ids)
     return f"records {records}, order {receipt.order_id}, ref {claim.request.ref!r}"

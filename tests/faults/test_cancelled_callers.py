@@ -38,7 +38,7 @@ async def assert_recorded(session, caplog, record_ids, *, has_ledger):
     await asyncio.sleep(0)
     assert all(record_id in caplog.text for record_id in record_ids)
     if has_ledger:
-        assert [job.record_ids for job in await session.unfinished()] == [(i,) for i in record_ids]
+        assert {job.record_ids for job in await session.unfinished()} == {(i,) for i in record_ids}
 
 
 @pytest.fixture(params=["no ledger", "ledger"])

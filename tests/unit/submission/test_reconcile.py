@@ -130,7 +130,7 @@ async def test_receipts_that_a_list_has_shown_are_no_candidates():
 
 
 async def test_only_a_bounded_number_of_receipts_is_remembered(monkeypatch):
-    monkeypatch.setattr("qamera_async._submission.reconcile._MAX_NAMED", 2)
+    monkeypatch.setattr("qamera_async._submission.reconcile._MAX_RECEIPT_IDS", 2)
     parts = Parts(accepts("a"), accepts("b"), accepts("c"), LOST, lists=[("a", "b", "c")], reconcile=LONG)
     parts.poller.show(["old"])
     for _ in range(3):
@@ -302,7 +302,9 @@ def video(record_id, status="PENDING"):
 
 async def test_earlier_candidates_are_returned_as_listed_now():
     parts = Parts(lists=[[{"id": "a", "status": "PROCESSING"}]])
-    found = await parts.submitter.reconciler.look_back([row("one", candidates=(video("a"), video("gone")))])
+    found = await parts.submitter.reconciler.find_candidates(
+        [row("one", candidates=(video("a"), video("gone")))]
+    )
 
     assert [(record.id, record.status) for record in found["one"]] == [
         ("a", "PROCESSING"),
@@ -322,7 +324,7 @@ async def test_candidates_of_an_earlier_submission_are_found_by_its_time():
     parts = Parts(lists=[records], date=date, request=60.0)
     parts.ledger.claimed_elsewhere = {"theirs"}
     rows = [row("one", sent_at=sent_at), row("two", sent_at=sent_at), row("never sent")]
-    found = await parts.submitter.reconciler.look_back(rows)
+    found = await parts.submitter.reconciler.find_candidates(rows)
 
     assert {name: [record.id for record in records] for name, records in found.items()} == {
         "one": ["new"],
@@ -331,7 +333,7 @@ async def test_candidates_of_an_earlier_submission_are_found_by_its_time():
     assert parts.poller.list_number == 1
 
 
-async def test_look_back_raises_what_the_list_raises():
+async def test_find_candidates_raises_what_the_list_raises():
     parts = Parts(lists=[q.AuthenticationError("No.", status=401)])
     with pytest.raises(q.AuthenticationError):
-        await parts.submitter.reconciler.look_back([row("one", sent_at=now())])
+        await parts.submitter.reconciler.find_candidates([row("one", sent_at=now())])

@@ -431,7 +431,7 @@ async def test_closing_cuts_off_what_has_no_answer_in_time(caplog):
 
 
 async def test_closing_ends_although_the_ledger_hangs(monkeypatch):
-    monkeypatch.setattr("qamera_async._submission.submit._CUT_OFF_PAUSE", 0.01)
+    monkeypatch.setattr("qamera_async._submission.submit._CANCEL_INTERVAL", 0.01)
     parts = Parts(loses(connection_lost(sent=True)), close=0.01)
     parts.ledger.delays["ambiguous"] = asyncio.Event()
     task = asyncio.ensure_future(parts.register())
