@@ -399,7 +399,7 @@ class Batch:
             await requests.aclose()
 
     def _may_read(self) -> bool:
-        """Tell whether one more request could be sent at once."""
+        """Tell whether one more request could be sent at once; in an outage, whether no other one can."""
         if self._ending or len(self._items) + len(self._ready) >= self._max_in_flight:
             return False
         if self._limit.outage:
@@ -431,6 +431,7 @@ class Batch:
             self._changed.set()
 
     def _fail(self, item: _Item, error: Exception) -> None:
+        """Note an error; it is no outcome if it stops the batch and nothing was paid for."""
         submitting = item.job is None
         unpaid = submitting and unsaved_receipt(error) is None
         fatal = is_fatal(error, submitting=submitting, polling=not submitting and item.record is None)
