@@ -276,7 +276,11 @@ async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
             shown |= dict(faces(error))
         shown |= dict(reprs()) | {"batch": repr(batch), "result": repr(result), "summary": result.summary()}
         shown |= {f"open {path.name}": path.read_bytes() for path in tmp_path.iterdir()}
-        for name, thing in {"session": session, "wire": session._wire, "job": result.outcomes[0].job}.items():
+        for name, thing in {
+            "session": session,
+            "settings": session._settings,
+            "job": result.outcomes[0].job,
+        }.items():
             try:
                 shown[f"pickle of {name}"] = pickle.dumps(thing)
             except Exception as error:
