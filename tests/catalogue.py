@@ -13,7 +13,7 @@ import os
 import sys
 
 from qamera_async import PollPolicy, QameraSession, RateLimiter, RetryPolicy, Timeouts, VideoRequest
-from qamera_async.ledger.ledger import Ledger  # noqa: TC001 - a program, not a library
+from qamera_async.ledger.ledger import Ledger
 
 
 def say(text: str) -> None:

@@ -144,7 +144,11 @@ class Reader:
 
     def _environment(self):
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        here = {"PATH": path, "PYTHONPATH": str(QUICK), "PYTHONDONTWRITEBYTECODE": "1"}
+        here = {
+            "PATH": path,
+            "PYTHONPATH": os.pathsep.join([str(QUICK), str(QUICK.parents[1])]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         return environment(self.sandbox, **{"COLUMNS": "80", **here, **self._found})
 
     async def _start(self, text):

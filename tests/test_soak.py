@@ -12,7 +12,7 @@ import pytest
 from canary import FORMS, KEY, SECRET, Search
 
 import qamera_async as q
-from qamera_async import _protocol as protocol
+from qamera_async._submission import submit
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 sys.path.insert(0, str(SWEEPS))
@@ -43,13 +43,13 @@ def test_a_small_soak_adds_up():
 @pytest.mark.slow
 async def test_a_soak_that_writes_the_key_is_found(tmp_path, monkeypatch):
     """It is searched for in the log, the errors, the events, the notes and the ledger; each is told."""
-    read_receipt = protocol.read_receipt
+    parse_receipt = submit.parse_receipt
 
     def leaking(answer):
         soak.logging.getLogger("leak").debug("sent with %s", KEY)
-        return attrs.evolve(read_receipt(answer), order_id=KEY)
+        return attrs.evolve(parse_receipt(answer), order_id=KEY)
 
-    monkeypatch.setattr(protocol, "read_receipt", leaking)
+    monkeypatch.setattr(submit, "parse_receipt", leaking)
     monkeypatch.setattr(q.QameraError, "__str__", lambda error: KEY)
     monkeypatch.setattr(soak, "DOWN", 0.0)
     monkeypatch.setattr(

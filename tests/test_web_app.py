@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
@@ -87,7 +88,12 @@ async def running(name, folder, sandbox=None, port=0):
         sys.executable,
         EXAMPLES / name,
         *("--port", str(port), "--folder", str(folder)),
-        env=environment(sandbox, PYTHONPATH=str(first), PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1"),
+        env=environment(
+            sandbox,
+            PYTHONPATH=os.pathsep.join([str(first), str(EXAMPLES.parent)]),
+            PYTHONUNBUFFERED="1",
+            PYTHONDONTWRITEBYTECODE="1",
+        ),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
