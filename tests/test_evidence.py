@@ -155,7 +155,7 @@ async def foreign(server, session):
     await session.list_videos()
 
 
-"What a server can do to the evidence: dates, lists that come and go, refused polls, echoed secrets."""
+"What a server can do to the evidence: dates, lists that come and go, refused polls, echoed secrets."
 
 import asyncio
 import pickle

@@ -486,7 +486,7 @@ async def test_done_without_a_url_is_final_after_a_minute(polling, monkeypatch):
     job = polling.job("vid_1")
     task = await polling.waiting(job)
     await polling.api.respond(response([item("vid_1", "DONE")]))
-    monkeypatch.setattr("qamera_async._polling.records._URL_GRACE", 0.0)
+    monkeypatch.setattr("qamera_async._polling.poller._URL_GRACE", 0.0)
     await polling.api.respond(response([item("vid_1", "DONE")]))
 
     assert (await task).video_url is None
