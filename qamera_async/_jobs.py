@@ -8,7 +8,9 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+
+import attrs
 
 from ._models import JobState, Receipt, Record, Request
 from ._polling import Poller, TrackedRecord
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 """The result of a job."""
 
+_JobKey: TypeAlias = tuple[str, bool, tuple[str, ...]]  # the list, whether it is single, the record ids
 _MAX_TIMEOUT = 1e9  # seconds; a longer timeout is no limit
 _MIN_STANDSTILL = 1.0  # seconds; a busy loop delays its timers less
 
@@ -65,9 +68,9 @@ class Job(Generic[T]):
 
     __slots__ = (
         "__weakref__",
+        "_outcome_recorded",
         "_poller",
         "_registry",
-        "_settled",
         "_single",
         "_tracked",
         "receipt",
@@ -81,13 +84,13 @@ class Job(Generic[T]):
         tracked: tuple[TrackedRecord, ...],
         *,
         single: bool,
-        settled: bool,
+        recorded: bool,
     ) -> None:
         self._registry = registry
         self._poller = poller
         self._tracked = tracked
         self._single = single  # whether the result is the first record; else it is a tuple of all
-        self._settled = settled  # whether the ledger has the outcome
+        self._outcome_recorded = recorded  # whether the ledger has the outcome
         self.request: Request | None = None
         """The request; None for a job that was attached to by its record ids."""
         self.receipt: Receipt | None = None
@@ -144,7 +147,7 @@ class Job(Generic[T]):
             JobTimeoutError: The job did not end in time. It can be awaited again.
             JobLostError: A record is missing from the list. The job can be awaited again.
             SessionClosedError: The session is closed, or closes meanwhile.
-            QameraError: The list can't be fetched, for a reason that waiting can't cure.
+            QameraError: The list can't be fetched, and another poll would fail in the same way.
         """
         limit = _checked_timeout(self._registry.timeouts.job if timeout is DefaultTimeout.JOB else timeout)
         if not self.done():
@@ -174,7 +177,7 @@ class Job(Generic[T]):
                     last_error=self._poller.last_error,
                     list_age=self._poller.list_age,
                 )
-        self._settle()
+        self._record_outcome()
         failure = self._failure()
         if failure is not None:
             raise failure
@@ -201,7 +204,7 @@ class Job(Generic[T]):
 
         Raises:
             DownloadError: The clip can't be downloaded. An existing file is a ``FileExistsError``, too.
-            QameraError: As of ``wait``.
+            QameraError: As for ``wait``.
 
         Example:
             ::
@@ -221,7 +224,7 @@ class Job(Generic[T]):
     async def refresh(self) -> Record | None:
         """Fetch the list once and return the first record as it is listed now.
 
-        Everyone who waits for a list at this time shares the one request.
+        The request is shared with all waiters of the list.
 
         Returns:
             The record; None if it is not listed.
@@ -238,20 +241,19 @@ class Job(Generic[T]):
         finally:
             self._poller.unwatch(waiter)
         if self.done():
-            self._settle()
+            self._record_outcome()
         return records.get(self.record_ids[0])
 
     async def updates(self) -> AsyncIterator[Record]:
         """Iterate over the states of the records: the current one first, then each change.
 
         The iteration ends with the last state, without raising, also where the job fails. Changes between two
-        steps of a slow consumer may be merged. The consumer counts as waiting only while it waits for the
-        next state.
+        steps of a slow consumer may be merged. Polls run only while the consumer awaits the next state.
 
         Raises:
             JobLostError: A record is missing from the list.
             SessionClosedError: The session is closed, or closes meanwhile.
-            QameraError: The list can't be fetched, for a reason that waiting can't cure.
+            QameraError: The list can't be fetched, and another poll would fail in the same way.
 
         Example:
             ::
@@ -265,7 +267,7 @@ class Job(Generic[T]):
         while True:
             done = self.done()
             if done:
-                self._settle()
+                self._record_outcome()
             changed = [
                 record
                 for record in self.records
@@ -313,24 +315,25 @@ class Job(Generic[T]):
             f"The job failed: {', '.join(failed)}.", record_ids=self.record_ids, records=records
         )
 
-    def _settle(self) -> None:
+    def _record_outcome(self) -> None:
         """Record the outcome in the ledger and emit its event, once.
 
         Jobs with some of the same records emit no event that names only records of earlier events.
         """
-        if self._settled:
+        if self._outcome_recorded:
             return
-        self._settled = True
+        self._outcome_recorded = True
         self._registry.ledger.settled(self.record_ids, self.records)
-        if all([tracked.reported for tracked in self._tracked]):
+        if all([tracked.end_emitted for tracked in self._tracked]):
             return
         for tracked in self._tracked:
-            tracked.reported = True
+            tracked.end_emitted = True
         failure = self._failure()
         end = Finished(self.records[0]) if failure is None else Failed(self.record_ids, failure)
         self._registry.emit(end)
 
 
+@attrs.define(eq=False)
 class JobRegistry:
     """Makes the jobs of a session: one object per tuple of record ids, as long as it is held.
 
@@ -344,26 +347,16 @@ class JobRegistry:
         downloader: For ``Job.download``.
     """
 
-    def __init__(
-        self,
-        pollers: "Mapping[str, Poller]",
-        emit: "Emit",
-        check: Callable[[], None],
-        timeouts: "Timeouts",
-        polling: "PollPolicy",
-        ledger: "NoLedger",
-        downloader: "Downloader",
-    ) -> None:
-        self._pollers = pollers
-        self.emit = emit
-        self.check = check
-        self.timeouts = timeouts
-        self.polling = polling
-        self.ledger = ledger
-        self.downloader = downloader
-        self._jobs: weakref.WeakValueDictionary[tuple[str, bool, tuple[str, ...]], Job[Any]] = (
-            weakref.WeakValueDictionary()
-        )
+    pollers: "Mapping[str, Poller]"
+    emit: "Emit"
+    check: Callable[[], None]
+    timeouts: "Timeouts"
+    polling: "PollPolicy"
+    ledger: "NoLedger"
+    downloader: "Downloader"
+    _jobs: weakref.WeakValueDictionary[_JobKey, Job[Any]] = attrs.field(
+        init=False, factory=weakref.WeakValueDictionary[_JobKey, Job[Any]]
+    )
 
     def job(
         self,
@@ -388,7 +381,7 @@ class JobRegistry:
         key = (kind.records.path, kind.single, record_ids)
         job = self._jobs.get(key)
         if job is None:
-            poller = self._pollers[kind.records.path]
+            poller = self.pollers[kind.records.path]
             by_id = {record.id: record for record in records}
             tracked = tuple(
                 [
@@ -397,8 +390,8 @@ class JobRegistry:
                 ]
             )
             # The ledger that has the last states has the outcome, too.
-            settled = bool(records) and all([each.final for each in tracked])
-            job = self._jobs[key] = Job(self, poller, tracked, single=kind.single, settled=settled)
+            recorded = bool(records) and all([each.final for each in tracked])
+            job = self._jobs[key] = Job(self, poller, tracked, single=kind.single, recorded=recorded)
         job.request = job.request or request
         job.receipt = job.receipt or receipt
         return job

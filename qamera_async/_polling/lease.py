@@ -106,7 +106,7 @@ class SharedPolling:
             elif not self._board.may_have_news():
                 continue
             try:
-                self._take(await self._access(self._board.look, self.last_seq))
+                self._on_look(await self._run_with_changes(self._board.look, self.last_seq))
             except LedgerError as error:
                 _log.info("Can't read the polls of other processes from the ledger: %s", error)
                 await asyncio.sleep(_RETRY_DELAY)
@@ -114,7 +114,7 @@ class SharedPolling:
                 _log.exception("A job could not be notified of a poll of another process.")
                 await asyncio.sleep(_RETRY_DELAY)
 
-    async def _access(
+    async def _run_with_changes(
         self, operation: Callable[..., asyncio.Future[Look]], last_seq: int, **options: float
     ) -> Look:
         """Run an operation of the board that also writes the changes of the watched records."""
@@ -135,7 +135,7 @@ class SharedPolling:
             self._sync_soon()
         return look
 
-    def _take(self, look: Look) -> None:
+    def _on_look(self, look: Look) -> None:
         if look.number == self.last_seq:
             return
         self.last_seq = look.number
@@ -162,7 +162,9 @@ class SharedPolling:
         # A lease holder that is silent for longer has lost the lease, whether or not its process is alive.
         lease = max(self._interval * 1.5, _MIN_LEASE, self._poll_duration * 3)
         try:
-            look = await self._access(partial(self._board.begin, fresh=self._interval, lease=lease), last_seq)
+            look = await self._run_with_changes(
+                partial(self._board.begin, fresh=self._interval, lease=lease), last_seq
+            )
         except LedgerError as error:
             _log.warning("A poll can't be shared and is sent all the same: %s", error)
             return True
@@ -171,7 +173,7 @@ class SharedPolling:
             self._board.give_up()
             raise
         if not look.turn:
-            self._take(look)
+            self._on_look(look)
             return False
         self._has_lease, self._requested_ids, self.last_seq = True, look.others, look.number
         return True

@@ -26,7 +26,7 @@ from ..events import Polled, RateLimitWait, Updated
 from .lease import SharedPolling
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, KeysView
+    from collections.abc import Collection, Iterable, KeysView
 
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .._protocol import RecordListSpec
@@ -62,11 +62,6 @@ class Waiter:
     """When the task began to wait, in the loop's time."""
     future: asyncio.Future[None]
 
-    def on_change(self) -> None:
-        """Wake the task where it waits for this change of a record."""
-        if not self.future.done() and (self.each_change or all([each.final for each in self.records])):
-            self.future.set_result(None)
-
 
 @attrs.define(eq=False)
 class TrackedRecord:
@@ -75,22 +70,17 @@ class TrackedRecord:
     record_id: str
     record: Record | None = None
     """The record as it was seen last; None before that."""
+    state: JobState = JobState.PENDING
+    """What the last status means. A DONE record without a URL counts as pending for a while."""
     created_at: float | None = None
     """When this session created the record, in the loop's time; None: unknown."""
-    reported: bool = False
+    end_emitted: bool = False
     """Whether a `Finished` or `Failed` event has named the record."""
     waiters: list[Waiter] = attrs.Factory(list[Waiter])
     """The tasks that wait for the record; empty once it is final."""
     missing_since: float | None = None
     missing_polls: int = 0
     url_missing_since: float | None = None
-
-    @property
-    def state(self) -> JobState:
-        """What the last status means. A DONE record without a URL counts as pending for a while."""
-        if self.record is None or self.url_missing_since is not None:
-            return JobState.PENDING
-        return self.record.state
 
     @property
     def final(self) -> bool:
@@ -100,15 +90,17 @@ class TrackedRecord:
     def update(self, record: Record, now: float) -> bool:
         """Store the record of a list; return whether its status changed, or its late URL appeared."""
         changed = self.record is None or self.record.status != record.status
-        since, self.url_missing_since = self.url_missing_since, None
-        self.record = record
+        self.record, self.state = record, record.state
         self.missing_since, self.missing_polls = None, 0
-        if record.state is JobState.DONE and record.video_url is None:
-            since = now if since is None else since
-            if now - since < _URL_GRACE:
-                self.url_missing_since = since
-            return changed
-        return changed or since is not None
+        if record.state is not JobState.DONE or record.video_url is not None:
+            changed |= self.url_missing_since is not None
+            self.url_missing_since = None
+        else:
+            if self.url_missing_since is None:
+                self.url_missing_since = now
+            if now - self.url_missing_since < _URL_GRACE:
+                self.state = JobState.PENDING
+        return changed
 
 
 @attrs.define(eq=False)
@@ -126,7 +118,7 @@ class ListHistory:
     def __init__(self) -> None:
         self.lists = 0
         self._first: dict[str, int] = {}
-        self._longest = _MIN_REMEMBERED
+        self._capacity = _MIN_REMEMBERED
 
     def add(self, ids: KeysView[str]) -> None:
         """Note the ids of all records of a list."""
@@ -135,9 +127,9 @@ class ListHistory:
         if not first.keys() >= ids:
             for record_id in [record_id for record_id in ids if record_id not in first]:
                 first[record_id] = self.lists
-        self._longest = max(self._longest, len(ids))
+        self._capacity = max(self._capacity, len(ids))
         # One whole list may disappear and come back. Beyond that the oldest missing records are forgotten.
-        surplus = len(first) - len(ids) - self._longest
+        surplus = len(first) - len(ids) - self._capacity
         if surplus > 0:
             for record_id in [record_id for record_id in first if record_id not in ids][:surplus]:
                 del first[record_id]
@@ -155,8 +147,8 @@ class Poller:
 
     Args:
         spec: Which list.
-        api: Sends the requests.
-        limiter: Permits them.
+        api: The client that sends the requests.
+        limiter: The rate limit of the requests.
         polling: How often to poll.
         timeouts: `appear` and `missing` say how long a record may be missing from the list.
         retry: For `fetch_list`.
@@ -190,18 +182,18 @@ class Poller:
         self._list_waiters: set[_ListWaiter] = set()
         self._latest: RecordList | None = None
         self._latest_is_newest = True  # whether no other process has polled since
-        self._full_at = -math.inf  # when a list came last that was no 304
+        self._last_200_at = -math.inf  # when a list came last that was no 304
         self._history = ListHistory()
-        self._good_at = -math.inf  # when the last successful poll was sent
+        self._last_success_at = -math.inf  # when the last successful poll was sent
         self._due = -math.inf  # no poll is needed earlier
         self._not_before = -math.inf  # another process polls until then
         self._ended_at = -math.inf  # when the last poll ended
-        self._outage: Iterator[float] | None = None
+        self._outage_delays = polling.outage_delays()
         self._backoff = 0.0  # least pause in an outage, in seconds; 0: there is none
         self._task: asyncio.Task[None] | None = None
-        # The task must not keep the context of whichever waiter came first.
+        # The task runs in this context, so that it does not keep the variables of the first waiter alive.
         self._context = contextvars.copy_context()
-        self._busy = False  # whether a poll is on the wire or being processed
+        self._poll_in_progress = False  # whether a poll is on the wire or being processed
         self._wake = asyncio.Event()
         self._closed = False
         self._warned: set[str] = set()
@@ -219,9 +211,9 @@ class Poller:
     @property
     def list_age(self) -> float | None:
         """Seconds since the last successful poll was sent; None before the first."""
-        if math.isinf(self._good_at):
+        if math.isinf(self._last_success_at):
             return None
-        return asyncio.get_running_loop().time() - self._good_at
+        return asyncio.get_running_loop().time() - self._last_success_at
 
     @property
     def watched(self) -> int:
@@ -242,7 +234,7 @@ class Poller:
     def track(
         self, record_id: str, *, created_at: float | None = None, record: Record | None = None
     ) -> TrackedRecord:
-        """Return the one object for a record, as long as anyone holds it.
+        """Return the one object for a record, as long as it is held.
 
         Args:
             record_id: The record.
@@ -255,8 +247,8 @@ class Poller:
         if tracked.created_at is None:
             tracked.created_at = created_at
         if record is not None and not tracked.waiters and not tracked.final:
-            tracked.record, tracked.url_missing_since = record, None
-            tracked.reported = tracked.final
+            tracked.record, tracked.state = record, record.state
+            tracked.end_emitted = tracked.final
         return tracked
 
     def watch(self, records: tuple[TrackedRecord, ...], *, each_change: bool = False) -> Waiter:
@@ -271,11 +263,16 @@ class Poller:
         Raises:
             SessionClosedError: The session is closed.
         """
-        self._check_open()
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
         loop = asyncio.get_running_loop()
         now = loop.time()
         waiter = Waiter(records, each_change, now, loop.create_future())
-        fresh = self._latest_is_newest and not self._backoff and now - self._good_at <= self._policy.interval
+        fresh = (
+            self._latest_is_newest
+            and not self._backoff
+            and now - self._last_success_at <= self._policy.interval
+        )
         for tracked in records:
             if tracked.final:
                 continue
@@ -314,7 +311,8 @@ class Poller:
             SessionClosedError: The session is closed, or closes meanwhile.
             QameraError: No further poll can succeed; with `once`, the next poll failed.
         """
-        self._check_open()
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
         loop = asyncio.get_running_loop()
         waiter = _ListWaiter(loop.create_future(), self.polls, once)
         self._list_waiters.add(waiter)
@@ -343,11 +341,11 @@ class Poller:
                 raise parse_error(response)
             self._emit(RateLimitWait(self._limiter.cooldown))
         records = parse_list(response, self._spec, self._rules)
-        self._note(records)
+        self._add_to_history(records)
         return records
 
     async def aclose(self) -> None:
-        """Stop polling; everyone who waits gets `SessionClosedError`. Idempotent."""
+        """Stop polling; all waiters get `SessionClosedError`. Idempotent."""
         self._closed = True
         self._fail_all(SessionClosedError("The session was closed while a job was waited for."))
         task, self._task = self._task, None
@@ -356,10 +354,6 @@ class Poller:
             await asyncio.wait([task])
         if self._shared is not None:
             await self._shared.aclose()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SessionClosedError("The session is closed.")
 
     def _remove(self, tracked: TrackedRecord) -> None:
         """Stop watching a record."""
@@ -386,11 +380,11 @@ class Poller:
             self._wake.set()
 
     def _stop_if_idle(self) -> None:
-        """Stop the task where nobody waits, but not in the middle of a poll.
+        """Stop the task if there is no waiter, but not in the middle of a poll.
 
         Cancelling a request on the wire would keep its slot of the rate limit for longer.
         """
-        if not self._needed and not self._busy and self._task is not None:
+        if not self._needed and not self._poll_in_progress and self._task is not None:
             self._task.cancel()
             self._task = None
 
@@ -407,14 +401,14 @@ class Poller:
                 self._on_failure(error)
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        """Fail the waiters where the task ended unexpectedly. The next waiter starts a new task."""
+        """Fail all waiters if the task ended unexpectedly. The next waiter starts a new task."""
         if task is not self._task:
             return
         self._task = None
         error = None if task.cancelled() else task.exception()
         if error is None and not self._needed:
             return
-        _log.error("the poller stopped unexpectedly; all waiters are notified", exc_info=error)
+        _log.error("The poller stopped unexpectedly. All waiters are notified.", exc_info=error)
         cause = "cancelled" if error is None else type(error).__name__
         self._fail_all(QameraError(f"The poller stopped unexpectedly ({cause})."))
 
@@ -438,31 +432,35 @@ class Poller:
     # --- one poll -------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        """Send one poll, unless another process polls, and notify everyone whom its list concerns."""
+        """Send one poll, unless another process polls, and notify the waiters."""
         # A poll of another process that ends while this one waits for its slot replaces this one.
         last_seq = 0 if self._shared is None else self._shared.last_seq
         slot = await self._limiter.acquire(Priority.POLL, self._on_wait)
         loop = asyncio.get_running_loop()
-        if self._shared is not None:
-            try:
-                may_poll = await self._shared.acquire(last_seq)
-            except BaseException:
-                slot.give_back()
-                raise
+        may_poll = False
+        try:
+            may_poll = self._shared is None or await self._shared.acquire(last_seq)
+        finally:
             if not may_poll:
                 slot.give_back()
-                self._not_before = loop.time() + self._policy.interval / 4
-                return
+        if not may_poll:
+            self._not_before = loop.time() + self._policy.interval / 4
+            return
         sent_at = loop.time()
         self.polls += 1
-        self._busy = True
+        self._poll_in_progress = True
         try:
-            known = self._latest if sent_at - self._full_at <= _ETAG_TRUST else None
+            known = self._latest if sent_at - self._last_200_at <= _ETAG_TRUST else None
             response = await self._api.send(list_request(self._spec, known), slot)
             if response.status == _TOO_MANY_REQUESTS:
                 self._on_429(response)
                 return
-            records = await self._read(response, known)
+            await _yield_to_loop(response)
+            records = parse_list(response, self._spec, self._rules, known)
+            self._add_to_history(records)
+            if response.status == _OK:
+                self._last_200_at = loop.time()
+            await _yield_to_loop(response)
             self._on_list(records, sent_at)
             if self._shared is not None:
                 await self._shared.publish(loop.time() - sent_at, records)
@@ -475,25 +473,15 @@ class Poller:
                 self._shared.release()
             raise
         finally:
-            self._busy = False
+            self._poll_in_progress = False
             self._ended_at = loop.time()
             self._due = -math.inf
-
-    async def _read(self, response: Response, known: RecordList | None) -> RecordList:
-        """Return the list in a response; a long one is processed in several iterations of the loop."""
-        await _let_others_run(response)
-        records = parse_list(response, self._spec, self._rules, known)
-        self._note(records)
-        if response.status == _OK:
-            self._full_at = asyncio.get_running_loop().time()
-        await _let_others_run(response)
-        return records
 
     def _on_wait(self, seconds: float) -> None:
         self._emit(RateLimitWait(seconds))
 
     def _on_429(self, response: Response) -> None:
-        """Note a 429. The limiter delays the next poll, which is sent only if someone still waits."""
+        """Note a 429. The limiter delays the next poll, which is sent only if a waiter is left."""
         self.last_error = parse_error(response)
         if self._limiter.exhausted:
             self._fail_all(self.last_error)
@@ -507,30 +495,22 @@ class Poller:
         if is_permanent(error):
             self._fail_all(error)
             return
-        if self._outage is None:
-            self._outage = self._policy.outage_delays()
-        self._backoff = next(self._outage)
-        _log.info("a poll failed and will be repeated: %s", error)
+        self._backoff = next(self._outage_delays)
+        _log.info("A poll failed and will be repeated: %s", error)
 
-    def _on_success(self, sent_at: float) -> None:
-        self._good_at = sent_at
-        self._outage = self.last_error = None
-        self._backoff = 0.0
-
-    def _note(self, records: RecordList) -> None:
-        """Remember which records a list shows, whether or not anyone waits."""
+    def _add_to_history(self, records: RecordList) -> None:
+        """Remember which records a list shows, even if there is no waiter."""
         self._history.add(records.ids)
         if records.broken:
             self._warn_once(
-                "broken", "%d items of the list of %s can't be read", records.broken, self._spec.key
+                "broken", "%d items of the list of %s can't be read.", records.broken, self._spec.key
             )
 
     # --- who is notified ------------------------------------------------------------------------
 
     def _on_list(self, records: RecordList, sent_at: float) -> None:
-        """Notify everyone of a list that was fetched here."""
+        """Notify all waiters of a list that was fetched here."""
         self._latest, self._latest_is_newest = records, True
-        self._on_success(sent_at)
         changed = self._notify(list(self._watched.values()), records, sent_at)
         for waiter in self._list_waiters:
             if waiter.after < self.polls and not waiter.future.done():
@@ -545,7 +525,6 @@ class Poller:
         sent_at = asyncio.get_running_loop().time() - look.sent
         if self._backoff:
             self._wake.set()  # end the long pause of the outage
-        self._on_success(sent_at)
         self._latest_is_newest = False
         items = [item for item in look.items.values() if item is not None]
         records = RecordList.from_items(items, self._spec, self._rules, complete=look.complete)
@@ -559,7 +538,10 @@ class Poller:
         self._stop_if_idle()
 
     def _notify(self, watched: Iterable[TrackedRecord], records: RecordList, sent_at: float) -> int:
-        """Notify the waiters of some records; return how many of the records changed."""
+        """Notify the waiters of some records of a good list; return how many of the records changed."""
+        self._last_success_at = sent_at
+        self._outage_delays, self._backoff = self._policy.outage_delays(), 0.0
+        self.last_error = None
         now = asyncio.get_running_loop().time()
         changed = 0
         for tracked in watched:
@@ -575,11 +557,13 @@ class Poller:
         changed = tracked.update(record, now)
         if changed:
             if not self._rules.knows(record.status):
-                self._warn_once(record.status, "unknown status %r; it counts as pending", record.status)
+                self._warn_once(record.status, "Unknown status %r: it counts as pending.", record.status)
             self._emit(Updated(record))
         if changed or tracked.final:
             for waiter in tracked.waiters:
-                waiter.on_change()
+                wanted = waiter.each_change or all([each.final for each in waiter.records])
+                if wanted and not waiter.future.done():
+                    waiter.future.set_result(None)
         if tracked.final:
             # Only now: if `emit` raises, the record is still watched, so that all waiters are failed.
             self._remove(tracked)
@@ -626,7 +610,7 @@ class Poller:
             _log.warning(message, *args)
 
 
-async def _let_others_run(response: Response) -> None:
+async def _yield_to_loop(response: Response) -> None:
     """Let the loop run other tasks before the next step of processing a long list."""
     if len(response.body) > _LONG_BODY:
         await asyncio.sleep(0)

@@ -424,7 +424,7 @@ async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, 
             task.cancel()
             await asyncio.wait([task])
 
-    monkeypatch.setattr("qamera_async._polling.poller._let_others_run", let_others_run)
+    monkeypatch.setattr("qamera_async._polling.poller._yield_to_loop", let_others_run)
     job = polling.job("vid_1")
     task = await polling.waiting(job)
     await polling.api.respond(LONG)
@@ -455,7 +455,7 @@ async def test_number_of_warnings_is_limited(polling, caplog):
         await polling.api.respond(response([item("vid_1", f"S{number}")]))
     task.cancel()
 
-    assert len([record for record in caplog.records if "unknown status" in record.getMessage()]) == 100
+    assert len([record for record in caplog.records if "Unknown status" in record.getMessage()]) == 100
 
 
 async def test_status_null_is_an_empty_status(polling):
