@@ -138,9 +138,6 @@ class ListHistory:
         """Return those of `ids` that none of the first `lists` lists showed."""
         return {record_id for record_id in ids if self._first.get(record_id, lists + 1) > lists}
 
-    def __contains__(self, record_id: str) -> bool:
-        return record_id in self._first
-
 
 class Poller:
     """Polls one list while records of it are watched or a task waits for the list.
@@ -185,7 +182,7 @@ class Poller:
         self._last_200_at = -math.inf  # when a list came last that was no 304
         self._history = ListHistory()
         self._last_success_at = -math.inf  # when the last successful poll was sent
-        self._due = -math.inf  # no poll is needed earlier
+        self._due = -math.inf  # when the next poll is needed at the earliest
         self._not_before = -math.inf  # another process polls until then
         self._ended_at = -math.inf  # when the last poll ended
         self._outage_delays = polling.outage_delays()
@@ -226,7 +223,7 @@ class Poller:
         return len({waiter for record in self._watched.values() for waiter in record.waiters})
 
     def new_since(self, ids: Collection[str], list_number: int) -> set[str]:
-        """Return those of `ids` that no list up to `list_number` showed."""
+        """Return those of `ids` that none of the first `list_number` lists showed."""
         return self._history.new_since(ids, list_number)
 
     # --- records and waiters --------------------------------------------------------------------
@@ -268,11 +265,8 @@ class Poller:
         loop = asyncio.get_running_loop()
         now = loop.time()
         waiter = Waiter(records, each_change, now, loop.create_future())
-        fresh = (
-            self._latest_is_newest
-            and not self._backoff
-            and now - self._last_success_at <= self._policy.interval
-        )
+        fresh = now - self._last_success_at <= self._policy.interval
+        latest = self._latest if fresh and self._latest_is_newest and not self._backoff else None
         for tracked in records:
             if tracked.final:
                 continue
@@ -282,16 +276,16 @@ class Poller:
                 if self._shared is not None:
                     self._shared.watch(tracked.record_id)
             tracked.waiters.append(waiter)
-            record = self._latest.get(tracked.record_id) if fresh and self._latest is not None else None
+            record = None if latest is None else latest.get(tracked.record_id)
             if record is not None:
                 self._on_listed(tracked, record, now)
             if not tracked.final:
                 due = now if tracked.created_at is None else tracked.created_at + self._policy.interval
-                self._poll_at(max(due, now))
+                self._poll_at(due)
         return waiter
 
     def unwatch(self, waiter: Waiter) -> None:
-        """End a wait; stop polling where no task waits."""
+        """End a wait; stop polling if no task waits."""
         for tracked in waiter.records:
             if waiter in tracked.waiters:
                 tracked.waiters.remove(waiter)
@@ -408,6 +402,7 @@ class Poller:
         error = None if task.cancelled() else task.exception()
         if error is None and not self._needed:
             return
+        self._ended_at = asyncio.get_running_loop().time()
         _log.error("The poller stopped unexpectedly. All waiters are notified.", exc_info=error)
         cause = "cancelled" if error is None else type(error).__name__
         self._fail_all(QameraError(f"The poller stopped unexpectedly ({cause})."))
@@ -464,12 +459,10 @@ class Poller:
             self._on_list(records, sent_at)
             if self._shared is not None:
                 await self._shared.publish(loop.time() - sent_at, records)
-        except QameraError as error:
-            if self._shared is not None:
+        except BaseException as error:
+            if self._shared is not None and isinstance(error, QameraError):
                 await self._shared.publish(0.0, None, str(error))
-            raise
-        except BaseException:
-            if self._shared is not None:
+            elif self._shared is not None:
                 self._shared.release()
             raise
         finally:
@@ -528,13 +521,11 @@ class Poller:
         self._latest_is_newest = False
         items = [item for item in look.items.values() if item is not None]
         records = RecordList.from_items(items, self._spec, self._rules, complete=look.complete)
-        fresh = look.sent <= self._policy.interval
+        # An old list concerns only the records that were watched before it was requested.
+        limit = math.inf if look.sent <= self._policy.interval else sent_at
         watched = [self._watched[record_id] for record_id in look.items if record_id in self._watched]
-        self._notify(
-            [each for each in watched if fresh or any([waiter.since <= sent_at for waiter in each.waiters])],
-            records,
-            sent_at,
-        )
+        watched = [each for each in watched if min(waiter.since for waiter in each.waiters) <= limit]
+        self._notify(watched, records, sent_at)
         self._stop_if_idle()
 
     def _notify(self, watched: Iterable[TrackedRecord], records: RecordList, sent_at: float) -> int:

@@ -21,10 +21,7 @@ def test_oldest_missing_records_are_forgotten_first():
     for number in range(1_100):
         history.add(ids(f"v{number}", "always"))
 
-    assert "always" in history
-    assert "v0" not in history
-    assert "v200" in history
-    assert history.new_since(["always", "v1099", "other"], 1_050) == {"v1099", "other"}
+    assert history.new_since(["always", "v0", "v200", "v1099", "other"], 1_050) == {"v0", "v1099", "other"}
 
 
 def test_server_that_forgets_finished_records_costs_no_more_memory_than_a_list():
@@ -33,7 +30,7 @@ def test_server_that_forgets_finished_records_costs_no_more_memory_than_a_list()
     for name in names:
         history.add(ids(name))
 
-    assert sum(name in history for name in names) <= 1_001
+    assert len(history.new_since(names, 5_000)) >= 3_999
     assert history.new_since(["vid_4990"], 4_999) == set()
 
 
