@@ -274,11 +274,12 @@ async def test_outage_is_one_for_all(server, pollings):
     four = await pollings(4)
     tasks = [waiting(polling, record_id) for polling, record_id in zip(four, "abcd", strict=True)]
     await server.has_answered(2)
-    server.failures = [error_response(500, text="overloaded")] * 6
+    server.failures = [error_response(500, text="overloaded")] * 100
     began, before = loop.time(), len(server.times)
     await server.has_answered(6)
     intervals, polls = (loop.time() - began) / INTERVAL, len(server.times) - before
     errors = [polling.poller.last_error for polling in four]
+    server.failures.clear()
     server.finish(*"abcd")
     await asyncio.gather(*tasks)
 
