@@ -2,22 +2,24 @@
 
 import asyncio
 import contextvars
-import copy
 import enum
+import math
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+
+import attrs
 
 from ._models import JobState, Receipt, Record, Request
 from ._polling import Poller, TrackedRecord
 from .errors import (
     ConfigurationError,
     JobFailedError,
-    JobLostError,
     JobTimeoutError,
     QameraError,
+    is_permanent,
     short_repr,
 )
 from .events import Failed, Finished
@@ -32,135 +34,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 """The result of a job."""
 
+_JobKey: TypeAlias = tuple[str, bool, tuple[str, ...]]  # the list, whether it is single, the record ids
 _MAX_TIMEOUT = 1e9  # seconds; a longer timeout is no limit
-_LATE = 1.0  # seconds; a busy loop delays its timers less
+_MIN_STANDSTILL = 1.0  # seconds; a busy loop delays its timers less
 
 
 class DefaultTimeout(enum.Enum):
     """Stands for a timeout from the session's settings."""
 
     JOB = "Timeouts.job"
-
-
-class JobRecords:
-    """The records of one job and the tasks that wait for them: the part of a `Job` that the poller calls."""
-
-    __slots__ = (
-        "__weakref__",
-        "handle",
-        "poller",
-        "receipt",
-        "record_ids",
-        "registry",
-        "request",
-        "settled",
-        "since",
-        "single",
-        "tracked",
-        "waiters",
-    )
-
-    def __init__(
-        self, registry: "JobRegistry", poller: Poller, record_ids: tuple[str, ...], *, single: bool
-    ) -> None:
-        self.registry = registry
-        self.poller = poller
-        self.record_ids = record_ids
-        self.single = single  # whether the job's result is its first record; else it is a tuple of all
-        self.request: Request | None = None
-        self.receipt: Receipt | None = None
-        self.tracked: tuple[TrackedRecord, ...] = ()
-        self.settled = False  # whether the end was written to the ledger
-        self.handle: weakref.ref[Job[Any]] | None = None
-        self.since = 0.0  # when the first of the present waiters came, in the loop's time
-        # The value says whether the waiter wants each change. A waiter's result is None after a change, or
-        # else how late the timer of its deadline fired, in seconds.
-        self.waiters: dict[asyncio.Future[float | None], bool] = {}
-
-    @property
-    def records(self) -> tuple[Record, ...]:
-        """The records that were seen."""
-        return tuple([record for each in self.tracked if (record := each.record) is not None])
-
-    @property
-    def done(self) -> bool:
-        """Whether all records are final."""
-        return all([each.final for each in self.tracked])
-
-    def failure(self) -> JobFailedError | None:
-        """Return why the job failed; None where no record has."""
-        failed = [each for each in self.records if each.state is JobState.FAILED]
-        if not failed:
-            return None
-        return JobFailedError(
-            f"The job failed: {', '.join(f'{record.id} is {record.status}' for record in failed)}.",
-            record_ids=self.record_ids,
-            records=self.records,
-        )
-
-    def settle(self) -> None:
-        """Write the end of the job to the ledger and emit its event, once.
-
-        Jobs with some of the same records emit no event that names only records of earlier events.
-        """
-        if self.settled:
-            return
-        self.settled = True
-        self.registry.ledger.settled(self.record_ids, self.records)
-        if all([each.reported for each in self.tracked]):
-            return
-        for each in self.tracked:
-            each.reported = True
-        failure = self.failure()
-        end = Finished(self.records[0]) if failure is None else Failed(self.record_ids, failure)
-        self.registry.emit(end)
-
-    def add_waiter(self, waiter: asyncio.Future[float | None], *, each_change: bool) -> None:
-        """Let the poller watch the records for a waiter."""
-        first = not self.waiters
-        self.waiters[waiter] = each_change
-        if first:
-            self.since = asyncio.get_running_loop().time()
-            for each in self.tracked:
-                if not each.final:
-                    self.poller.watch(each, self)
-
-    def remove_waiter(self, waiter: asyncio.Future[float | None]) -> None:
-        """Remove a waiter; without any left, the poller stops watching for this job."""
-        self.waiters.pop(waiter, None)
-        if not self.waiters:
-            for each in self.tracked:
-                self.poller.unwatch(each, self)
-        if waiter.done() and not waiter.cancelled():
-            waiter.exception()  # nobody may have read it, if the waiting task was cancelled meanwhile
-
-    # --- called by the poller -------------------------------------------------------------------
-
-    def record_changed(self) -> None:
-        """Wake the waiters that want this change of a record."""
-        done = self.done
-        if done:
-            self.settle()
-        for waiter, each_change in self.waiters.items():
-            if (done or each_change) and not waiter.done():
-                waiter.set_result(None)
-
-    def record_missing(self, record: TrackedRecord, absent_for: float) -> None:
-        """Fail the waiters: a record has been missing for too long."""
-        self.polling_failed(
-            JobLostError(
-                f"Record {record.record_id} has been missing from the list for {absent_for:.1f} s.",
-                record_ids=self.record_ids,
-                record=record.record,
-                absent_for=absent_for,
-            )
-        )
-
-    def polling_failed(self, error: QameraError) -> None:
-        """Fail the waiters, each with an error of its own: raising adds to an error's traceback."""
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_exception(copy.copy(error))
 
 
 class Job(Generic[T]):
@@ -184,10 +66,35 @@ class Job(Generic[T]):
             video = waiting.result()
     """
 
-    __slots__ = ("__weakref__", "_records")
+    __slots__ = (
+        "__weakref__",
+        "_outcome_recorded",
+        "_poller",
+        "_registry",
+        "_single",
+        "_tracked",
+        "receipt",
+        "request",
+    )
 
-    def __init__(self, records: JobRecords) -> None:
-        self._records = records
+    def __init__(
+        self,
+        registry: "JobRegistry",
+        poller: Poller,
+        tracked: tuple[TrackedRecord, ...],
+        *,
+        single: bool,
+        recorded: bool,
+    ) -> None:
+        self._registry = registry
+        self._poller = poller
+        self._tracked = tracked
+        self._single = single  # whether the result is the first record; else it is a tuple of all
+        self._outcome_recorded = recorded  # whether the ledger has the outcome
+        self.request: Request | None = None
+        """The request; None for a job that was attached to by its record ids."""
+        self.receipt: Receipt | None = None
+        """The receipt; None for a job that was attached to by its record ids."""
 
     def __repr__(self) -> str:
         return f"<Job {', '.join(self.record_ids)} {self.state.name} {self.status or 'not seen yet'!r}>"
@@ -195,35 +102,24 @@ class Job(Generic[T]):
     @property
     def record_ids(self) -> tuple[str, ...]:
         """The ids of the records. ``session.job(*record_ids)`` attaches to them later or elsewhere."""
-        return self._records.record_ids
-
-    @property
-    def request(self) -> Request | None:
-        """The request; None for a job that was attached to by its record ids."""
-        return self._records.request
-
-    @property
-    def receipt(self) -> Receipt | None:
-        """The receipt; None for a job that was attached to by its record ids."""
-        return self._records.receipt
+        return tuple([tracked.record_id for tracked in self._tracked])
 
     @property
     def status(self) -> str | None:
         """The server's status of the first record, as it was seen last; None before that."""
-        return self._records.tracked[0].status
+        record = self._tracked[0].record
+        return None if record is None else record.status
 
     @property
     def state(self) -> JobState:
         """The meaning of all statuses: PENDING until all records are final, FAILED if any has failed."""
-        if not self.done():
-            return JobState.PENDING
-        failed = any([each.state is JobState.FAILED for each in self._records.tracked])
-        return JobState.FAILED if failed else JobState.DONE
+        states = {tracked.state for tracked in self._tracked}
+        return next(state for state in (JobState.PENDING, JobState.FAILED, JobState.DONE) if state in states)
 
     @property
     def records(self) -> tuple[Record, ...]:
         """The records as they were seen last, in the order of their ids; without those not seen yet."""
-        return self._records.records
+        return tuple([tracked.record for tracked in self._tracked if tracked.record is not None])
 
     def done(self) -> bool:
         """Return whether all records are final, as far as this session knows.
@@ -231,7 +127,7 @@ class Job(Generic[T]):
         This sends no request. The state changes only while a task waits for the job, so ``while not
         job.done()`` never ends without one. Use ``await job`` or ``await job.refresh()``.
         """
-        return self._records.done
+        return all([tracked.final for tracked in self._tracked])
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.wait().__await__()
@@ -251,43 +147,41 @@ class Job(Generic[T]):
             JobTimeoutError: The job did not end in time. It can be awaited again.
             JobLostError: A record is missing from the list. The job can be awaited again.
             SessionClosedError: The session is closed, or closes meanwhile.
-            QameraError: The list can't be fetched, for a reason that waiting can't cure.
+            QameraError: The list can't be fetched, and another poll would fail in the same way.
         """
-        job = self._records
-        limit = _checked_timeout(job.registry.timeouts.job if timeout is DefaultTimeout.JOB else timeout)
-        if not job.done:
-            job.registry.check()
+        limit = _checked_timeout(self._registry.timeouts.job if timeout is DefaultTimeout.JOB else timeout)
+        if not self.done():
+            self._registry.check()
             loop = asyncio.get_running_loop()
-            waiter: asyncio.Future[float | None] = loop.create_future()
+            deadline = loop.time() + limit
+            waiter = self._poller.watch(self._tracked)
             timer: asyncio.TimerHandle | None = None
-            if limit is not None:
-                deadline = loop.time() + limit
-                timer = loop.call_at(
-                    deadline, _on_deadline, loop, waiter, deadline, context=job.registry.timer_context
-                )
             try:
-                job.add_waiter(waiter, each_change=False)
-                late = await waiter
-                if late is not None and late > max(_LATE, job.registry.polling.interval) and not job.done:
+                if limit < math.inf:
+                    # A cancelled timer keeps its context until it would have fired.
+                    timer = loop.call_at(deadline, _end_wait, waiter.future, context=contextvars.Context())
+                await waiter.future
+                stood_still = loop.time() - deadline > max(_MIN_STANDSTILL, self._registry.polling.interval)
+                if stood_still and not self.done():
                     await self._poll_once_more()
             finally:
                 if timer is not None:
                     timer.cancel()
-                job.remove_waiter(waiter)
-            if not job.done:
+                self._poller.unwatch(waiter)
+            if not self.done():
                 raise JobTimeoutError(
                     f"The job did not end within {limit:g} s.",
-                    record_ids=job.record_ids,
-                    timeout=cast("float", limit),
+                    record_ids=self.record_ids,
+                    timeout=limit,
                     status=self.status,
-                    last_error=job.poller.last_error,
-                    list_age=job.poller.list_age,
+                    last_error=self._poller.last_error,
+                    list_age=self._poller.list_age,
                 )
-        job.settle()
-        failure = job.failure()
+        self._record_outcome()
+        failure = self._failure()
         if failure is not None:
             raise failure
-        return cast("T", job.records[0] if job.single else job.records)
+        return cast("T", self.records[0] if self._single else self.records)
 
     async def download(
         self,
@@ -310,7 +204,7 @@ class Job(Generic[T]):
 
         Raises:
             DownloadError: The clip can't be downloaded. An existing file is a ``FileExistsError``, too.
-            QameraError: As of ``wait``.
+            QameraError: As for ``wait``.
 
         Example:
             ::
@@ -319,7 +213,7 @@ class Job(Generic[T]):
                 await job.download("clip.mp4")
         """
         await self
-        return await self._records.registry.downloader.file(
+        return await self._registry.downloader.file(
             self.records[0],
             path,
             overwrite=overwrite,
@@ -330,7 +224,7 @@ class Job(Generic[T]):
     async def refresh(self) -> Record | None:
         """Fetch the list once and return the first record as it is listed now.
 
-        Everyone who waits for a list at this time shares the one request.
+        The request is shared with all waiters of the list.
 
         Returns:
             The record; None if it is not listed.
@@ -339,28 +233,27 @@ class Job(Generic[T]):
             SessionClosedError: The session is closed, or closes meanwhile.
             QameraError: The request failed.
         """
-        job = self._records
-        job.registry.check()
+        self._registry.check()
         # The job takes part in the poll like one that is waited for, so that its state is current afterwards.
-        waiter: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        waiter = self._poller.watch(self._tracked)
         try:
-            job.add_waiter(waiter, each_change=False)
-            records = await job.poller.next_list(once=True)
+            records = await self._poller.next_list(once=True)
         finally:
-            job.remove_waiter(waiter)
-        return records.get(job.record_ids[0])
+            self._poller.unwatch(waiter)
+        if self.done():
+            self._record_outcome()
+        return records.get(self.record_ids[0])
 
     async def updates(self) -> AsyncIterator[Record]:
         """Iterate over the states of the records: the current one first, then each change.
 
         The iteration ends with the last state, without raising, also where the job fails. Changes between two
-        steps of a slow consumer may be merged. The consumer counts as waiting only while it waits for the
-        next state.
+        steps of a slow consumer may be merged. Polls run only while the consumer awaits the next state.
 
         Raises:
             JobLostError: A record is missing from the list.
             SessionClosedError: The session is closed, or closes meanwhile.
-            QameraError: The list can't be fetched, for a reason that waiting can't cure.
+            QameraError: The list can't be fetched, and another poll would fail in the same way.
 
         Example:
             ::
@@ -369,58 +262,78 @@ class Job(Generic[T]):
                 async for video in job.updates():
                     print(video.status)
         """
-        job = self._records
         # Fields that may differ in each list, such as the name, are no change.
         yielded: dict[str, tuple[str, str | None]] = {}
         while True:
-            done = job.done
+            done = self.done()
+            if done:
+                self._record_outcome()
             changed = [
                 record
-                for record in job.records
+                for record in self.records
                 if yielded.get(record.id) != (record.status, record.video_url)
             ]
             for record in changed:
                 yielded[record.id] = record.status, record.video_url
                 yield record
             if done:
-                job.settle()
                 return
             if changed:
                 continue  # the job may have changed while the consumer was busy
-            job.registry.check()
-            waiter: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+            self._registry.check()
+            waiter = self._poller.watch(self._tracked, each_change=True)
             try:
-                job.add_waiter(waiter, each_change=True)
-                await waiter
+                await waiter.future
             finally:
-                job.remove_waiter(waiter)
+                self._poller.unwatch(waiter)
 
     async def _poll_once_more(self) -> None:
         """Wait for one more poll, after the process stood still beyond the deadline of a waiter.
 
-        The wait ends earlier where the job does. A poll that fails or takes too long leaves the job as it is.
+        The job may have ended meanwhile. A poll that fails or takes too long leaves the job as it is.
 
         Raises:
-            JobLostError: A record is missing from the list.
             QameraError: No further poll can succeed.
         """
-        job = self._records
-        timeouts = job.registry.timeouts
-        ended: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
-        polled = job.poller.request_list(once=True)
+        timeouts = self._registry.timeouts
         try:
-            job.add_waiter(ended, each_change=False)
-            either: list[asyncio.Future[Any]] = [ended, polled]
-            limit = timeouts.connect + timeouts.request
-            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                ended.result()
-        finally:
-            job.remove_waiter(ended)
-            if not polled.cancel():
-                polled.exception()  # a failed poll
+            async with asyncio.timeout(timeouts.connect + timeouts.request):
+                await self._poller.next_list(once=True)
+        except TimeoutError:  # a RequestTimeoutError, too
+            pass
+        except QameraError as error:
+            if is_permanent(error):
+                raise
+
+    def _failure(self) -> JobFailedError | None:
+        """Return why the job failed; None where no record has."""
+        records = self.records
+        failed = [f"{record.id} is {record.status}" for record in records if record.state is JobState.FAILED]
+        if not failed:
+            return None
+        return JobFailedError(
+            f"The job failed: {', '.join(failed)}.", record_ids=self.record_ids, records=records
+        )
+
+    def _record_outcome(self) -> None:
+        """Record the outcome in the ledger and emit its event, once.
+
+        Jobs with some of the same records emit no event that names only records of earlier events.
+        """
+        if self._outcome_recorded:
+            return
+        self._outcome_recorded = True
+        self._registry.ledger.settled(self.record_ids, self.records)
+        if all([tracked.end_emitted for tracked in self._tracked]):
+            return
+        for tracked in self._tracked:
+            tracked.end_emitted = True
+        failure = self._failure()
+        end = Finished(self.records[0]) if failure is None else Failed(self.record_ids, failure)
+        self._registry.emit(end)
 
 
+@attrs.define(eq=False)
 class JobRegistry:
     """Makes the jobs of a session: one object per tuple of record ids, as long as it is held.
 
@@ -434,28 +347,16 @@ class JobRegistry:
         downloader: For ``Job.download``.
     """
 
-    def __init__(
-        self,
-        pollers: "Mapping[str, Poller]",
-        emit: "Emit",
-        check: Callable[[], None],
-        timeouts: "Timeouts",
-        polling: "PollPolicy",
-        ledger: "NoLedger",
-        downloader: "Downloader",
-    ) -> None:
-        self._pollers = pollers
-        self.emit = emit
-        self.check = check
-        self.timeouts = timeouts
-        self.polling = polling
-        self.ledger = ledger
-        self.downloader = downloader
-        # A timer that is cancelled keeps its context until it would have fired. An empty one keeps nothing.
-        self.timer_context = contextvars.Context()
-        self._jobs: weakref.WeakValueDictionary[tuple[str, bool, tuple[str, ...]], JobRecords] = (
-            weakref.WeakValueDictionary()
-        )
+    pollers: "Mapping[str, Poller]"
+    emit: "Emit"
+    check: Callable[[], None]
+    timeouts: "Timeouts"
+    polling: "PollPolicy"
+    ledger: "NoLedger"
+    downloader: "Downloader"
+    _jobs: weakref.WeakValueDictionary[_JobKey, Job[Any]] = attrs.field(
+        init=False, factory=weakref.WeakValueDictionary[_JobKey, Job[Any]]
+    )
 
     def job(
         self,
@@ -479,44 +380,38 @@ class JobRegistry:
         """
         key = (kind.records.path, kind.single, record_ids)
         job = self._jobs.get(key)
-        handle = None if job is None or job.handle is None else job.handle()
-        if job is None or handle is None:
-            poller = self._pollers[kind.records.path]
-            job = self._jobs[key] = JobRecords(self, poller, record_ids, single=kind.single)
+        if job is None:
+            poller = self.pollers[kind.records.path]
             by_id = {record.id: record for record in records}
-            job.tracked = tuple(
+            tracked = tuple(
                 [
                     poller.track(record_id, created_at=created_at, record=by_id.get(record_id))
                     for record_id in record_ids
                 ]
             )
-            job.settled = bool(records) and job.done  # the ledger knows it
-            handle = Job[Any](job)
-            job.handle = weakref.ref(handle)
-        if job.request is None:
-            job.request = request
-        if job.receipt is None:
-            job.receipt = receipt
-        return handle
+            # The ledger that has the last states has the outcome, too.
+            recorded = bool(records) and all([each.final for each in tracked])
+            job = self._jobs[key] = Job(self, poller, tracked, single=kind.single, recorded=recorded)
+        job.request = job.request or request
+        job.receipt = job.receipt or receipt
+        return job
 
 
-def _checked_timeout(timeout: object) -> float | None:
-    """Return a timeout in seconds, None for no limit.
+def _checked_timeout(timeout: object) -> float:
+    """Return a timeout in seconds, infinity for no limit.
 
     Raises:
         ConfigurationError: It is negative or not a number.
     """
     if timeout is None:
-        return None
+        return math.inf
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
         raise ConfigurationError(
             f"timeout must be a number of seconds from 0 up, or None, not {short_repr(timeout)}."
         )
-    return timeout if timeout <= _MAX_TIMEOUT else None
+    return timeout if timeout <= _MAX_TIMEOUT else math.inf
 
 
-def _on_deadline(
-    loop: asyncio.AbstractEventLoop, waiter: "asyncio.Future[float | None]", deadline: float
-) -> None:
-    if not waiter.done():
-        waiter.set_result(max(loop.time() - deadline, 0.0))
+def _end_wait(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

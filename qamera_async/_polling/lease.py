@@ -1,4 +1,7 @@
-"""One poll for all processes that share a ledger: the lease holder polls, the others read what it found."""
+"""One poll for all processes that share a ledger.
+
+The lease holder polls; the other processes read its results from the ledger.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LedgerError, SessionClosedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from .._protocol import RecordList
     from ..ledger.board import Board, Look
 
 _log = logging.getLogger("qamera_async")
@@ -22,11 +26,8 @@ _log = logging.getLogger("qamera_async")
 _SYNC_DELAY = 0.05  # changes of the watched records are collected for so long and written together
 _RETRY_DELAY = 1.0  # pause after a failed access to the ledger
 _MIN_LEASE = 1.0
-_RENEW_EVERY = 0.3
 _CHECK_EVERY = 0.1  # pause between reads of a ledger that sends no notifications
 _MIN_CHECK_EVERY = 0.01  # the same, for very short poll intervals
-
-_RENEW_FACTOR = 3  # a lease is renewed for at most so many times the duration of the last poll
 
 
 class SharedPolling:
@@ -44,64 +45,48 @@ class SharedPolling:
         self._on_poll = on_poll
         self._check_every = None if board.tells else max(min(_CHECK_EVERY, interval / 10), _MIN_CHECK_EVERY)
         self._watched: set[str] = set()
-        # Changes of `_watched` that are not in the ledger yet.
-        self._added: set[str] = set()
-        self._removed: set[str] = set()
+        # The records whose last change is not in the ledger yet, and whether they are watched now.
+        self._changes: dict[str, bool] = {}
         # Whether the ledger lacked records of this process when it was read last. Polls of other processes
         # don't cover those records, so they don't replace a poll of this process.
-        self._unregistered = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._registration_lost = False
         self._wake = asyncio.Event()
-        self._sync_timer: asyncio.TimerHandle | None = None
         self._sync_task: asyncio.Task[None] | None = None
-        self._lease: PollLease | None = None
-        self._poll_duration = 0.0  # of the last poll that this process made, in seconds
+        self._has_lease = False
+        self._requested_ids: frozenset[str] = frozenset()  # the records that other processes watch
+        self._poll_duration = 0.0  # of the last poll, in seconds
         self.last_seq: int = 0
         """The sequence number of the last poll that this process knows of."""
         self.ended_at = -math.inf
         """When the last poll of another process ended, in the loop's time."""
-        self.yield_for = 0.0
+        self.handover_delay = 0.0
         """How long to wait beyond the interval, so that the last lease holder goes first, in seconds."""
 
     # --- which records this process watches -----------------------------------------------------
 
     def watch(self, record_id: str) -> None:
-        """Ask the other processes for the state of a record, too."""
+        """Register a record, so that the lease holder publishes its state."""
         self._watched.add(record_id)
-        self._removed.discard(record_id)
-        self._added.add(record_id)
-        self._schedule_sync()
+        self._changes[record_id] = True
+        self._sync_soon()
 
     def unwatch(self, record_id: str) -> None:
         """Stop asking for a record."""
         self._watched.discard(record_id)
-        self._added.discard(record_id)
-        self._removed.add(record_id)
-        self._schedule_sync()
+        self._changes[record_id] = False
+        self._sync_soon()
 
-    def _schedule_sync(self) -> None:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._board.listen(self._on_notify)
+    def _sync_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._sync_task is None:
+            # The ledger calls this in a thread of its own.
+            self._board.listen(partial(_set_from_thread, loop, self._wake))
         if self._sync_task is None or self._sync_task.done():
-            self._sync_task = self._loop.create_task(self._sync_loop(), name="qamera-shared-polling")
-        if self._sync_timer is None:
-            self._sync_timer = self._loop.call_later(_SYNC_DELAY, self._sync)
-
-    def _sync(self) -> None:
-        self._sync_timer = None
+            self._sync_task = loop.create_task(self._sync_loop(), name="qamera-shared-polling")
         self._wake.set()
-
-    def _on_notify(self) -> None:
-        """Wake the sync task; called in a thread of the ledger."""
-        assert self._loop is not None  # noqa: S101 - set before the board is listened to
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._wake.set)
 
     async def aclose(self) -> None:
         """Stop, and remove the records of this process from the ledger."""
-        if self._sync_timer is not None:
-            self._sync_timer.cancel()
         if self._sync_task is not None:
             self._sync_task.cancel()
             await asyncio.wait([self._sync_task])
@@ -111,165 +96,119 @@ class SharedPolling:
 
     async def _sync_loop(self) -> None:
         """Keep the ledger's list of watched records current, and report the polls of other processes."""
-        while self._watched or self._added or self._removed:
+        while self._watched or self._changes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._check_every):
                     await self._wake.wait()
-            notified = self._wake.is_set()
-            self._wake.clear()
-            if not notified and not self._board.may_have_news():
+            if self._wake.is_set():
+                await asyncio.sleep(_SYNC_DELAY)
+                self._wake.clear()
+            elif not self._board.may_have_news():
                 continue
             try:
-                self._take(await self._access(self._board.look, self.last_seq))
+                self._on_look(await self._run_with_changes(self._board.look, self.last_seq))
             except LedgerError as error:
-                _log.info("could not read the polls of other processes from the ledger: %s", error)
+                _log.info("Can't read the polls of other processes from the ledger: %s", error)
                 await asyncio.sleep(_RETRY_DELAY)
             except Exception:
-                _log.exception("a job could not be notified of a poll of another process")
+                _log.exception("A job could not be notified of a poll of another process.")
                 await asyncio.sleep(_RETRY_DELAY)
 
-    async def _access(
+    async def _run_with_changes(
         self, operation: Callable[..., asyncio.Future[Look]], last_seq: int, **options: float
     ) -> Look:
         """Run an operation of the board that also writes the changes of the watched records."""
-        added, self._added = self._added, set()
-        removed, self._removed = self._removed, set()
+        changes, self._changes = self._changes, {}
+        added = {record_id for record_id, watched in changes.items() if watched}
         watched = len(self._watched)
         try:
-            look = await operation(last_seq, added, removed, **options)
+            look = await operation(last_seq, added, changes.keys() - added, **options)
         except BaseException:
             # It is unknown what was written; writing the same changes twice is harmless.
-            self._added |= added & self._watched
-            self._removed |= removed - self._watched
+            self._changes = changes | self._changes
             raise
         # Another process removes the records of a process that it takes for dead, for example after this
         # one lost its connection.
-        self._unregistered = look.waits < watched
-        if self._unregistered:
-            self._added |= self._watched
-            self._schedule_sync()
+        self._registration_lost = look.waits < watched
+        if self._registration_lost:
+            self._changes |= dict.fromkeys(self._watched, True)
+            self._sync_soon()
         return look
 
-    def _take(self, look: Look) -> None:
+    def _on_look(self, look: Look) -> None:
         if look.number == self.last_seq:
             return
         self.last_seq = look.number
-        self.yield_for = 0.0 if look.ours else self._interval / 4
+        self._poll_duration = look.sent - look.ended
+        self.handover_delay = 0.0 if look.ours else self._interval / 4
         if not look.ours:
-            if not self._unregistered:
+            if not self._registration_lost:
                 self.ended_at = asyncio.get_running_loop().time() - look.ended
             self._on_poll(look)
 
     # --- polling for all processes --------------------------------------------------------------
 
-    async def acquire(self, last_seq: int) -> PollLease | None:
-        """Take the lease to poll for all processes.
+    async def acquire(self, last_seq: int) -> bool:
+        """Take the lease to poll for all processes. `publish` or `release` ends it.
 
         Args:
             last_seq: The last poll that was known when this poll became due.
 
         Returns:
-            The lease; None where another process holds it, or has polled within the interval.
-
-        Raises:
-            LedgerError: The ledger can't be used, so nobody can hold the lease.
+            Whether this process may poll. It may not while another process holds the lease, or if that has
+            polled within the interval. If the ledger can't be used, no process can hold the lease.
         """
-        if self._lease is not None:
-            self._lease.stop_renewal()
+        self._has_lease = False
         # A lease holder that is silent for longer has lost the lease, whether or not its process is alive.
-        lease = max(self._interval * 1.5, _MIN_LEASE)
+        lease = max(self._interval * 1.5, _MIN_LEASE, self._poll_duration * 3)
         try:
-            look = await self._access(partial(self._board.begin, fresh=self._interval, lease=lease), last_seq)
+            look = await self._run_with_changes(
+                partial(self._board.begin, fresh=self._interval, lease=lease), last_seq
+            )
+        except LedgerError as error:
+            _log.warning("A poll can't be shared and is sent all the same: %s", error)
+            return True
         except asyncio.CancelledError:
             # The ledger may still take the lease. This operation is queued behind that one.
             self._board.give_up()
             raise
-        if look.turn:
-            self.last_seq = look.number
-            self._lease = PollLease(
-                self._board, look.others, self._poll_duration * _RENEW_FACTOR, self._on_published
-            )
-            return self._lease
-        self._take(look)
-        return None
+        if not look.turn:
+            self._on_look(look)
+            return False
+        self._has_lease, self._requested_ids, self.last_seq = True, look.others, look.number
+        return True
 
-    def _on_published(self, duration: float, seq: int | None) -> None:
-        self._poll_duration = duration
-        if seq is not None:
-            self.last_seq = seq
-            self.yield_for = 0.0
-
-
-class PollLease:
-    """The right of this process to make one poll for all processes.
-
-    The lease is renewed while a slow poll runs, up to a limit.
-
-    Args:
-        board: The board on which the lease was taken.
-        others: The ids of the records that other processes watch.
-        renew_for: How long the lease is renewed, in seconds from now.
-        on_published: Called with the duration of the poll in seconds and its sequence number (None: the
-            lease had been lost).
-    """
-
-    def __init__(
-        self,
-        board: Board[Any],
-        others: frozenset[str],
-        renew_for: float,
-        on_published: Callable[[float, int | None], None],
-    ) -> None:
-        self._board = board
-        self._on_published = on_published
-        self._ended = False
-        self._renew_until = asyncio.get_running_loop().time() + renew_for
-        self._renewal: asyncio.TimerHandle | None = None
-        self.others = others
-        self._schedule_renewal()
-
-    async def publish(
-        self, duration: float, items: Mapping[str, str | None], *, complete: bool, trouble: str = ""
-    ) -> None:
-        """Give the result of the poll to the other processes, and release the lease.
+    async def publish(self, duration: float, records: RecordList | None, trouble: str = "") -> None:
+        """Give the result of a poll to the other processes and end the lease; without a lease, do nothing.
 
         A failure is only logged: the other processes poll for themselves then.
 
         Args:
             duration: Seconds since the poll was sent.
-            items: The records that other processes watch, as JSON texts; None for one that is not listed.
-            complete: Whether the list was complete.
+            records: The list; None where the poll failed.
             trouble: Why the poll failed; empty where it succeeded.
         """
-        self.stop_renewal()
+        if not self._has_lease:
+            return
+        self._has_lease = False
+        items = {} if records is None else records.encode_items(self._requested_ids)
+        complete = records is None or records.complete
         try:
             seq = await self._board.publish(duration, items, complete=complete, trouble=trouble)
         except (LedgerError, SessionClosedError) as error:
-            _log.info("could not write the result of a poll to the ledger: %s", error)
-        else:
-            self._on_published(duration, seq)
+            _log.info("Can't write the result of a poll to the ledger: %s", error)
+            return
+        self._poll_duration = duration
+        if seq is not None:  # None: the lease had been lost
+            self.last_seq, self.handover_delay = seq, 0.0
 
     def release(self) -> None:
-        """Give the lease back without a result; does nothing after `publish`."""
-        if not self._ended:
-            self.stop_renewal()
+        """Give the lease back without a result; without a lease, do nothing."""
+        if self._has_lease:
+            self._has_lease = False
             self._board.give_up()
 
-    def stop_renewal(self) -> None:
-        """Stop renewing the lease; `release` does nothing afterwards."""
-        self._ended = True
-        if self._renewal is not None:
-            self._renewal.cancel()
 
-    def _schedule_renewal(self) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._ended and loop.time() + _RENEW_EVERY <= self._renew_until:
-            self._renewal = loop.call_later(_RENEW_EVERY, self._renew)
-
-    def _renew(self) -> None:
-        self._board.renew().add_done_callback(self._on_renewed)
-
-    def _on_renewed(self, renewing: asyncio.Future[None]) -> None:
-        if not renewing.cancelled():
-            renewing.exception()  # a ledger that can't be reached gives the lease to nobody else either
-        self._schedule_renewal()
+def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(event.set)

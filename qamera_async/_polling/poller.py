@@ -12,52 +12,131 @@ import copy
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import attrs
+
+from .._models import JobState, Record
 from .._protocol import RecordList, Response, list_request, parse_error, parse_list
 from .._ratelimit import Priority
 from .._transport.api import is_transient, retry
-from ..errors import (
-    LedgerError,
-    QameraError,
-    SessionClosedError,
-    TransportError,
-    is_permanent,
-)
+from ..errors import JobLostError, QameraError, SessionClosedError, TransportError, is_permanent
 from ..events import Polled, RateLimitWait, Updated
 from .lease import SharedPolling
-from .records import ListHistory, TrackedRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, KeysView
 
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
-    from .._models import Record
     from .._protocol import RecordListSpec
-    from .._ratelimit import SessionLimiter, Slot
+    from .._ratelimit import SessionLimiter
     from .._transport.api import ApiClient
     from ..events import Emit
     from ..ledger.board import Board, Look
-    from .lease import PollLease
-    from .records import RecordListener
 
 _log = logging.getLogger("qamera_async")
 
-_OK, _NOT_MODIFIED, _TOO_MANY_REQUESTS = 200, 304, 429
+_OK, _TOO_MANY_REQUESTS = 200, 429
 _MIN_MISSING_POLLS = 3  # a record that was seen is lost only after so many lists without it
 # A server that computes ETags wrongly would hide every change, so the whole list is requested again after
 # this time, in seconds.
 _ETAG_TRUST = 60.0
+_URL_GRACE = 60.0  # seconds that a DONE record may lack its URL
+_MIN_REMEMBERED = 1_000  # so many missing records are remembered however short the list is
 _LONG_BODY = 64 * 1024  # bytes; longer lists are processed in loop iterations of their own
 _MAX_WARNINGS = 100
 
 
-class _ListWaiter(NamedTuple):
-    """Which list a task waits for."""
+@attrs.define(eq=False)
+class Waiter:
+    """A task that waits for some records.
 
-    after: int  # the list of a poll with a higher number
-    once: bool  # or the error of that poll
+    Its future gets a result when all records are final, or an error that no further poll can cure.
+    """
+
+    records: tuple[TrackedRecord, ...]
+    each_change: bool
+    """Whether the future gets a result after any change of a record, too."""
+    since: float
+    """When the task began to wait, in the loop's time."""
+    future: asyncio.Future[None]
+
+
+@attrs.define(eq=False)
+class TrackedRecord:
+    """What is known of one record. All jobs with this record share this object."""
+
+    record_id: str
+    record: Record | None = None
+    """The record as it was seen last; None before that."""
+    state: JobState = JobState.PENDING
+    """What the last status means. A DONE record without a URL counts as pending for a while."""
+    created_at: float | None = None
+    """When this session created the record, in the loop's time; None: unknown."""
+    end_emitted: bool = False
+    """Whether a `Finished` or `Failed` event has named the record."""
+    waiters: list[Waiter] = attrs.Factory(list[Waiter])
+    """The tasks that wait for the record; empty once it is final."""
+    missing_since: float | None = None
+    missing_polls: int = 0
+    url_missing_since: float | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the record is done or failed."""
+        return self.state is not JobState.PENDING
+
+    def update(self, record: Record, now: float) -> bool:
+        """Store the record of a list; return whether its status changed, or its late URL appeared."""
+        changed = self.record is None or self.record.status != record.status
+        self.record, self.state = record, record.state
+        self.missing_since, self.missing_polls = None, 0
+        if record.state is not JobState.DONE or record.video_url is not None:
+            changed |= self.url_missing_since is not None
+            self.url_missing_since = None
+        else:
+            if self.url_missing_since is None:
+                self.url_missing_since = now
+            if now - self.url_missing_since < _URL_GRACE:
+                self.state = JobState.PENDING
+        return changed
+
+
+@attrs.define(eq=False)
+class _ListWaiter:
+    """A task that waits for the first list of a poll with a number above `after`."""
+
+    future: asyncio.Future[RecordList]
+    after: int
+    once: bool  # whether it wants the error of a failed poll, too
+
+
+class ListHistory:
+    """Which list showed each record first."""
+
+    def __init__(self) -> None:
+        self.lists = 0
+        self._first: dict[str, int] = {}
+        self._capacity = _MIN_REMEMBERED
+
+    def add(self, ids: KeysView[str]) -> None:
+        """Note the ids of all records of a list."""
+        self.lists += 1
+        first = self._first
+        if not first.keys() >= ids:
+            for record_id in [record_id for record_id in ids if record_id not in first]:
+                first[record_id] = self.lists
+        self._capacity = max(self._capacity, len(ids))
+        # One whole list may disappear and come back. Beyond that the oldest missing records are forgotten.
+        surplus = len(first) - len(ids) - self._capacity
+        if surplus > 0:
+            for record_id in [record_id for record_id in first if record_id not in ids][:surplus]:
+                del first[record_id]
+
+    def new_since(self, ids: Collection[str], lists: int) -> set[str]:
+        """Return those of `ids` that none of the first `lists` lists showed."""
+        return {record_id for record_id in ids if self._first.get(record_id, lists + 1) > lists}
 
 
 class Poller:
@@ -65,8 +144,8 @@ class Poller:
 
     Args:
         spec: Which list.
-        api: Sends the requests.
-        limiter: Permits them.
+        api: The client that sends the requests.
+        limiter: The rate limit of the requests.
         polling: How often to poll.
         timeouts: `appear` and `missing` say how long a record may be missing from the list.
         retry: For `fetch_list`.
@@ -97,22 +176,21 @@ class Poller:
         self._emit = emit
         self._tracked: WeakValueDictionary[str, TrackedRecord] = WeakValueDictionary()
         self._watched: dict[str, TrackedRecord] = {}
-        self._list_waiters: dict[asyncio.Future[RecordList], _ListWaiter] = {}
+        self._list_waiters: set[_ListWaiter] = set()
         self._latest: RecordList | None = None
-        self._latest_at = -math.inf  # when the request for it was sent
-        self._full_at = -math.inf  # when a list came last that was no 304
+        self._latest_is_newest = True  # whether no other process has polled since
+        self._last_200_at = -math.inf  # when a list came last that was no 304
         self._history = ListHistory()
-        self._history_complete = True  # whether no other process has polled since the last list seen here
-        self._good_at = -math.inf  # when the last successful poll was sent
-        self._due = math.inf  # no poll is needed earlier
+        self._last_success_at = -math.inf  # when the last successful poll was sent
+        self._due = -math.inf  # when the next poll is needed at the earliest
         self._not_before = -math.inf  # another process polls until then
         self._ended_at = -math.inf  # when the last poll ended
-        self._outage: Iterator[float] | None = None
-        self._backoff = 0.0  # least pause in an outage, in seconds
+        self._outage_delays = polling.outage_delays()
+        self._backoff = 0.0  # least pause in an outage, in seconds; 0: there is none
         self._task: asyncio.Task[None] | None = None
-        # The task must not keep the context of whichever waiter came first.
+        # The task runs in this context, so that it does not keep the variables of the first waiter alive.
         self._context = contextvars.copy_context()
-        self._busy = False  # whether a poll is on the wire or being processed
+        self._poll_in_progress = False  # whether a poll is on the wire or being processed
         self._wake = asyncio.Event()
         self._closed = False
         self._warned: set[str] = set()
@@ -125,14 +203,14 @@ class Poller:
     @property
     def list_number(self) -> int:
         """How many lists were seen; 0 after another process polled, until the next list is seen here."""
-        return self._history.lists if self._history_complete else 0
+        return self._history.lists if self._latest_is_newest else 0
 
     @property
     def list_age(self) -> float | None:
         """Seconds since the last successful poll was sent; None before the first."""
-        if math.isinf(self._good_at):
+        if math.isinf(self._last_success_at):
             return None
-        return asyncio.get_running_loop().time() - self._good_at
+        return asyncio.get_running_loop().time() - self._last_success_at
 
     @property
     def watched(self) -> int:
@@ -142,11 +220,10 @@ class Poller:
     @property
     def waiters(self) -> int:
         """How many tasks wait for a job."""
-        listeners = {id(each): each for record in self._watched.values() for each in record.listeners}
-        return sum(len(listener.waiters) for listener in listeners.values())
+        return len({waiter for record in self._watched.values() for waiter in record.waiters})
 
     def new_since(self, ids: Collection[str], list_number: int) -> set[str]:
-        """Return those of `ids` that no list up to `list_number` showed."""
+        """Return those of `ids` that none of the first `list_number` lists showed."""
         return self._history.new_since(ids, list_number)
 
     # --- records and waiters --------------------------------------------------------------------
@@ -154,7 +231,7 @@ class Poller:
     def track(
         self, record_id: str, *, created_at: float | None = None, record: Record | None = None
     ) -> TrackedRecord:
-        """Return the one object for a record, as long as anyone holds it.
+        """Return the one object for a record, as long as it is held.
 
         Args:
             record_id: The record.
@@ -166,45 +243,56 @@ class Poller:
             tracked = self._tracked[record_id] = TrackedRecord(record_id)
         if tracked.created_at is None:
             tracked.created_at = created_at
-        if record is not None and not tracked.listeners and not tracked.final:
-            tracked.update(record)
-            tracked.reported = tracked.final
+        if record is not None and not tracked.waiters and not tracked.final:
+            tracked.record, tracked.state = record, record.state
+            tracked.end_emitted = tracked.final
         return tracked
 
-    def watch(self, record: TrackedRecord, listener: RecordListener) -> None:
-        """Poll until the record is final, and call the listener when it changes.
+    def watch(self, records: tuple[TrackedRecord, ...], *, each_change: bool = False) -> Waiter:
+        """Poll until the records are final or `unwatch` is called; return a waiter for its future.
 
         A new record is polled for the first time one interval after it was created.
+
+        Args:
+            records: The records that the task waits for.
+            each_change: Whether the task waits for any change of a record.
 
         Raises:
             SessionClosedError: The session is closed.
         """
-        self._check_open()
-        now = asyncio.get_running_loop().time()
-        if not record.listeners:
-            record.missing_since, record.missing_polls = None, 0
-            self._watched[record.record_id] = record
-            if self._shared is not None:
-                self._shared.watch(record.record_id)
-        record.listeners = (*record.listeners, listener)
-        latest = self._latest
-        if (
-            latest is not None
-            and self._outage is None
-            and now - self._latest_at <= self._policy.interval
-            and record.record_id in latest
-        ):
-            self._on_listed(record, latest, now)
-        if not record.final:
-            due = now if record.created_at is None else record.created_at + self._policy.interval
-            self._poll_at(max(due, now))
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        waiter = Waiter(records, each_change, now, loop.create_future())
+        fresh = now - self._last_success_at <= self._policy.interval
+        latest = self._latest if fresh and self._latest_is_newest and not self._backoff else None
+        for tracked in records:
+            if tracked.final:
+                continue
+            if not tracked.waiters:
+                tracked.missing_since, tracked.missing_polls = None, 0
+                self._watched[tracked.record_id] = tracked
+                if self._shared is not None:
+                    self._shared.watch(tracked.record_id)
+            tracked.waiters.append(waiter)
+            record = None if latest is None else latest.get(tracked.record_id)
+            if record is not None:
+                self._on_listed(tracked, record, now)
+            if not tracked.final:
+                due = now if tracked.created_at is None else tracked.created_at + self._policy.interval
+                self._poll_at(due)
+        return waiter
 
-    def unwatch(self, record: TrackedRecord, listener: RecordListener) -> None:
-        """Don't call the listener any more; stop polling where nobody waits."""
-        if listener in record.listeners:
-            record.listeners = tuple([each for each in record.listeners if each is not listener])
-            if not record.listeners:
-                self._remove(record)
+    def unwatch(self, waiter: Waiter) -> None:
+        """End a wait; stop polling if no task waits."""
+        for tracked in waiter.records:
+            if waiter in tracked.waiters:
+                tracked.waiters.remove(waiter)
+                if not tracked.waiters:
+                    self._remove(tracked)
+        if waiter.future.done() and not waiter.future.cancelled():
+            waiter.future.exception()  # the task may have been cancelled before it read the error
         self._stop_if_idle()
 
     async def next_list(self, *, once: bool = False) -> RecordList:
@@ -217,21 +305,17 @@ class Poller:
             SessionClosedError: The session is closed, or closes meanwhile.
             QameraError: No further poll can succeed; with `once`, the next poll failed.
         """
-        return await self.request_list(once=once)
-
-    def request_list(self, *, once: bool) -> asyncio.Future[RecordList]:
-        """Return a future for the list that `next_list` waits for; cancelling it withdraws the request."""
-        self._check_open()
+        if self._closed:
+            raise SessionClosedError("The session is closed.")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[RecordList] = loop.create_future()
-        self._list_waiters[future] = _ListWaiter(self.polls, once)
-        future.add_done_callback(self._remove_list_waiter)
+        waiter = _ListWaiter(loop.create_future(), self.polls, once)
+        self._list_waiters.add(waiter)
         self._poll_at(loop.time())
-        return future
-
-    def _remove_list_waiter(self, future: asyncio.Future[RecordList]) -> None:
-        self._list_waiters.pop(future, None)
-        self._stop_if_idle()
+        try:
+            return await waiter.future
+        finally:
+            self._list_waiters.discard(waiter)
+            self._stop_if_idle()
 
     async def fetch_list(self) -> RecordList:
         """Fetch the list at once, beside the polls. A failure that may pass is retried.
@@ -251,11 +335,11 @@ class Poller:
                 raise parse_error(response)
             self._emit(RateLimitWait(self._limiter.cooldown))
         records = parse_list(response, self._spec, self._rules)
-        self._note(records)
+        self._add_to_history(records)
         return records
 
     async def aclose(self) -> None:
-        """Stop polling; everyone who waits gets `SessionClosedError`. Idempotent."""
+        """Stop polling; all waiters get `SessionClosedError`. Idempotent."""
         self._closed = True
         self._fail_all(SessionClosedError("The session was closed while a job was waited for."))
         task, self._task = self._task, None
@@ -265,16 +349,12 @@ class Poller:
         if self._shared is not None:
             await self._shared.aclose()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SessionClosedError("The session is closed.")
-
-    def _remove(self, record: TrackedRecord) -> None:
+    def _remove(self, tracked: TrackedRecord) -> None:
         """Stop watching a record."""
-        record.listeners = ()
-        record.release_list()
-        if self._watched.pop(record.record_id, None) is not None and self._shared is not None:
-            self._shared.unwatch(record.record_id)
+        tracked.waiters.clear()
+        del self._watched[tracked.record_id]
+        if self._shared is not None:
+            self._shared.unwatch(tracked.record_id)
 
     # --- when to poll ---------------------------------------------------------------------------
 
@@ -283,45 +363,47 @@ class Poller:
         return bool(self._watched or self._list_waiters)
 
     def _poll_at(self, due: float) -> None:
-        if due < self._due:
-            self._due = due
-            self._wake.set()
         if self._task is None or self._task.done():
+            self._due = due
             self._task = asyncio.get_running_loop().create_task(
                 self._run(), name=f"qamera-poller-{self._spec.key}", context=self._context
             )
             self._task.add_done_callback(self._on_task_end)
+        elif due < self._due:
+            self._due = due
+            self._wake.set()
 
     def _stop_if_idle(self) -> None:
-        """Stop the task where nobody waits, but not in the middle of a poll.
+        """Stop the task if there is no waiter, but not in the middle of a poll.
 
         Cancelling a request on the wire would keep its slot of the rate limit for longer.
         """
-        if self._needed or self._busy:
-            return
-        self._due = math.inf
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
+        if not self._needed and not self._poll_in_progress and self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     async def _run(self) -> None:
         while self._needed:
             await self._wait_until_due()
-            await self._poll()
-        self._due = math.inf
+            try:
+                await self._poll()
+            except QameraError as error:
+                self._ended_at = asyncio.get_running_loop().time()
+                for waiter in self._list_waiters:
+                    if waiter.once and waiter.after < self.polls and not waiter.future.done():
+                        waiter.future.set_exception(copy.copy(error))
+                self._on_failure(error)
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        """Fail the waiters where the task ended unexpectedly. The next waiter starts a new task."""
+        """Fail all waiters if the task ended unexpectedly. The next waiter starts a new task."""
         if task is not self._task:
             return
         self._task = None
         error = None if task.cancelled() else task.exception()
-        if not self._needed:
-            self._due = math.inf
-        if error is None and not (task.cancelled() and self._needed):
+        if error is None and not self._needed:
             return
         self._ended_at = asyncio.get_running_loop().time()
-        _log.error("the poller stopped unexpectedly; all waiters are notified", exc_info=error)
+        _log.error("The poller stopped unexpectedly. All waiters are notified.", exc_info=error)
         cause = "cancelled" if error is None else type(error).__name__
         self._fail_all(QameraError(f"The poller stopped unexpectedly ({cause})."))
 
@@ -334,7 +416,7 @@ class Poller:
             pause = max(pause, self._backoff * jitter)
             ended = self._ended_at
             if self._shared is not None and not self._list_waiters:
-                ended = max(ended, self._shared.ended_at + self._shared.yield_for)
+                ended = max(ended, self._shared.ended_at + self._shared.handover_delay)
             until = max(ended + pause, self._due, self._not_before)
             if until <= loop.time():
                 return
@@ -345,126 +427,87 @@ class Poller:
     # --- one poll -------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
+        """Send one poll, unless another process polls, and notify the waiters."""
         # A poll of another process that ends while this one waits for its slot replaces this one.
         last_seq = 0 if self._shared is None else self._shared.last_seq
-        try:
-            slot = await self._limiter.acquire(Priority.POLL, self._on_wait)
-            lease: PollLease | None = None
-            if self._shared is not None:
-                try:
-                    lease = await self._shared.acquire(last_seq)
-                except LedgerError as error:
-                    _log.warning("a poll could not be shared and is sent all the same: %s", error)
-                except BaseException:
-                    slot.give_back()
-                    raise
-                else:
-                    if lease is None:
-                        slot.give_back()
-                        self._not_before = asyncio.get_running_loop().time() + self._policy.interval / 4
-                        return
-            self._busy = True
-            try:
-                await self._exchange(slot, lease)
-            finally:
-                self._busy = False
-        except QameraError as error:
-            self._ended_at = asyncio.get_running_loop().time()
-            for future, waiter in self._list_waiters.items():
-                if waiter.once and waiter.after < self.polls and not future.done():
-                    future.set_exception(copy.copy(error))
-            self._on_failure(error)
-
-    async def _exchange(self, slot: Slot, lease: PollLease | None) -> None:
-        """Send one poll and notify everyone whom its list concerns."""
+        slot = await self._limiter.acquire(Priority.POLL, self._on_wait)
         loop = asyncio.get_running_loop()
+        may_poll = False
+        try:
+            may_poll = self._shared is None or await self._shared.acquire(last_seq)
+        finally:
+            if not may_poll:
+                slot.give_back()
+        if not may_poll:
+            self._not_before = loop.time() + self._policy.interval / 4
+            return
         sent_at = loop.time()
         self.polls += 1
-        number = self.polls
-        trusted = sent_at - self._full_at <= _ETAG_TRUST
-        request = list_request(self._spec, self._latest if trusted else None)
+        self._poll_in_progress = True
         try:
-            response = await self._api.send(request, slot)
+            known = self._latest if sent_at - self._last_200_at <= _ETAG_TRUST else None
+            response = await self._api.send(list_request(self._spec, known), slot)
             if response.status == _TOO_MANY_REQUESTS:
                 self._on_429(response)
-                if lease is not None and self._needed:
-                    lease.stop_renewal()  # kept for the next request, until it expires
                 return
-            records = await self._read(response, conditional="If-None-Match" in request.headers)
-            self._on_list(records, sent_at, number)
-            if lease is not None:
-                items = records.encode_items(lease.others) if lease.others else {}
-                await lease.publish(loop.time() - sent_at, items, complete=records.complete)
-        except QameraError as error:
-            if lease is not None:
-                await lease.publish(0.0, {}, complete=True, trouble=str(error))
+            await _yield_to_loop(response)
+            records = parse_list(response, self._spec, self._rules, known)
+            self._add_to_history(records)
+            if response.status == _OK:
+                self._last_200_at = loop.time()
+            await _yield_to_loop(response)
+            self._on_list(records, sent_at)
+            if self._shared is not None:
+                await self._shared.publish(loop.time() - sent_at, records)
+        except BaseException as error:
+            if self._shared is not None and isinstance(error, QameraError):
+                await self._shared.publish(0.0, None, str(error))
+            elif self._shared is not None:
+                self._shared.release()
             raise
         finally:
-            if lease is not None:
-                lease.release()
+            self._poll_in_progress = False
             self._ended_at = loop.time()
             self._due = -math.inf
-
-    async def _read(self, response: Response, *, conditional: bool) -> RecordList:
-        """Return the list in a response; a long one is processed in several iterations of the loop."""
-        if response.status == _NOT_MODIFIED and not conditional:
-            raise parse_error(response)
-        await _let_others_run(response)
-        records = parse_list(response, self._spec, self._rules, self._latest)
-        self._note(records)
-        if response.status == _OK:
-            self._full_at = asyncio.get_running_loop().time()
-        await _let_others_run(response)
-        return records
 
     def _on_wait(self, seconds: float) -> None:
         self._emit(RateLimitWait(seconds))
 
     def _on_429(self, response: Response) -> None:
-        """Note a 429. The limiter delays the next poll, which is sent only if someone still waits."""
+        """Note a 429. The limiter delays the next poll, which is sent only if a waiter is left."""
         self.last_error = parse_error(response)
         if self._limiter.exhausted:
             self._fail_all(self.last_error)
         elif self._needed:
             self._emit(RateLimitWait(self._limiter.cooldown))
+        if self._shared is not None and not self._needed:
+            self._shared.release()  # otherwise the next request needs the lease
 
     def _on_failure(self, error: QameraError) -> None:
         self.last_error = error
         if is_permanent(error):
             self._fail_all(error)
             return
-        if self._outage is None:
-            self._outage = self._policy.outage_delays()
-        self._backoff = next(self._outage)
-        _log.info("a poll failed and will be repeated: %s", error)
+        self._backoff = next(self._outage_delays)
+        _log.info("A poll failed and will be repeated: %s", error)
 
-    def _on_success(self, sent_at: float) -> None:
-        self._good_at = sent_at
-        self._outage = self.last_error = None
-        self._backoff = 0.0
-
-    def _note(self, records: RecordList) -> None:
-        """Remember which records a list shows, whether or not anyone waits."""
-        now = asyncio.get_running_loop().time()
-        self._history.add(records.ids, now, unchanged=records.unchanged)
+    def _add_to_history(self, records: RecordList) -> None:
+        """Remember which records a list shows, even if there is no waiter."""
+        self._history.add(records.ids)
         if records.broken:
             self._warn_once(
-                "broken", "%d items of the list of %s can't be read", records.broken, self._spec.key
+                "broken", "%d items of the list of %s can't be read.", records.broken, self._spec.key
             )
 
     # --- who is notified ------------------------------------------------------------------------
 
-    def _on_list(self, records: RecordList, sent_at: float, number: int) -> None:
-        """Notify everyone of a list that was fetched here."""
-        self._latest, self._latest_at = records, sent_at
-        self._history_complete = True
-        self._on_success(sent_at)
+    def _on_list(self, records: RecordList, sent_at: float) -> None:
+        """Notify all waiters of a list that was fetched here."""
+        self._latest, self._latest_is_newest = records, True
         changed = self._notify(list(self._watched.values()), records, sent_at)
-        for future, waiter in list(self._list_waiters.items()):
-            if waiter.after < number:
-                del self._list_waiters[future]
-                if not future.done():
-                    future.set_result(records)
+        for waiter in self._list_waiters:
+            if waiter.after < self.polls and not waiter.future.done():
+                waiter.future.set_result(records)
         self._emit(Polled(len(records), changed, len(self._watched)))
 
     def _on_shared_poll(self, look: Look) -> None:
@@ -473,79 +516,81 @@ class Poller:
             self._on_failure(TransportError(f"Another process's poll failed: {look.trouble}"))
             return
         sent_at = asyncio.get_running_loop().time() - look.sent
-        if self._outage is not None:
+        if self._backoff:
             self._wake.set()  # end the long pause of the outage
-        self._on_success(sent_at)
-        self._history_complete = False
+        self._latest_is_newest = False
         items = [item for item in look.items.values() if item is not None]
         records = RecordList.from_items(items, self._spec, self._rules, complete=look.complete)
-        fresh = look.sent <= self._policy.interval
+        # An old list concerns only the records that were watched before it was requested.
+        limit = math.inf if look.sent <= self._policy.interval else sent_at
         watched = [self._watched[record_id] for record_id in look.items if record_id in self._watched]
-        self._notify(
-            [record for record in watched if fresh or record.watched_since(sent_at)], records, sent_at
-        )
+        watched = [each for each in watched if min(waiter.since for waiter in each.waiters) <= limit]
+        self._notify(watched, records, sent_at)
         self._stop_if_idle()
 
     def _notify(self, watched: Iterable[TrackedRecord], records: RecordList, sent_at: float) -> int:
-        """Notify the listeners of some records; return how many of the records changed."""
+        """Notify the waiters of some records of a good list; return how many of the records changed."""
+        self._last_success_at = sent_at
+        self._outage_delays, self._backoff = self._policy.outage_delays(), 0.0
+        self.last_error = None
         now = asyncio.get_running_loop().time()
         changed = 0
-        for record in watched:
-            if not record.listeners:
-                continue  # a listener that was just called ended the wait of this one
-            if record.record_id in records:
-                changed += self._on_listed(record, records, now)
-            else:
-                self._on_missing(record, sent_at, now, complete=records.complete)
+        for tracked in watched:
+            record = records.get(tracked.record_id)
+            if record is not None:
+                changed += self._on_listed(tracked, record, now)
+            elif records.complete:
+                self._on_missing(tracked, sent_at, now)
         return changed
 
-    def _on_listed(self, tracked: TrackedRecord, records: RecordList, now: float) -> bool:
+    def _on_listed(self, tracked: TrackedRecord, record: Record, now: float) -> bool:
         """Update a watched record that is in a list; return whether it changed."""
-        tracked.missing_since, tracked.missing_polls = None, 0
-        changed = tracked.seen_in(records)
-        if not changed and tracked.url_missing_since is None:
-            return False
-        record = tracked.record
-        assert record is not None  # noqa: S101 - the list has it
-        if not self._rules.knows(record.status):
-            self._warn_once(record.status, "unknown status %r; it counts as pending", record.status)
-        tracked.update(record)
-        changed |= tracked.url_appeared(record, now)
+        changed = tracked.update(record, now)
         if changed:
+            if not self._rules.knows(record.status):
+                self._warn_once(record.status, "Unknown status %r: it counts as pending.", record.status)
             self._emit(Updated(record))
         if changed or tracked.final:
-            for listener in tracked.listeners:
-                listener.record_changed()
+            for waiter in tracked.waiters:
+                wanted = waiter.each_change or all([each.final for each in waiter.records])
+                if wanted and not waiter.future.done():
+                    waiter.future.set_result(None)
         if tracked.final:
-            # Only now: if a listener raises, the record is still watched, so that all listeners are failed.
+            # Only now: if `emit` raises, the record is still watched, so that all waiters are failed.
             self._remove(tracked)
         return changed
 
-    def _on_missing(self, record: TrackedRecord, sent_at: float, now: float, *, complete: bool) -> None:
-        """Count a list without a watched record, for the jobs that watched it before the poll was sent."""
-        record.release_list()
-        listeners = [listener for listener in record.listeners if listener.since <= sent_at]
-        if not listeners or not complete:
+    def _on_missing(self, tracked: TrackedRecord, sent_at: float, now: float) -> None:
+        """Count a list without a watched record, for the tasks that waited before the poll was sent."""
+        waiters = [waiter for waiter in tracked.waiters if waiter.since <= sent_at]
+        if not waiters:
             return
-        if record.missing_since is None:
-            record.missing_since = sent_at
-        record.missing_polls += 1
-        for listener in listeners:
-            if record.status is None:
-                absent_for = now - (listener.since if record.created_at is None else record.created_at)
+        if tracked.missing_since is None:
+            tracked.missing_since = sent_at
+        tracked.missing_polls += 1
+        for waiter in waiters:
+            if tracked.record is None:
+                absent_for = now - (waiter.since if tracked.created_at is None else tracked.created_at)
                 limit = self._timeouts.appear
                 lost = limit is not None and absent_for >= limit
             else:
-                absent_for = now - record.missing_since
-                lost = absent_for >= self._timeouts.missing and record.missing_polls >= _MIN_MISSING_POLLS
-            if lost:
-                listener.record_missing(record, absent_for)
+                absent_for = now - tracked.missing_since
+                lost = absent_for >= self._timeouts.missing and tracked.missing_polls >= _MIN_MISSING_POLLS
+            if lost and not waiter.future.done():
+                waiter.future.set_exception(
+                    JobLostError(
+                        f"Record {tracked.record_id} has been missing from the list for {absent_for:.1f} s.",
+                        record_ids=tuple([each.record_id for each in waiter.records]),
+                        record=tracked.record,
+                        absent_for=absent_for,
+                    )
+                )
 
     def _fail_all(self, error: QameraError) -> None:
-        listeners = [each for record in self._watched.values() for each in record.listeners]
-        for listener in listeners:
-            listener.polling_failed(error)
-        for future in self._list_waiters:
+        """Fail all tasks that wait, each with an error of its own: raising adds to an error's traceback."""
+        futures: list[asyncio.Future[Any]] = [waiter.future for waiter in self._list_waiters]
+        futures += [waiter.future for tracked in self._watched.values() for waiter in tracked.waiters]
+        for future in futures:
             if not future.done():
                 future.set_exception(copy.copy(error))
 
@@ -556,7 +601,7 @@ class Poller:
             _log.warning(message, *args)
 
 
-async def _let_others_run(response: Response) -> None:
+async def _yield_to_loop(response: Response) -> None:
     """Let the loop run other tasks before the next step of processing a long list."""
     if len(response.body) > _LONG_BODY:
         await asyncio.sleep(0)

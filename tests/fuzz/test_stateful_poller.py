@@ -97,20 +97,19 @@ class RecordModel:
         self.absences += 1
 
     def is_lost(self, since, now, appear):
-        """Return whether a job that began to wait at ``since`` gives the record up."""
+        """Return whether a task that began to wait at ``since`` gives the record up."""
         if self.known is None:
             return appear is not None and now - (self.created_at or since) >= appear
         return self.absences >= 3 and now - self.absent_since >= GONE
 
 
 class JobModel:
-    """A job, its records, and its waiters: each task with its deadline, or None for ``updates``."""
+    """A job, its records, and its waiters: each task, its deadline (None for ``updates``), and its begin."""
 
     def __init__(self, job, records):
         self.job = job
         self.records = records
         self.waiters = []
-        self.since = math.inf
         self.ended = False  # whether a waiter has seen its end
 
     @property
@@ -179,11 +178,12 @@ class PollerMachine(RuleBasedStateMachine):
             return []
         return [job for job in self.jobs if job.waiters and record_id in job.records]
 
-    def end(self, job, expected):
-        """All waiters of a job get this now: an error's type, or None for the result."""
-        waiters, job.waiters = job.waiters, []
+    def end(self, job, expected, waiters=None):
+        """All waiters of a job, or some, get this now: an error's type, or None for the result."""
+        waiters = job.waiters if waiters is None else waiters
+        job.waiters = [one for one in job.waiters if one not in waiters]
         self.run_ready()
-        for task, _ in waiters:
+        for task, _, _ in waiters:
             self.check(task, expected)
 
     def check(self, task, expected):
@@ -195,10 +195,10 @@ class PollerMachine(RuleBasedStateMachine):
         for job in self.jobs:
             if job.final and job.waiters:
                 job.ended = True
-                followers = [(task, end) for task, end in job.waiters if end is None]
+                followers = [task for task, end, _ in job.waiters if end is None]
                 job.waiters = [one for one in job.waiters if one[1] is not None]
                 self.end(job, job.verdict)
-                for task, _ in followers:
+                for task in followers:
                     self.check(task, None)
                     assert [video.status for video in task.result()][-1] == job.job.status
 
@@ -237,13 +237,13 @@ class PollerMachine(RuleBasedStateMachine):
             if record_id in self.last:
                 record.present(self.last[record_id], now)
                 continue
-            earlier = [job for job in jobs if job.since <= sent_at]
+            earlier = [(job, one) for job in jobs for one in job.waiters if one[2] <= sent_at]
             if earlier and not cut:
                 record.count_absence(sent_at)
-                lost += [job for job in earlier if record.is_lost(job.since, now, self.appear)]
+                lost += [(job, one) for job, one in earlier if record.is_lost(one[2], now, self.appear)]
         self.end_final()
-        for job in lost:
-            self.end(job, q.JobLostError)
+        for job in self.jobs:
+            self.end(job, q.JobLostError, [one for other, one in lost if other is job])
         self.reset_unwatched()
 
     @precondition(lambda self: self.on_the_wire)
@@ -322,20 +322,17 @@ class PollerMachine(RuleBasedStateMachine):
             self.join(job, all_updates(), None)
 
     def join(self, job, waiting, end):
-        first = not job.waiters and not job.final
         now = self.loop.now
         fresh = not self.outage and now - self.good_at <= INTERVAL
-        if first:
-            job.since = now
-            for record_id, record in job.records.items():
-                if record.final:
-                    continue
-                if not self.watching(record_id):
-                    record.forget_absence()
-                if fresh and record_id in self.last:
-                    record.present(self.last[record_id], now)
+        for record_id, record in job.records.items():
+            if record.final:
+                continue
+            if not self.watching(record_id):
+                record.forget_absence()
+            if fresh and record_id in self.last:
+                record.present(self.last[record_id], now)
         task = self.loop.create_task(waiting)
-        job.waiters.append((task, end))
+        job.waiters.append((task, end, now))
         due = max([(record.created_at or -math.inf) + INTERVAL for record in job.records.values()])
         at_once = not self.outage and now - self.api.ended_at > 1.1 * INTERVAL and due <= now
         self.run_ready()
@@ -367,7 +364,7 @@ class PollerMachine(RuleBasedStateMachine):
             late = [one for one in job.waiters if one[1] is not None and one[1] <= self.loop.now]
             job.waiters = [one for one in job.waiters if one not in late]
             self.run_ready()
-            for task, _ in late:
+            for task, _, _ in late:
                 self.check(task, q.JobTimeoutError)
         self.run_ready()
         self.reset_unwatched()
@@ -388,7 +385,7 @@ class PollerMachine(RuleBasedStateMachine):
     def all_jobs_equal_their_models(self):
         """P9: who should wait still waits, and each job is what its model is."""
         for job in self.jobs:
-            assert not any(task.done() for task, _ in job.waiters)
+            assert not any(task.done() for task, _, _ in job.waiters)
             assert job.job.done() is job.final
             seen = [record for record in job.records.values() if record.known is not None]
             assert [video.status for video in job.job.records] == [record.known[0] for record in seen]
@@ -411,7 +408,7 @@ class PollerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "poller"):
-            waiters = [task for job in self.jobs for task, _ in job.waiters]
+            waiters = [task for job in self.jobs for task, _, _ in job.waiters]
             self.loop.run_until_complete(self.poller.aclose())
             self.run_ready()
             for task in waiters:

@@ -263,7 +263,7 @@ async def test_status_that_echoes_the_key_is_redacted(quick, caplog):
             await session.job("old_000001").wait(0.1)
 
     assert KEY not in str(waited.value) + caplog.text
-    assert "unknown status" in caplog.text
+    assert "Unknown status" in caplog.text
 
 
 def test_attached_job_is_made_without_an_event_loop():

@@ -321,7 +321,7 @@ async def test_waiting_leaves_no_timer_and_keeps_no_context(polling):
 @pytest.fixture
 def still(monkeypatch):
     """Let a standstill of 0.2 s count as one; return a function that blocks the loop for so long."""
-    monkeypatch.setattr("qamera_async._jobs._LATE", 0.1)
+    monkeypatch.setattr("qamera_async._jobs._MIN_STANDSTILL", 0.1)
     return lambda: time.sleep(0.2)
 
 
@@ -519,7 +519,7 @@ async def test_unusable_session_is_refused_before_anything_waits(polling):
 
 def test_waiting_works_on_uvloop(monkeypatch):
     uvloop = pytest.importorskip("uvloop")
-    monkeypatch.setattr("qamera_async._jobs._LATE", 0.1)
+    monkeypatch.setattr("qamera_async._jobs._MIN_STANDSTILL", 0.1)
 
     async def main():
         polling = Polling()

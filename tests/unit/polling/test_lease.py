@@ -4,14 +4,17 @@ import asyncio
 
 import pytest
 
+from qamera_async import StatusRules
 from qamera_async._polling import lease
 from qamera_async._polling.lease import SharedPolling
+from qamera_async._protocol import VIDEOS, RecordList
 from qamera_async.errors import LedgerUnavailableError
 from qamera_async.ledger.board import Look
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 INTERVAL = 10.0
+LIST = RecordList(VIDEOS, StatusRules(), {}, complete=True, broken=0, response=None)
 
 
 def look(number, **fields):
@@ -28,7 +31,8 @@ class FakeBoard:
         self.operations = []
         self.registered = set()
         self.answers = asyncio.Queue()
-        self.released = self.renewed = 0
+        self.released = 0
+        self.leases = []
         self.published = []
 
     def listen(self, notify):
@@ -44,6 +48,7 @@ class FakeBoard:
         return answer
 
     async def begin(self, known, come, gone, *, fresh, lease):
+        self.leases.append(lease)
         return await self.look(known, come, gone)
 
     async def publish(self, sent, items, *, complete, trouble=""):
@@ -52,12 +57,6 @@ class FakeBoard:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    def renew(self):
-        self.renewed += 1
-        future = asyncio.get_running_loop().create_future()
-        future.set_result(None)
-        return future
 
     def give_up(self):
         self.released += 1
@@ -120,7 +119,7 @@ async def test_poll_of_another_process_is_reported_once(shared, polls):
 
     assert polls == [found]
     assert shared.last_seq == 3
-    assert shared.yield_for == INTERVAL / 4
+    assert shared.handover_delay == INTERVAL / 4
     assert asyncio.get_running_loop().time() - shared.ended_at < 5
 
 
@@ -153,29 +152,28 @@ async def test_listener_that_raises_ends_nothing(shared, polls, caplog):
 async def test_lease_is_denied_while_another_process_holds_it(shared, polls):
     shared.board.answers.put_nowait(look(5))
 
-    assert await shared.acquire(0) is None
+    assert not await shared.acquire(0)
     assert [each.number for each in polls] == [5]
 
 
 async def test_published_lease_is_not_released_again(shared):
     shared.board.answers.put_nowait(look(5, turn=True, others=frozenset("b")))
-    held = await shared.acquire(0)
-    assert held.others == {"b"}
+    assert await shared.acquire(0)
     shared.board.answers.put_nowait(6)
-    await held.publish(0.1, {"b": "{}"}, complete=True)
-    held.release()
+    await shared.publish(0.1, LIST)
+    shared.release()
 
-    assert shared.board.published == [({"b": "{}"}, "")]
+    assert shared.board.published == [({"b": None}, "")]
     assert shared.board.released == 0
-    assert (shared.last_seq, shared.yield_for) == (6, 0.0)
+    assert (shared.last_seq, shared.handover_delay) == (6, 0.0)
 
 
 async def test_failed_publication_is_logged_only(shared, caplog):
     caplog.set_level("INFO", "qamera_async")
     shared.board.answers.put_nowait(look(5, turn=True))
-    held = await shared.acquire(0)
+    assert await shared.acquire(0)
     shared.board.answers.put_nowait(LedgerUnavailableError("The disk is full."))
-    await held.publish(0.1, {}, complete=True)
+    await shared.publish(0.1, LIST)
 
     assert "disk is full" in caplog.text
     assert shared.last_seq == 5
@@ -183,11 +181,20 @@ async def test_failed_publication_is_logged_only(shared, caplog):
 
 async def test_released_lease_is_free(shared):
     shared.board.answers.put_nowait(look(5, turn=True))
-    held = await shared.acquire(0)
-    held.release()
-    held.release()
+    assert await shared.acquire(0)
+    shared.release()
+    shared.release()
 
     assert shared.board.released == 1
+
+
+async def test_unusable_ledger_keeps_nobody_from_polling(shared):
+    shared.board.answers.put_nowait(LedgerUnavailableError("The disk is full."))
+
+    assert await shared.acquire(0)
+    await shared.publish(0.1, LIST)
+    shared.release()
+    assert (shared.board.published, shared.board.released) == ([], 0)
 
 
 async def test_cancelled_acquisition_releases_the_lease(shared):
@@ -199,16 +206,10 @@ async def test_cancelled_acquisition_releases_the_lease(shared):
     assert shared.board.released == 1
 
 
-async def test_lease_of_a_slow_poll_is_renewed(shared, monkeypatch):
-    monkeypatch.setattr(lease, "_RENEW_EVERY", 0.005)
-    shared._poll_duration = 10.0
-    shared.board.answers.put_nowait(look(5, turn=True))
-    held = await shared.acquire(0)
-    async with asyncio.timeout(5):
-        while shared.board.renewed < 3:
-            await asyncio.sleep(0.001)
-    held.stop_renewal()
-    renewed = shared.board.renewed
-    await asyncio.sleep(0.03)
+async def test_lease_lasts_for_three_slow_polls(shared):
+    shared.board.answers.put_nowait(look(1, sent=30.0, ended=2.0))
+    assert not await shared.acquire(0)
+    shared.board.answers.put_nowait(look(1, turn=True))
+    assert await shared.acquire(1)
 
-    assert shared.board.renewed <= renewed + 1
+    assert shared.board.leases == [1.5 * INTERVAL, 3 * 28.0]

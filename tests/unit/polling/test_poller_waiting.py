@@ -425,7 +425,7 @@ async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, 
             task.cancel()
             await asyncio.wait([task])
 
-    monkeypatch.setattr("qamera_async._polling.poller._let_others_run", let_others_run)
+    monkeypatch.setattr("qamera_async._polling.poller._yield_to_loop", let_others_run)
     job = polling.job("vid_1")
     task = await polling.waiting(job)
     await polling.api.respond(LONG)
@@ -456,7 +456,7 @@ async def test_number_of_warnings_is_limited(polling, caplog):
         await polling.api.respond(response([item("vid_1", f"S{number}")]))
     task.cancel()
 
-    assert len([record for record in caplog.records if "unknown status" in record.getMessage()]) == 100
+    assert len([record for record in caplog.records if "Unknown status" in record.getMessage()]) == 100
 
 
 async def test_status_null_is_an_empty_status(polling):
@@ -487,7 +487,7 @@ async def test_done_without_a_url_is_final_after_a_minute(polling, monkeypatch):
     job = polling.job("vid_1")
     task = await polling.waiting(job)
     await polling.api.respond(response([item("vid_1", "DONE")]))
-    monkeypatch.setattr("qamera_async._polling.records._URL_GRACE", 0.0)
+    monkeypatch.setattr("qamera_async._polling.poller._URL_GRACE", 0.0)
     await polling.api.respond(response([item("vid_1", "DONE")]))
 
     assert (await task).video_url is None
