@@ -18,8 +18,6 @@ from .errors import (
     ConfigurationError,
     JobFailedError,
     JobTimeoutError,
-    QameraError,
-    is_permanent,
     short_repr,
 )
 from .events import Failed, Finished
@@ -290,20 +288,25 @@ class Job(Generic[T]):
     async def _poll_once_more(self) -> None:
         """Wait for one more poll, after the process stood still beyond the deadline of a waiter.
 
-        The job may have ended meanwhile. A poll that fails or takes too long leaves the job as it is.
+        The wait ends earlier if the job does. A poll that fails or takes too long leaves the job as it is.
 
         Raises:
+            JobLostError: A record is missing from the list.
             QameraError: No further poll can succeed.
         """
         timeouts = self._registry.timeouts
+        waiter = self._poller.watch(self._tracked)
+        poll = asyncio.ensure_future(self._poller.next_list(once=True))
+        either: list[asyncio.Future[Any]] = [waiter.future, poll]
+        limit = timeouts.connect + timeouts.request
         try:
-            async with asyncio.timeout(timeouts.connect + timeouts.request):
-                await self._poller.next_list(once=True)
-        except TimeoutError:  # a RequestTimeoutError, too
-            pass
-        except QameraError as error:
-            if is_permanent(error):
-                raise
+            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if waiter.future.done():
+                waiter.future.result()
+        finally:
+            self._poller.unwatch(waiter)
+            poll.cancel()
+            await asyncio.gather(poll, return_exceptions=True)
 
     def _failure(self) -> JobFailedError | None:
         """Return why the job failed; None where no record has."""

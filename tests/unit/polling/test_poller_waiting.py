@@ -612,9 +612,8 @@ async def test_each_wait_for_a_seen_record_begins_anew():
 
 
 async def test_304_that_was_not_asked_for_is_an_error(polling):
-    """The first list has no ETag, so the second request is not conditional."""
+    """No list is known that the answer could refer to."""
     task = await polling.waiting(polling.job("vid_1"))
-    await polling.api.respond(response([item("vid_1")]))
     await polling.api.respond(response([], status=304))
 
     with pytest.raises(q.InvalidResponseError):
@@ -626,7 +625,7 @@ async def test_new_waiter_is_notified_by_an_unchanged_list(polling):
     tagged = {"etag": '"abc"'}
     first = await polling.waiting(polling.job("vid_1"))
     await polling.api.respond(response([item("vid_1"), done("vid_2")], headers=tagged))
-    polling.poller._latest_at = -math.inf
+    polling.poller._last_success_at = -math.inf
     second = await polling.waiting(polling.job("vid_2"))
     assert not second.done()
     await polling.api.respond(response([], status=304, headers=tagged))
