@@ -22,7 +22,7 @@ from freezing_program import LEASE, Program, point_of
 from qamera_async.ledger.rows import LedgerState
 from qamera_async.ledger.sqlite import SqliteStorage
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_lost_exceptions")]
+pytestmark = [pytest.mark.slow, pytest.mark.case(102), pytest.mark.usefixtures("no_lost_exceptions")]
 
 PROGRAM = Path(__file__).with_name("freezing_program.py")
 FREEZES = int(os.environ.get("QAMERA_FREEZES", "20"))

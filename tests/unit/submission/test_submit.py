@@ -376,6 +376,7 @@ async def test_receipt_that_cannot_be_stored_is_emitted_logged_and_never_withdra
 # --- callbacks and logs ---------------------------------------------------------------------------
 
 
+@pytest.mark.case(103)
 @pytest.mark.parametrize("error", [asyncio.CancelledError, LookupError])
 @pytest.mark.parametrize(
     ("scripts", "outcome"),
