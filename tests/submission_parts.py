@@ -391,7 +391,8 @@ class Parts:
 
     async def register(self, request=VIDEO):
         """Claim a request and send it."""
-        return await self.submitter.send(await self.submitter.claim(request))
+        async with asyncio.timeout(LONG):
+            return await self.submitter.send(await self.submitter.claim(request))
 
     async def settle(self):
         """Wait until no submission is under way."""

@@ -265,19 +265,56 @@ async def test_ledger_that_cannot_say_hides_no_candidate(operation, error):
     assert await ambiguous(parts) == ["new"]
 
 
+@pytest.mark.parametrize("date", [None, now()], ids=["after a list", "before any list"])
+async def test_long_list_leaves_time_for_other_tasks(date):
+    """Making all records of a long list at once would block the event loop."""
+    number = 15_000
+    items = [created(f"vid_{n}", date or now()) for n in range(number)]
+    parts = Parts(LOST, lists=[items], date=date, reconcile=LONG)
+    if date is None:
+        parts.poller.show(["old"])
+    next_list, iterations = parts.poller.next_list, [0]
+
+    async def count_iterations():
+        while True:
+            iterations[0] += 1
+            await asyncio.sleep(0)
+
+    async def next_list_and_count():
+        listed = await next_list()
+        iterations[0] = 0
+        return listed
+
+    parts.poller.next_list = next_list_and_count
+    counting = asyncio.ensure_future(count_iterations())
+    parts.ledger.alone = no_other_process
+    found = await ambiguous(parts)
+    counting.cancel()
+
+    assert len(found) == number
+    assert iterations[0] >= number // 1_000
+
+
+async def no_other_process(_):
+    return True
+
+
 async def test_stopping_in_the_moment_in_which_the_time_is_up():
     parts = Parts(LOST, reconcile=SHORT)
+    stopped = []
 
     async def next_list():
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             parts.submitter.reconciler.stop()
+            stopped.append(True)
             raise
 
     parts.poller.next_list = next_list
 
     assert await ambiguous(parts) == []
+    assert stopped
 
 
 async def test_nothing_is_looked_for_after_stopping():

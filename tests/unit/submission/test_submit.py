@@ -247,6 +247,7 @@ async def test_response_that_proves_nothing_is_ambiguous(kind, status, body):
     assert parts.states == ["ambiguous"]
     assert parts.events == [Ambiguous(ambiguous.value.intent)]
     assert parts.log[-2:] == ["ambiguous", "Ambiguous"]
+    assert "withdraw" not in parts.log
     parts.assert_nothing_left()
 
 
@@ -270,6 +271,7 @@ async def test_answer_lost_after_the_body_left_is_ambiguous(error):
     assert ambiguous.value.cause is error or type(error).__name__ in str(ambiguous.value.cause)
     assert parts.limiter.settled == ["lost"]
     assert parts.states == ["ambiguous"]
+    assert "withdraw" not in parts.log
     parts.assert_nothing_left()
 
 
