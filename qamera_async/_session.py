@@ -666,10 +666,7 @@ class QameraSession:
         self._bind_to_loop()
         if isinstance(video_or_job, Job):
             return await video_or_job
-        video: object = video_or_job
-        if not isinstance(video, Video):
-            raise InvalidRequestError(f"video_or_job must be a Video or a Job, not {short_repr(video)}.")
-        return video
+        return _checked_video(video_or_job)
 
     async def _listed_video(self, record_id: str) -> Video | None:
         return (await self._pollers[VIDEOS.path].next_list()).get(record_id)
@@ -787,4 +784,10 @@ def _setting(name: str, value: _T | None, kind: type[_T]) -> _T:
         return kind()
     if not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be a {kind.__name__} or None, not {short_repr(value)}.")
+    return value
+
+
+def _checked_video(value: object) -> Video:
+    if not isinstance(value, Video):
+        raise InvalidRequestError(f"video_or_job must be a Video or a Job, not {short_repr(value)}.")
     return value

@@ -111,17 +111,6 @@ async def test_who_has_lost_the_turn_and_was_last_before_knows_that_it_was_not_k
     assert await first.publish() is None
 
 
-@pytest.mark.parametrize("renews", [True, False])
-async def test_a_turn_that_is_renewed_is_kept(board, path, renews):
-    """By who has it, and nobody else."""
-    first, second = board(), board()
-    await first.begin()
-    run(path, "UPDATE polls SET begun = begun - 2000")
-    await (first if renews else second).board.renew()
-
-    assert (await second.begin()).turn is not renews
-
-
 async def test_a_turn_can_be_given_up(board):
     """By who has it, and nobody else."""
     first, second, third = board(), board(), board()

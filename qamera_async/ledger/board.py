@@ -213,17 +213,6 @@ class Board(ABC, Generic[_C]):
 
         return self._worker.run("keep what a poll brought", self._operation(operation))
 
-    def renew(self) -> asyncio.Future[None]:
-        """Say that this poller, whose turn it is, is still at it."""
-
-        def operation(connection: _C) -> None:
-            connection.execute(
-                f"UPDATE polls SET begun = {self._now()} WHERE account = ? AND poller = ?",  # noqa: S608
-                (self._account, self._name),
-            )
-
-        return self._worker.run("keep its turn to poll", self._operation(operation))
-
     def give_up(self) -> None:
         """Give up the turn, where it is this poller's, without a poll."""
         self._worker.post("give up its turn to poll", self._operation(self._give_up))

@@ -148,7 +148,8 @@ async def test_one_broken_item_hides_no_other(broken, quick, caplog):
 
     assert [video.id for video in waited] == ["vid_1", "vid_3"]
     assert [video.id for video in videos] == ["vid_1", "vid_3"]
-    assert [r.getMessage() for r in caplog.records] == ["1 items of the list of videos can't be read"]
+    (warning,) = caplog.records
+    assert "1 items" in warning.getMessage()
     assert server.methods == ["GET"] * 4
 
 

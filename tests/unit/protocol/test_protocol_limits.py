@@ -90,8 +90,8 @@ def test_long_integer_is_never_converted(digits, monkeypatch):
     number = b"9" * digits
 
     assert parse(b'{"videos":[{"id":"a","name":%s}]}' % number).get("a").name is None
-    receipt = parse_receipt(response(b'{"createdRecordIds":["a"],"creditsReserved":%s}' % number))
-    assert receipt.credits_reserved is None
+    with pytest.raises(q.InvalidResponseError):
+        parse_receipt(response(b'{"createdRecordIds":["a"],"creditsReserved":%s}' % number))
     assert converted == []
 
 

@@ -96,6 +96,7 @@ def test_receipt_with_an_unreadable_id_is_an_error_with_the_readable_ones(ids, r
         b'{"createdRecordIds":["a"]}{}',
         b"[" * 100_000,
         b'{"createdRecordIds":' + b"[" * 100_000,
+        b'{"createdRecordIds":["a"],"creditsReserved":' + b"9" * 10_000 + b"}",
         b'{"createdRecordIds":["a"],"creditsReserved":NaN}',
         b'{"createdRecordIds":["a"],"creditsReserved":-Infinity}',
     ],

@@ -330,7 +330,7 @@ async def test_many_waiters_cost_little_each(end):
         seconds[number] = time.thread_time() - begun
         assert limited.rate_limiter.waiting == 0
 
-    assert seconds[10_000] < 40 * seconds[1_000]
+    assert seconds[10_000] < 90 * seconds[1_000]  # a hundred times would be quadratic
 
 
 # --- cooldown -------------------------------------------------------------------------------------
