@@ -47,7 +47,7 @@ async def test_run_again_it_asks_for_nothing(session, sandbox, clips):
 
     assert [outcome.path.name for outcome in done.outcomes] == [f"sku-{n}.mp4" for n in range(6)]
     assert [o.path for o in again.outcomes] == [o.path for o in done.outcomes]
-    assert again.videos == done.videos
+    assert again.records == done.records
     assert len(sandbox.requests) == before
     assert (done.credits_reserved, again.credits_reserved) == (60, 0)
 
@@ -112,7 +112,7 @@ async def test_a_failed_download_never_orders_again(session, sandbox, clips):
         result = await first.batch(requests(3), download_to=clips)
         (failed,) = result.failures
         assert isinstance(failed.error, q.DownloadError)
-        assert failed.video is not None
+        assert failed.record is not None
     async with session() as second:
         again = await second.batch(requests(3), download_to=clips)
 
@@ -156,11 +156,11 @@ async def test_resumed_jobs_do_not_count_against_the_credits(session, sandbox):
     async with session() as first:
         result = await first.batch(requests(9), max_credits=30)
         assert isinstance(result.stopped, q.CreditLimitError)
-        assert len(result.videos) == 3
+        assert len(result.records) == 3
     async with session() as second:
         again = await second.batch(requests(9), max_credits=30)
 
-    assert len(again.videos) == 6
+    assert len(again.records) == 6
     assert len(sandbox.orders) == 6
 
 

@@ -52,6 +52,7 @@ class SharedPolling:
         self._registration_lost = False
         self._wake = asyncio.Event()
         self._sync_task: asyncio.Task[None] | None = None
+        self._sync_timer: asyncio.TimerHandle | None = None
         self._has_lease = False
         self._requested_ids: frozenset[str] = frozenset()  # the records that other processes watch
         self._poll_duration = 0.0  # of the last poll, in seconds
@@ -83,10 +84,17 @@ class SharedPolling:
             self._board.listen(partial(_set_from_thread, loop, self._wake))
         if self._sync_task is None or self._sync_task.done():
             self._sync_task = loop.create_task(self._sync_loop(), name="qamera-shared-polling")
+        if self._sync_timer is None:
+            self._sync_timer = loop.call_later(_SYNC_DELAY, self._sync)
+
+    def _sync(self) -> None:
+        self._sync_timer = None
         self._wake.set()
 
     async def aclose(self) -> None:
         """Stop, and remove the records of this process from the ledger."""
+        if self._sync_timer is not None:
+            self._sync_timer.cancel()
         if self._sync_task is not None:
             self._sync_task.cancel()
             await asyncio.wait([self._sync_task])
@@ -100,10 +108,9 @@ class SharedPolling:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._check_every):
                     await self._wake.wait()
-            if self._wake.is_set():
-                await asyncio.sleep(_SYNC_DELAY)
-                self._wake.clear()
-            elif not self._board.may_have_news():
+            woken = self._wake.is_set()
+            self._wake.clear()
+            if not woken and not self._board.may_have_news():
                 continue
             try:
                 self._on_look(await self._run_with_changes(self._board.look, self.last_seq))
