@@ -205,7 +205,7 @@ async def test_a_batch_has_its_results_in_its_order(quick, session):
 
 async def test_any_ref_is_found_again(quick, session):
     """One that PostgreSQL can't keep as it is, too."""
-    refs = ["sku\0one", "sku\0two"]
+    refs = ["sku\\0one", "sku\\0two"]
     asked = [q.VideoRequest("img_1", ref=ref) for ref in refs]
     async with session(ledger=postgres.server().database()) as qamera, Pipeline(qamera) as pipeline:
         first = await pipeline.run_batch(asked)

@@ -251,18 +251,27 @@ async def cut_short(awaitable):
         await awaitable
 
 
-def reprs():
-    """Give the repr of everything there is of this package; the sandbox knows the key by its own right."""
-    for number, thing in enumerate(gc.get_objects()):
-        module = getattr(type(thing), "__module__", "")
-        if str(module).startswith("qamera_async") and "sandbox" not in module:
-            yield f"repr {number} of a {type(thing).__name__}", repr(thing)
+def new_reprs():
+    """Return a function that yields the repr of each object of this package made since this call.
+
+    The sandbox may know the key. Older objects may have been left by other tests.
+    """
+    older = gc.get_objects()
+
+    def reprs():
+        known = {id(thing) for thing in older}
+        for number, thing in enumerate(gc.get_objects()):
+            module = str(getattr(type(thing), "__module__", ""))
+            if id(thing) not in known and module.startswith("qamera_async") and "sandbox" not in module:
+                yield f"repr {number} of a {type(thing).__name__}", repr(thing)
+
+    return reprs
 
 
 @pytest.mark.slow
 async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
     """Events, errors, reprs, pickles, the log at DEBUG with the loop's own, the ledger, the report."""
-    gc.collect()  # other tests may have left objects with the key
+    reprs = new_reprs()
     events, shown = [], {}
     logging.getLogger("qamera_async").debug(SEEN)
     loop = asyncio.get_running_loop()
