@@ -69,7 +69,7 @@ async def test_a_cancelled_list_shows_no_key():
                 await other.list_videos()
         lines = traceback.TracebackException.from_exception(timed_out.value, capture_locals=True).format()
 
-    assert "SECRETCANARY" not in "".join(line for line in lines if "test_evidence" not in line)
+    assert "SECRETCANARY" not in "".join(line for line in lines if "test_session_edges" not in line)
     assert "aiohttp" not in "".join(line for line in lines if line.lstrip().startswith("File"))
 
 
