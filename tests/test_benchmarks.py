@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     """What a run of a little of everything has written."""
     folder = tmp_path_factory.mktemp("benchmarks")
     command = [sys.executable, RUN, "--smoke", "--into", folder, "--figures", folder / "figures.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     return folder
 
