@@ -17,7 +17,7 @@ WATCHED = 100
 UNCHANGED_MS, CHANGED_RATIO = 0.5, 1.5  # the targets
 ABOUT = """
 CPU of a poll of 10,000 videos once its body is read, with 100 records watched: from the response until all
-listeners are notified. It is compared with msgspec's decode of all fields into structs, in turn and in one
+waiters are notified. It is compared with msgspec's decode of all fields into structs, in turn and in one
 process. The poll is the fourth of its session. The first ones take longer, since they allocate memory that
 later ones use again. Both include the time to free a list: msgspec's own, and that of the poll before.
 msgspec's decode compares, remembers and notifies nothing.
@@ -38,22 +38,6 @@ class _Api:
         response = Response(200, {}, body)
         self.answered_at = time.process_time()
         return response
-
-
-class _Listener:
-    """A job that ignores everything."""
-
-    since = 0.0
-    waiters = ()
-
-    def record_changed(self):
-        """Ignore the change."""
-
-    def record_missing(self, record, absent_for):
-        """Ignore the absence."""
-
-    def polling_failed(self, error):
-        """Ignore the error."""
 
 
 class _Item(msgspec.Struct):
@@ -88,9 +72,7 @@ async def _poll_milliseconds(bodies):
     limiter = session_limiter("benchmark", RateLimiter(10**6, 0.001))
     policy = PollPolicy(interval=0.001, stale_after=0.005)
     poller = Poller(VIDEOS, api, limiter, policy, Timeouts(), RetryPolicy(), StatusRules(), on_event)
-    listener = _Listener()
-    for number in range(WATCHED):
-        poller.watch(poller.track(f"vid_{number:06d}"), listener)
+    waiters = [poller.watch((poller.track(f"vid_{number:06d}"),)) for number in range(WATCHED)]
     try:
         for body in bodies:
             api.bodies.put_nowait(bytes(bytearray(body)))  # equal bodies are different objects
@@ -98,6 +80,8 @@ async def _poll_milliseconds(bodies):
         return (ended_at - api.answered_at) * 1000
     finally:
         await poller.aclose()
+        for waiter in waiters:
+            poller.unwatch(waiter)
         limiter.leave()
 
 

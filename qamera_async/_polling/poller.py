@@ -181,6 +181,7 @@ class Poller:
         self._latest_is_newest = True  # whether no other process has polled since
         self._last_200_at = -math.inf  # when a list came last that was no 304
         self._history = ListHistory()
+        self._last_entries: object = None  # those of the last list in the history
         self._last_success_at = -math.inf  # when the last successful poll was sent
         self._due = -math.inf  # when the next poll is needed at the earliest
         self._not_before = -math.inf  # another process polls until then
@@ -493,13 +494,17 @@ class Poller:
 
     def _add_to_history(self, records: RecordList) -> None:
         """Remember which records a list shows, even if there is no waiter."""
+        if records.entries is self._last_entries:
+            self._history.lists += 1  # the same list again: all its records are remembered
+            return
+        self._last_entries = records.entries
         self._history.add(records.ids)
         if records.broken:
             self._warn_once(
                 "broken", "%d items of the list of %s can't be read.", records.broken, self._spec.key
             )
 
-    # --- who is notified ------------------------------------------------------------------------
+    # --- notifying waiters ------------------------------------------------------------------------
 
     def _on_list(self, records: RecordList, sent_at: float) -> None:
         """Notify all waiters of a list that was fetched here."""
