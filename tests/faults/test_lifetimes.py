@@ -133,9 +133,15 @@ async def test_a_signal_loses_no_receipt_of_what_was_on_the_wire(tmp_path, numbe
     assert len(kept) < 300
 
 
+MOST_ON_THE_WIRE = 5
+
+
 @SIGNALS
 async def test_a_second_signal_forgets_nothing_of_what_was_on_the_wire(tmp_path, number):
-    """It leaves at once: each POST that was unanswered is in doubt in the ledger, and nothing else is."""
+    """The command exits at once. The ledger has each unanswered POST as ambiguous.
+
+    A submission that was committed as "sending" and had not left yet may be ambiguous too.
+    """
     async with Sandbox(quota=None, credits=10**6) as sandbox:
         sandbox.trouble("hang", times=1000)
         process, on_the_wire = await signalled(sandbox, tmp_path, number)
@@ -148,7 +154,9 @@ async def test_a_second_signal_forgets_nothing_of_what_was_on_the_wire(tmp_path,
     assert process.returncode == 130
     assert len(on_the_wire) >= 3
     assert on_the_wire <= kept.keys()
-    assert {key for key, entry in kept.items() if entry.state.value == "ambiguous"} == sent(sandbox)
+    ambiguous = {key for key, entry in kept.items() if entry.state.value == "ambiguous"}
+    assert sent(sandbox) <= ambiguous
+    assert len(ambiguous) <= MOST_ON_THE_WIRE
     assert {order.idempotency_key for order in sandbox.orders} <= kept.keys()
 
 
