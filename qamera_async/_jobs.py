@@ -20,7 +20,7 @@ from .errors import (
     JobTimeoutError,
     short_repr,
 )
-from .events import Failed, Finished
+from .events import Failed, Finished, check_callback
 
 if TYPE_CHECKING:
     from ._config import PollPolicy, Timeouts
@@ -195,12 +195,14 @@ class Job(Generic[T]):
             path: The name of the file. Its folder must exist.
             overwrite: Whether to replace an existing file.
             allow_private: Whether to accept a host inside the private network, where the API itself is not.
-            on_progress: Called with the bytes so far and the total; the total is None if it is unknown.
+            on_progress: A plain function, called with the bytes so far and the total; the total is None if it
+                is unknown.
 
         Returns:
             The path of the file, which is complete.
 
         Raises:
+            ConfigurationError: ``on_progress`` is a coroutine function.
             DownloadError: The clip can't be downloaded. An existing file is a ``FileExistsError``, too.
             QameraError: As for ``wait``.
 
@@ -210,6 +212,7 @@ class Job(Generic[T]):
                 job = await qamera.register_video(image_id="img_1")
                 await job.download("clip.mp4")
         """
+        check_callback("on_progress", on_progress)
         await self
         return await self._registry.downloader.file(
             self.records[0],

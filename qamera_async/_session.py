@@ -46,6 +46,8 @@ from .ledger.places import NoLedger, checked_place, ledger_at
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
 
+_STEP = 1_000  # records that are made before other tasks run
+
 
 @attrs.frozen
 class SessionStatistics:
@@ -569,7 +571,12 @@ class QameraSession:
 
         """
         self._bind_to_loop()
-        return tuple(await self._pollers[VIDEOS.path].fetch_list())
+        videos: list[Video] = []
+        for video in await self._pollers[VIDEOS.path].fetch_list():
+            videos.append(video)
+            if len(videos) % _STEP == 0:
+                await asyncio.sleep(0)  # making 100,000 records takes longer than other tasks should wait
+        return tuple(videos)
 
     async def download(
         self,

@@ -98,3 +98,20 @@ def test_a_bad_setting_fails_when_the_session_is_built(options):
     """ConfigurationError, which is a ValueError too."""
     with pytest.raises(q.ConfigurationError):
         q.QameraSession(**{"api_key": "mk_live_a.b", "base_url": "https://example.com"} | options)
+
+
+@pytest.mark.parametrize("download", ["session.download", "session.download_thumbnail", "job.download"])
+async def test_coroutine_function_for_progress_is_refused(sandbox, quick, tmp_path, download):
+    async def on_progress(done, total):
+        pass
+
+    async with sandbox.session(**quick) as session:
+        job = session.job("vid_1")
+        target = tmp_path / "clip.mp4"
+        with pytest.raises(q.ConfigurationError, match="on_progress"):
+            if download == "job.download":
+                await job.download(target, on_progress=on_progress)
+            else:
+                await getattr(session, download.partition(".")[2])(job, target, on_progress=on_progress)
+
+    assert sandbox.requests == []
