@@ -288,7 +288,7 @@ async def test_a_file_that_another_process_has_open_is_not_written_anew(path):
     other = SqliteStorage(str(path))
     await other.open()
     await pruned(path)
-    other._users = 1
+    other.users = 1
     await other.aclose()
 
     assert path.stat().st_size > 1_500_000

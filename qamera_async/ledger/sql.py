@@ -257,7 +257,7 @@ class SqlStorage(Shared[_C]):
     def apart(cls, name: Hashable) -> Self:
         """Give a storage that no session of this process has."""
         storage = cls._named(name)
-        storage._users = 1  # noqa: SLF001 - of the same class
+        storage.users = 1
         return storage
 
     def run_alone(self, what: str, operation: Callable[[_C], _T]) -> asyncio.Future[_T]:

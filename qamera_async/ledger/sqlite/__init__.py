@@ -116,7 +116,7 @@ class SqliteStorage(SqlStorage[sqlite3.Connection]):
 
     async def _free_space(self) -> None:
         assert self._owners is not None  # noqa: S101 - made before
-        if self._users == 1:  # else sessions of this process would wait for it
+        if self.users == 1:  # else sessions of this process would wait for it
             try:
                 await asyncio.to_thread(shrink, Path(self.path), self._owners, self._owner)
             except (sqlite3.Error, OSError, LedgerError) as error:
