@@ -29,7 +29,7 @@ from ._batch import Batch
 from ._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
 from ._jobs import Job, JobRegistry
 from ._models import Intent, Record, ReelRequest, Request, Video, VideoRequest, check_record_ids
-from ._polling import Poller
+from ._polling import Poller, in_steps
 from ._protocol import KINDS, VIDEOS
 from ._ratelimit import RateLimiter, session_limiter
 from ._registration import Registrar
@@ -45,8 +45,6 @@ from .ledger.places import NoLedger, checked_place, ledger_at
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
-
-_STEP = 1_000  # records that are made before other tasks run
 
 
 @attrs.frozen
@@ -571,12 +569,8 @@ class QameraSession:
 
         """
         self._bind_to_loop()
-        videos: list[Video] = []
-        for video in await self._pollers[VIDEOS.path].fetch_list():
-            videos.append(video)
-            if len(videos) % _STEP == 0:
-                await asyncio.sleep(0)  # making 100,000 records takes longer than other tasks should wait
-        return tuple(videos)
+        records = await self._pollers[VIDEOS.path].fetch_list()
+        return tuple([video async for video in in_steps(records)])
 
     async def download(
         self,

@@ -1,5 +1,5 @@
-"""One poll of a list for everyone who waits for records of it."""
+"""One poll of a list for all jobs that wait for records of it."""
 
-from .poller import Poller, TrackedRecord
+from .poller import Poller, TrackedRecord, in_steps
 
-__all__ = ["Poller", "TrackedRecord"]
+__all__ = ["Poller", "TrackedRecord", "in_steps"]

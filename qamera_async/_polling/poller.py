@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import attrs
@@ -26,7 +26,7 @@ from ..events import Polled, RateLimitWait, Updated
 from .lease import SharedPolling
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, KeysView
+    from collections.abc import AsyncIterator, Collection, Iterable, KeysView
 
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .._protocol import RecordListSpec
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..events import Emit
     from ..ledger.board import Board, Look
 
+_T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
 
 _OK, _TOO_MANY_REQUESTS = 200, 429
@@ -45,6 +46,7 @@ _ETAG_TRUST = 60.0
 _URL_GRACE = 60.0  # seconds that a DONE record may lack its URL
 _MIN_REMEMBERED = 1_000  # so many missing records are remembered however short the list is
 _LONG_BODY = 64 * 1024  # bytes; longer lists are processed in loop iterations of their own
+_STEP = 1_000  # records that are made before other tasks run
 _MAX_WARNINGS = 100
 
 
@@ -619,3 +621,11 @@ async def _yield_to_loop(response: Response) -> None:
     """Let the loop run other tasks before the next step of processing a long list."""
     if len(response.body) > _LONG_BODY:
         await asyncio.sleep(0)
+
+
+async def in_steps(items: Iterable[_T]) -> AsyncIterator[_T]:
+    """Iterate over items, and let other tasks run in between: making 100,000 records takes a second."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % _STEP == 0:
+            await asyncio.sleep(0)

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 import attrs
 
 from .._config import Timeouts
 from .._models import Receipt, Record
-from .._polling import Poller
+from .._polling import Poller, in_steps
 from .._protocol import RecordList, kind_of
 from ..errors import QameraError
 from ..ledger.places import NoLedger
 from ..ledger.rows import Row
 from .claim import Claim, suspension_clock
 
-_T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
 
 _MAX_RECEIPT_IDS = 100_000  # limits the memory; a search needs only the ids of the last minutes
-_STEP = 1_000  # records that are made before other tasks run
 _CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
@@ -105,7 +102,7 @@ class Reconciler:
         if claim.list_number:
             new = self._pollers[claim.kind.records.path].new_since(records.ids, claim.list_number)
             made = map(records.get, [record_id for record_id in records.ids if record_id in new])
-            created = {record.id: record async for record in _in_steps(made) if record is not None}
+            created = {record.id: record async for record in in_steps(made) if record is not None}
         else:  # no list was fetched before: compare with the clock of the server
             now = suspension_clock()
             began, ended = now - claim.sent_at, now - claim.ended_at
@@ -152,7 +149,7 @@ class Reconciler:
             path = kind_of(row.request).records.path
             if path not in lists:
                 fetched = await self._pollers[path].next_list()
-                lists[path] = fetched, tuple([record async for record in _in_steps(fetched)])
+                lists[path] = fetched, tuple([record async for record in in_steps(fetched)])
             listed, records = lists[path]
             if row.candidates:
                 found[row.id] = tuple(listed.get(old.id) or old for old in row.candidates)
@@ -164,14 +161,6 @@ class Reconciler:
                     record for record in self._without_receipt(created).values() if record.id in unclaimed
                 )
         return found
-
-
-async def _in_steps(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """Iterate over items, and let other tasks run in between: making 100,000 records takes a second."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % _STEP == 0:
-            await asyncio.sleep(0)
 
 
 async def _created_between(
@@ -195,6 +184,6 @@ async def _created_between(
         return {}
     return {
         record.id: record
-        async for record in _in_steps(records)
+        async for record in in_steps(records)
         if record.created_at is not None and earliest <= record.created_at <= latest
     }
