@@ -186,7 +186,7 @@ class SharedPolling:
         return True
 
     async def publish(self, duration: float, records: RecordList | None, trouble: str = "") -> None:
-        """Give the result of a poll to the other processes and end the lease; without a lease, do nothing.
+        """Publish the result of a poll to the other processes and end the lease; without a lease, do nothing.
 
         A failure is only logged: the other processes poll for themselves then.
 
@@ -210,7 +210,7 @@ class SharedPolling:
             self.last_seq, self.handover_delay = seq, 0.0
 
     def release(self) -> None:
-        """Give the lease back without a result; without a lease, do nothing."""
+        """Return the lease without a result; without a lease, do nothing."""
         if self._has_lease:
             self._has_lease = False
             self._board.give_up()

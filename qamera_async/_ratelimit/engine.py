@@ -144,7 +144,7 @@ class Engine:
     def __init__(self, limit: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._pid = os.getpid()
-        # Reentrant: the garbage collector may settle a slot of a coroutine that nobody finished.
+        # Reentrant: the garbage collector may settle the slot of a coroutine that was never finished.
         self._lock = threading.RLock()
         self._window = Window(limit, window)
         self._cooldown = Cooldown(window)
@@ -513,7 +513,7 @@ class Engine:
             return next((one for one in self._attachments if id(one.slots) not in taken), None)
 
     def _enqueue_again(self, waiter: _Waiter, slot: Slot, *, full: bool) -> float:
-        """Give back a slot that can't be used now, and queue its waiter at its old place."""
+        """Return a slot that can't be used now, and put its waiter back at its old place in the queue."""
         for shared, slot_id in slot.shared:
             shared.settle(slot_id, None)
         with self._lock:

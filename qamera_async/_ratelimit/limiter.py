@@ -160,7 +160,7 @@ class SessionLimiter:
         The pause is the time to the next free slot divided by the free slots, between the two arguments.
 
         Args:
-            interval: the pause if there is room, in seconds.
+            interval: the pause while enough slots are free, in seconds.
             stale_after: the longest pause that the rate limit may cause, in seconds.
         """
         return self._engine.poll_delay(interval, stale_after)
@@ -316,7 +316,7 @@ class _Registry:
                 "Pass the same RateLimiter to both, or none."
             )
         else:
-            # No session is open, so its numbers bind nobody; but the requests that it sent still count.
+            # No session is open, so other numbers are allowed. The requests that were sent still count.
             new.take_over(old, move=not any(other.engine is old for other in others))
             entry.engine = new
 

@@ -155,7 +155,7 @@ class Window:
     def next_submission(self, now: float) -> float:
         """Return when time alone may next allow a submission that waits because of the polls to come.
 
-        While nobody polls, the polls to come move on, until an older slot becomes free in time for them.
+        Without polls, the expected times of the next polls move on until an older slot becomes free in time.
         """
         reserved = self._reserved
         pause = self.length / max(reserved, 1)
@@ -258,7 +258,7 @@ class Cooldown:
             policy: the first and the longest pause.
         """
         if self.run_began is None or granted_at - self.until > self._window:
-            # Nobody sent a request for a window: the earlier run is over.
+            # No request was sent for a whole window: the earlier run is over.
             self.run_began, self._rejections = now, 0
         elif granted_at < self._last_429:
             return  # sent before the last 429: the pause has begun already

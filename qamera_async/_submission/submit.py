@@ -133,7 +133,7 @@ class Submitter:
         return await self._run(claim, self._submit(claim))
 
     def withdraw(self, claim: Claim) -> None:
-        """Give up a claim; idempotent.
+        """Withdraw a claim; idempotent.
 
         `send` then raises `asyncio.CancelledError`, unless the request has a connection. A request with a
         connection continues until its response. If it provably was not sent, it is not retried.

@@ -39,7 +39,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def odd_refs():
-    """Give those of the names that can be a ref: 1 to 512 bytes of visible text, each once."""
+    """Return the names that can be a ref: 1 to 512 bytes of visible text, each once."""
     visible = ["".join(filter(str.isprintable, name)).strip() for name in ODD_NAMES]
     return list(dict.fromkeys(ref for ref in visible if 1 <= len(ref.encode()) <= 512))
 

@@ -368,7 +368,7 @@ class PollerMachine(RuleBasedStateMachine):
                 self.check(task, q.JobTimeoutError)
         self.run_ready()
         self.reset_unwatched()
-        assert not idle or len(self.api.requests) == sent, "polled though nobody waits"
+        assert not idle or len(self.api.requests) == sent, "polled without a waiter"
         # After a bug or for a new record, one more interval may pass.
         longest = 1.1 * (LONGEST if self.outage else INTERVAL) + INTERVAL
         assert self.loop.now - self.idle_since <= longest or self.on_the_wire, "nothing is fetched"

@@ -552,7 +552,7 @@ async def test_stop_in_the_moment_of_the_answer_ends_the_request(full):
 
 
 async def test_usage_is_read_every_twentieth_of_a_window_while_a_request_waits():
-    """Other processes give back without telling; nothing is read while nobody waits."""
+    """Other processes return slots without a notification; without a waiter nothing is read."""
     world = World(1)
     a, b = world.processes
     await b.acquire()
