@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
 import attrs
@@ -194,7 +194,7 @@ def _words(name: str, values: Iterable[str]) -> frozenset[str]:
         raise ConfigurationError(
             f"StatusRules.{name} must be a set or list of non-empty words, not {short_repr(values)}."
         )
-    return frozenset(map(_normalized, cast("list[str]", words)))
+    return frozenset(word.strip().upper() for word in cast("list[str]", words))
 
 
 def _done_words(values: Iterable[str]) -> frozenset[str]:
@@ -203,10 +203,6 @@ def _done_words(values: Iterable[str]) -> frozenset[str]:
 
 def _failed_words(values: Iterable[str]) -> frozenset[str]:
     return _words("failed", values)
-
-
-def _normalized(word: str) -> str:
-    return word.strip().upper()
 
 
 @attrs.frozen(repr=False)
@@ -230,6 +226,7 @@ class StatusRules:
 
     done: frozenset[str] = attrs.field(default=_DONE, converter=_done_words)
     failed: frozenset[str] = attrs.field(default=_FAILED, converter=_failed_words)
+    _states: Mapping[str, JobState] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if not self.done:
@@ -238,6 +235,9 @@ class StatusRules:
             raise ConfigurationError(
                 f"StatusRules.done and .failed must have no word in common, not {', '.join(sorted(both))}."
             )
+        states = dict.fromkeys(_USUAL_PENDING, JobState.PENDING)
+        states |= dict.fromkeys(self.failed, JobState.FAILED) | dict.fromkeys(self.done, JobState.DONE)
+        object.__setattr__(self, "_states", states)  # as attrs documents for frozen classes
 
     def __repr__(self) -> str:
         given = [
@@ -247,24 +247,12 @@ class StatusRules:
         ]
         return f"StatusRules({', '.join(given)})"
 
-    def state(self, status: str) -> JobState:
-        """Return the meaning of a status; an unknown one means PENDING.
+    def state(self, status: str) -> JobState | None:
+        """Return the meaning of a status; None for an unknown one, which counts as pending.
 
         Args:
             status: The status as the server lists it.
 
         """
-        word = _normalized(status)
-        if word in self.done:
-            return JobState.DONE
-        return JobState.FAILED if word in self.failed else JobState.PENDING
-
-    def knows(self, status: str) -> bool:
-        """Return whether a status is in the rules or is a usual word for a pending job.
-
-        Args:
-            status: The status as the server lists it.
-
-        """
-        word = _normalized(status)
-        return word in self.done or word in self.failed or word in _USUAL_PENDING
+        # Most words are as documented, in capitals.
+        return self._states.get(status) or self._states.get(status.strip().upper())

@@ -40,7 +40,7 @@ def check_text(value: object, name: str, allowed: str = "a non-empty str") -> st
     """
     if not isinstance(value, str) or not value.strip():
         raise _invalid(name, allowed, value)
-    return _check_utf8(value, name)
+    return _plain_text(value, name)
 
 
 def check_record_ids(record_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,28 +62,19 @@ def _invalid(name: str, allowed: str, value: object) -> errors.InvalidRequestErr
     return errors.InvalidRequestError(f"{name} must be {allowed}, not {errors.short_repr(value)}.")
 
 
-def _plain_str(text: str | None) -> str | None:
-    # A subclass of str, such as a StrEnum, may be formatted differently. The validator checks the type.
-    given = cast("object", text)
-    return str.__str__(given) if isinstance(given, str) else text
-
-
-def _check_utf8(text: str, name: str) -> str:
+def _plain_text(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise _invalid(name, "text without lone surrogates", text) from None
-    return str.__str__(text)
+    return str.__str__(text)  # a subclass of str, such as a StrEnum, may be formatted differently
 
 
-def _optional_text(_: object, field: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        check_text(value, field.name, "a non-empty str or None")
+def _checked_text(value: str | None, field: attrs.Attribute[Any]) -> str | None:
+    return None if value is None else check_text(value, field.name, "a non-empty str or None")
 
 
-def _normalized_ref(value: str | None) -> str | None:
-    if value is None:
-        return None
+def _normalized_ref(value: str) -> str:
     text = check_text(value, "ref", "a non-empty str or None")
     visible = "".join(char for char in text if unicodedata.category(char) not in {"Cc", "Cf"}).strip()
     ref = unicodedata.normalize("NFC", visible)
@@ -104,9 +95,11 @@ def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _copied_body(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not isinstance(cast("object", value), Mapping | None):
+    if value is None:
+        return {}
+    if not isinstance(cast("object", value), Mapping):
         raise _invalid("extra_body", "a mapping of names to JSON values", value)
-    return cast("dict[str, Any]", _copied_json(value or {}, "extra_body", 0))
+    return cast("dict[str, Any]", _copied_json(value, "extra_body", 0))
 
 
 def _copied_json(value: object, path: str, depth: int) -> object:
@@ -116,7 +109,7 @@ def _copied_json(value: object, path: str, depth: int) -> object:
         case None | bool():
             return value
         case str():
-            return _check_utf8(value, path)
+            return _plain_text(value, path)
         case int() if value.bit_length() <= _MAX_JSON_INT_BITS:
             return int(value)
         case float() if math.isfinite(value):
@@ -137,7 +130,11 @@ def _copied_json(value: object, path: str, depth: int) -> object:
 def _json_name(key: object, path: str) -> str:
     if not isinstance(key, str):
         raise errors.InvalidRequestError(f"{path} must have str names, not {errors.short_repr(key)}.")
-    return _check_utf8(key, f"a name in {path}")
+    return _plain_text(key, f"a name in {path}")
+
+
+def _optional_text() -> Any:  # noqa: ANN401 - attrs types a field as its value
+    return attrs.field(default=None, converter=attrs.Converter(_checked_text, takes_field=True))
 
 
 @attrs.frozen
@@ -162,11 +159,11 @@ class VideoRequest:
 
     """
 
-    image_id: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
-    generated_image_id: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
-    suggestion: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
-    provider: str | None = attrs.field(default=None, converter=_plain_str, validator=_optional_text)
-    ref: str | None = attrs.field(default=None, converter=_normalized_ref)
+    image_id: str | None = _optional_text()
+    generated_image_id: str | None = _optional_text()
+    suggestion: str | None = _optional_text()
+    provider: str | None = _optional_text()
+    ref: str | None = attrs.field(default=None, converter=attrs.converters.optional(_normalized_ref))
     extra_body: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_copied_body, hash=False)
 
     def __attrs_post_init__(self) -> None:
@@ -196,7 +193,7 @@ class ReelRequest:
     """
 
     image_ids: tuple[str, ...] = attrs.field(converter=_checked_image_ids)
-    ref: str | None = attrs.field(default=None, converter=_normalized_ref)
+    ref: str | None = attrs.field(default=None, converter=attrs.converters.optional(_normalized_ref))
     extra_body: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_copied_body, hash=False)
 
 

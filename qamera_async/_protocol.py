@@ -7,11 +7,11 @@ The module does no I/O and reads no clock. It is the only one that knows the API
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import GenericAlias
@@ -22,7 +22,7 @@ import msgspec
 
 from . import errors
 from ._config import StatusRules
-from ._models import Receipt, Record, ReelRequest, Request, Video, VideoRequest
+from ._models import JobState, Receipt, Record, ReelRequest, Request, Video, VideoRequest
 
 KEY_HEADER = "X-Api-Key"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -60,7 +60,13 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 # --- kinds ----------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+class _Entry(msgspec.Struct, gc=False, rename="camel", omit_defaults=True):
+    """One record in the form of the list. `RecordListSpec` adds the other fields of the record type."""
+
+    id: str
+
+
+@attrs.frozen(eq=False)
 class RecordListSpec:
     """One list endpoint of the API.
 
@@ -74,6 +80,24 @@ class RecordListSpec:
     path: str
     key: str
     record_type: type[Any]
+    entry_type: type[_Entry] = attrs.field(init=False, repr=False)
+    decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False)
+
+    @entry_type.default
+    def _make_entry_type(self) -> type[_Entry]:
+        # The list has no field for the state, which follows from the status.
+        names = [field.name for field in attrs.fields(self.record_type) if field.name not in {"id", "state"}]
+        fields = [(name, str | None, None) for name in names]
+        name = f"{self.record_type.__name__}Entry"
+        return cast("type[_Entry]", msgspec.defstruct(name, fields, bases=(_Entry,), gc=False))
+
+    @decoder.default
+    def _make_decoder(self) -> msgspec.json.Decoder[Any]:
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+            ("entries", GenericAlias(list, self.entry_type)),
+            ("count", int | None, None),
+        ]
+        return msgspec.json.Decoder(msgspec.defstruct("EntryList", fields, rename={"entries": self.key}))
 
 
 @attrs.frozen
@@ -311,12 +335,12 @@ def is_definite_rejection(response: Response) -> bool:
 
 def _error_text(response: Response) -> str | None:
     """Return the text of an error; None if the body has neither shape of "Every request" and "Sibling"."""
-    error = _fields(_decode_json(response.body)).get("error")
+    error = _decode_object(response.body).get("error")
     if isinstance(error, str):
         return _text(error)
     for name in ("message", "message_i18n", "code"):
-        value = _fields(error).get(name)
-        for text in (value, *_fields(value).values()):
+        value = _members(error).get(name)
+        for text in (value, *_members(value).values()):
             if isinstance(text, str) and text:
                 return _text(text)
     return None
@@ -348,35 +372,30 @@ def parse_receipt(response: Response) -> Receipt:
             error has the readable ones.
 
     """
-    # The decoded body may contain the API key. It is never a local variable of this frame, because tracebacks
-    # with local variables show this frame.
-    receipt = _decode_receipt(response)
-    if isinstance(receipt, Receipt):
-        return receipt
-    raise _invalid_response(
-        response, "The server's receipt cannot be read.", "a receipt with createdRecordIds", receipt
-    )
-
-
-def _decode_receipt(response: Response) -> Receipt | tuple[str, ...]:
-    """Return the receipt; of an incomplete one, the readable record ids."""
-    fields = _fields(_decode_json(response.body))
-    values = _values(fields.get("createdRecordIds"))
+    fields = _decode_object(response.body)
+    values = _items(fields.get("createdRecordIds"))
     record_ids = list(filter(_is_record_id, values))
     unique_ids = tuple(dict.fromkeys(record_ids))
+    # No receipt of this API has a number of thousands of digits, which is decoded as infinity.
+    if values and len(record_ids) == len(values) and math.inf not in fields.values():
+        credits_reserved = fields.get("creditsReserved")
+        valid = type(credits_reserved) is int and 0 <= credits_reserved < _MAX_CREDITS
+        return Receipt(
+            record_ids=unique_ids,
+            batch_id=_text(fields.get("batchId")),
+            order_id=_text(fields.get("orderId")),
+            reservation_id=_text(fields.get("reservationId")),
+            credits_reserved=credits_reserved if valid else None,
+            correlation_id=response.correlation_id,
+        )
     if math.inf in fields.values():
-        return ()  # a number of thousands of digits: no receipt of this API has one
-    if not values or len(record_ids) < len(values):
-        # An id that contains the API key must not be part of an error.
-        harmless = set(response.redact("\n".join(unique_ids)).split("\n"))
-        return tuple(record_id for record_id in unique_ids if record_id in harmless)
-    return Receipt(
-        record_ids=unique_ids,
-        batch_id=_text(fields.get("batchId")),
-        order_id=_text(fields.get("orderId")),
-        reservation_id=_text(fields.get("reservationId")),
-        credits_reserved=_credits(fields.get("creditsReserved")),
-        correlation_id=response.correlation_id,
+        unique_ids = ()
+    # The body may contain the API key: no error has an id with it, and no traceback shows the decoded body.
+    harmless = set(response.redact("\n".join(unique_ids)).split("\n"))
+    unique_ids = tuple(record_id for record_id in unique_ids if record_id in harmless)
+    del fields, values, record_ids
+    raise _invalid_response(
+        response, "The server's receipt cannot be read.", "a receipt with createdRecordIds", unique_ids
     )
 
 
@@ -385,37 +404,7 @@ def _is_record_id(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip()) and "\ufffd" not in value and _text(value) == value
 
 
-def _credits(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < _MAX_CREDITS else None
-
-
 # --- lists ----------------------------------------------------------------------------------------
-
-
-class _Entry(msgspec.Struct, gc=False, rename="camel", omit_defaults=True):
-    """One record in the form of the list. `_entry_type` adds the other fields of the record type."""
-
-    id: str
-    status: str | None = None
-    created_at: str | None = None
-
-
-@functools.cache
-def _entry_type(spec: RecordListSpec) -> type[_Entry]:
-    # The list has no field for the state, which follows from the status.
-    names = {field.name for field in attrs.fields(spec.record_type)} - {*_Entry.__struct_fields__, "state"}
-    fields = [(name, str | None, None) for name in sorted(names)]
-    name = f"{spec.record_type.__name__}Entry"
-    return cast("type[_Entry]", msgspec.defstruct(name, fields, bases=(_Entry,), gc=False))
-
-
-@functools.cache
-def _list_decoder(spec: RecordListSpec) -> msgspec.json.Decoder[Any]:
-    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
-        ("entries", GenericAlias(list, _entry_type(spec))),
-        ("count", int | None, None),
-    ]
-    return msgspec.json.Decoder(msgspec.defstruct("EntryList", fields, rename={"entries": spec.key}))
 
 
 @attrs.frozen(eq=False)
@@ -456,31 +445,19 @@ class RecordList:
             complete: Whether that list was complete.
 
         """
-        entry_type = _entry_type(spec)
         entries: dict[str, _Entry] = {}
         broken = 0
         for item in items:
             try:
-                entry = msgspec.json.decode(item, type=entry_type)
+                entry = msgspec.json.decode(item, type=spec.entry_type)
             except _UNREADABLE:
                 broken += 1
             else:
                 entries[entry.id] = entry
         return cls(spec, rules, entries, complete, broken)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __contains__(self, record_id: object) -> bool:
-        return record_id in self.entries
-
     def __iter__(self) -> Iterator[Record]:
         return map(self._record, self.entries.values())
-
-    @property
-    def ids(self) -> KeysView[str]:
-        """The ids of the records, in the server's order."""
-        return self.entries.keys()
 
     @property
     def date(self) -> datetime | None:
@@ -496,7 +473,7 @@ class RecordList:
     def status(self, record_id: str) -> str | None:
         """Return the status word of a record, "" if it has none; None if the record is not in the list."""
         entry = self.entries.get(record_id)
-        return None if entry is None else self._status(entry)
+        return None if entry is None else self._status(entry)[0]
 
     def get(self, record_id: str) -> Record | None:
         """Decode and return a record; None if the record is not in the list."""
@@ -509,24 +486,30 @@ class RecordList:
         for record_id in texts.keys() & self.entries.keys():
             entry = self.entries[record_id]
             # Redacted here, because the process that decodes the text has no response with a redact function.
-            redacted = msgspec.structs.replace(entry, status=self._status(entry))
+            redacted = msgspec.structs.replace(entry, status=self._status(entry)[0])
             texts[record_id] = msgspec.json.encode(redacted).decode()
         return texts
 
-    def _status(self, entry: _Entry) -> str:
-        status = entry.status or ""
+    def _status(self, entry: _Entry) -> tuple[str, JobState]:
+        """Return the status word of an entry and its meaning."""
+        status: str = getattr(entry, "status", None) or ""
         if len(status) > _MAX_STATUS:
-            return ""
+            status = ""
+        state = self.rules.state(status)
+        if state is not None:
+            return status, state
         # An unknown word is shown in a warning, and may contain the API key.
-        return status if self.response is None or self.rules.knows(status) else self.response.redact(status)
+        return status if self.response is None else self.response.redact(status), JobState.PENDING
 
     def _record(self, entry: _Entry) -> Record:
-        status = self._status(entry)
         values = msgspec.structs.asdict(entry)
-        values |= {"status": status, "state": self.rules.state(status)}
-        values |= {"created_at": _timestamp(entry.created_at), "video_url": values.get("video_url") or None}
-        # Twice as fast as the class's own constructor. Values without a field are left out.
-        record: Record = msgspec.convert(values, self.spec.record_type)
+        if "status" in values:
+            values["status"], values["state"] = self._status(entry)
+        if "created_at" in values:
+            values["created_at"] = _timestamp(values["created_at"])
+        if values.get("video_url") == "":  # a video that is not finished
+            values["video_url"] = None
+        record: Record = self.spec.record_type(**values)
         return record
 
 
@@ -560,62 +543,49 @@ def parse_list(
             return attrs.evolve(known, response=attrs.evolve(response, body=before.body), unchanged=True)
     if response.status != _OK:
         raise parse_error(response)
-    # As in `parse_receipt`, the decoded body is never a local variable of this frame.
-    records = _decode_list(response, spec, rules)
-    if records is None:
+    decoded = _decode_entries(response.body, spec)
+    if decoded is None:
         raise _invalid_response(
             response,
             f"The server's list of {spec.key} cannot be read.",
             f'{{"{spec.key}": [{{"id": ...}}, ...]}} with at most {_MAX_RECORDS:,} records',
         )
-    return records
-
-
-def _decode_list(response: Response, spec: RecordListSpec, rules: StatusRules) -> RecordList | None:
-    body = response.body
-    if body.count(b"{") > _MAX_RECORDS:
-        return None
-    try:
-        documented = _list_decoder(spec).decode(body)
-        decoded: list[_Entry] = documented.entries
-        count: int | None = documented.count
-        broken = 0
-    except _UNREADABLE:
-        lenient = _decode_leniently(body, spec)
-        if lenient is None:
-            return None
-        decoded, count, broken = lenient
-    complete = count is None or count <= len(decoded) + broken
-    entries = {entry.id: entry for entry in decoded}
+    found, count, broken = decoded
+    complete = count is None or count <= len(found) + broken
+    entries = {entry.id: entry for entry in found}
     if "" in entries or any(map(str.isspace, entries)):
-        broken += sum(not entry.id.strip() for entry in decoded)
+        broken += sum(not entry.id.strip() for entry in found)
         entries = {record_id: entry for record_id, entry in entries.items() if record_id.strip()}
     return RecordList(spec, rules, entries, complete, broken, response)
 
 
-def _decode_leniently(body: bytes, spec: RecordListSpec) -> tuple[list[_Entry], int | None, int] | None:
-    """Decode a list that is not as documented.
+def _decode_entries(body: bytes, spec: RecordListSpec) -> tuple[list[_Entry], int | None, int] | None:
+    """Decode a list.
 
     Returns:
         The entries, the value of `count`, and the number of entries that are not records. None if the body is
         not a list of records, or is too large.
 
     """
+    if body.count(b"{") > _MAX_RECORDS:
+        return None
+    with contextlib.suppress(*_UNREADABLE):
+        documented = spec.decoder.decode(body)
+        return documented.entries, documented.count, 0
     tokens = sum(map(body.count, (b",", b"[", b"{", b"\\")))
     if len(body) > _MAX_LENIENT_BYTES or tokens > _MAX_LENIENT_TOKENS:
         return None
-    fields = _fields(_decode_json(body))
+    fields = _decode_object(body)
     count = fields.get("count")
     if not isinstance(fields.get(spec.key), list) or count == math.inf:
         return None
-    values = _values(fields[spec.key])
-    entry_type = _entry_type(spec)
-    id_name, *names = entry_type.__struct_encode_fields__
+    values = _items(fields[spec.key])
+    id_name, *names = spec.entry_type.__struct_encode_fields__
     entries: list[_Entry] = []
-    for value in map(_fields, values):
+    for value in map(_members, values):
         record_id = _text(value.get(id_name))
         if record_id is not None:
-            entries.append(entry_type(record_id, *(_text(value.get(name)) for name in names)))
+            entries.append(spec.entry_type(record_id, *(_text(value.get(name)) for name in names)))
     return entries, count if type(count) is int else None, len(values) - len(entries)
 
 
@@ -634,23 +604,24 @@ def _integer(digits: str) -> float:
 _decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_int=_integer)
 
 
-def _decode_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """Decode JSON; return None if the body is not JSON.
+def _decode_object(body: bytes) -> dict[str, Any]:
+    """Decode a JSON object; return an empty dict if the body is not one.
 
     Bytes that are not UTF-8 are replaced. Lone surrogates are accepted, because JavaScript writes them when
     it cuts a text. An integer of more than 1,000 digits becomes infinity.
     """
     try:
-        return _decoder.decode(body.decode("utf-8", "replace"))
+        value = _decoder.decode(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        return None
+        return {}
+    return _members(value)
 
 
-def _fields(value: object) -> dict[str, Any]:
+def _members(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _values(value: object) -> list[object]:
+def _items(value: object) -> list[object]:
     return cast("list[object]", value) if isinstance(value, list) else []
 
 

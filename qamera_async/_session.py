@@ -569,8 +569,7 @@ class QameraSession:
 
         """
         self._bind_to_loop()
-        records = await self._pollers[VIDEOS.path].fetch_list()
-        return tuple([video async for video in in_steps(records)])
+        return tuple(await in_steps(await self._pollers[VIDEOS.path].fetch_list()))
 
     async def download(
         self,

@@ -39,7 +39,7 @@ class FakeApi:
         self.pending = None
         self.sent = asyncio.Event()
 
-    async def send(self, request, slot, *, attempt=None, before_body=None):
+    async def send(self, request, slot, attempt=None):
         assert self.pending is None, "two requests at once"
         loop = asyncio.get_running_loop()
         self.requests.append(request)
@@ -116,7 +116,7 @@ class ServedApi:
         self.server = server
         self.requests = []
 
-    async def send(self, request, slot, *, attempt=None, before_body=None):
+    async def send(self, request, slot, attempt=None):
         self.requests.append(request)
         return await self.server.answer()
 

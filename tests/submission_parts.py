@@ -54,22 +54,17 @@ def receipt_body(*record_ids):
 class Exchange:
     """One call of `ApiClient.send`, for the scripts below."""
 
-    def __init__(self, request, attempt, before_body):
+    def __init__(self, request, attempt, fence):
         self.request = request
         self.attempt = attempt
-        self._before_body = before_body
-
-    async def connect(self):
-        await turns()
-        self.attempt.connected = True
+        self._fence = fence
 
     async def send(self):
-        """Connect, await the fence, and let the first byte leave; nothing if that has happened."""
+        """Await the fence, and let the first byte leave; nothing if that has happened."""
         if self.attempt.body_sent:
             return
-        await self.connect()
-        await turns()
-        await self._before_body()
+        await turns(2 * TURNS)
+        await self._fence()
         self.attempt.body_sent = True
         await turns()
 
@@ -117,7 +112,7 @@ class Pause:
     """A script that waits at one stage until `resume` is set, then follows another script.
 
     Args:
-        stage: "connecting", "connected", or "sent".
+        stage: "connecting" or "sent".
         then: The script for the rest.
     """
 
@@ -128,8 +123,6 @@ class Pause:
         self.resume = asyncio.Event()
 
     async def __call__(self, exchange):
-        if self.stage != "connecting":
-            await exchange.connect()
         if self.stage == "sent":
             await exchange.send()
         self.reached.set()
@@ -198,15 +191,15 @@ class FakeApi:
         self._scripts = list(scripts) or [accepts()]
         self.requests = []  # those of which a byte left
 
-    async def send(self, request, slot, *, attempt, before_body):
+    async def send(self, request, slot, attempt):
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
 
         async def fence():
-            await before_body()
+            await attempt.before_body()
             self._log.append("POST")
             self.requests.append(request)
 
-        attempt.in_flight, attempt.connected, attempt.body_sent = True, False, False
+        attempt.in_flight = True
         try:
             answer = await script(Exchange(request, attempt, fence))
         except BaseException:
@@ -243,7 +236,7 @@ class FakePoller:
         body = response(200, {self._spec.key: records, "count": len(records)}, headers)
         listed = parse_list(body, self._spec, StatusRules())
         self.list_number += 1
-        for record_id in listed.ids:
+        for record_id in listed.entries:
             self._first.setdefault(record_id, self.list_number)
         return listed
 

@@ -12,7 +12,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LedgerError, SessionClosedError
+from ..errors import LedgerError, QameraError, SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,6 +208,13 @@ class SharedPolling:
         self._poll_duration = duration
         if seq is not None:  # None: the lease had been lost
             self.last_seq, self.handover_delay = seq, 0.0
+
+    async def fail(self, error: BaseException) -> None:
+        """Publish why a poll failed; return the lease without a result if the poll was interrupted."""
+        if isinstance(error, QameraError):
+            await self.publish(0.0, None, str(error))
+        else:
+            self.release()
 
     def release(self) -> None:
         """Return the lease without a result; without a lease, do nothing."""

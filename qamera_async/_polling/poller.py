@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import copy
+import itertools
 import logging
 import math
 import random
@@ -26,7 +27,7 @@ from ..events import Polled, RateLimitWait, Updated
 from .lease import SharedPolling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, KeysView
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .._protocol import RecordListSpec
@@ -76,6 +77,8 @@ class TrackedRecord:
     """What the last status means. A DONE record without a URL counts as pending for a while."""
     created_at: float | None = None
     """When this session created the record, in the loop's time; None: unknown."""
+    final: bool = False
+    """Whether the record is done or failed."""
     end_emitted: bool = False
     """Whether a `Finished` or `Failed` event has named the record."""
     waiters: list[Waiter] = attrs.Factory(list[Waiter])
@@ -83,11 +86,6 @@ class TrackedRecord:
     missing_since: float | None = None
     missing_polls: int = 0
     url_missing_since: float | None = None
-
-    @property
-    def final(self) -> bool:
-        """Whether the record is done or failed."""
-        return self.state is not JobState.PENDING
 
     def update(self, record: Record, now: float) -> bool:
         """Store the record of a list; return whether its status changed, or its late URL appeared."""
@@ -102,6 +100,7 @@ class TrackedRecord:
                 self.url_missing_since = now
             if now - self.url_missing_since < _URL_GRACE:
                 self.state = JobState.PENDING
+        self.final = self.state is not JobState.PENDING
         return changed
 
 
@@ -120,11 +119,19 @@ class ListHistory:
     def __init__(self) -> None:
         self.lists = 0
         self._first: dict[str, int] = {}
+        self._last: Mapping[str, object] = {}
         self._capacity = _MIN_REMEMBERED
 
-    def add(self, ids: KeysView[str]) -> None:
-        """Note the ids of all records of a list."""
+    def add(self, entries: Mapping[str, object]) -> None:
+        """Note the ids of all records of a list.
+
+        Args:
+            entries: The entries of the list by their ids. The same object as before is the same list again.
+        """
         self.lists += 1
+        if entries is self._last:
+            return
+        self._last, ids = entries, entries.keys()
         first = self._first
         if not first.keys() >= ids:
             for record_id in [record_id for record_id in ids if record_id not in first]:
@@ -183,12 +190,11 @@ class Poller:
         self._latest_is_newest = True  # whether no other process has polled since
         self._last_200_at = -math.inf  # when a list came last that was no 304
         self._history = ListHistory()
-        self._last_entries: object = None  # those of the last list in the history
         self._last_success_at = -math.inf  # when the last successful poll was sent
         self._due = -math.inf  # when the next poll is needed at the earliest
         self._not_before = -math.inf  # another process polls until then
         self._ended_at = -math.inf  # when the last poll ended
-        self._outage_delays = polling.outage_delays()
+        self._outage_delays: Iterator[float] | None = None  # set during an outage
         self._backoff = 0.0  # least pause in an outage, in seconds; 0: there is none
         self._task: asyncio.Task[None] | None = None
         # The task runs in this context, so that it does not keep the variables of the first waiter alive.
@@ -248,7 +254,7 @@ class Poller:
             tracked.created_at = created_at
         if record is not None and not tracked.waiters and not tracked.final:
             tracked.record, tracked.state = record, record.state
-            tracked.end_emitted = tracked.final
+            tracked.final = tracked.end_emitted = record.state is not JobState.PENDING
         return tracked
 
     def watch(self, records: tuple[TrackedRecord, ...], *, each_change: bool = False) -> Waiter:
@@ -337,9 +343,7 @@ class Poller:
             if self._limiter.exhausted:
                 raise parse_error(response)
             self._emit(RateLimitWait(self._limiter.cooldown))
-        records = parse_list(response, self._spec, self._rules)
-        self._add_to_history(records)
-        return records
+        return self._parse(response)
 
     async def aclose(self) -> None:
         """Stop polling; all waiters get `SessionClosedError`. Idempotent."""
@@ -453,20 +457,20 @@ class Poller:
             if response.status == _TOO_MANY_REQUESTS:
                 self._on_429(response)
                 return
-            await _yield_to_loop(response)
-            records = parse_list(response, self._spec, self._rules, known)
-            self._add_to_history(records)
+            is_long = len(response.body) > _LONG_BODY
+            if is_long:
+                await asyncio.sleep(0)  # lets the loop run other tasks
+            records = self._parse(response, known)
             if response.status == _OK:
                 self._last_200_at = loop.time()
-            await _yield_to_loop(response)
+            if is_long:
+                await asyncio.sleep(0)
             self._on_list(records, sent_at)
             if self._shared is not None:
                 await self._shared.publish(loop.time() - sent_at, records)
         except BaseException as error:
-            if self._shared is not None and isinstance(error, QameraError):
-                await self._shared.publish(0.0, None, str(error))
-            elif self._shared is not None:
-                self._shared.release()
+            if self._shared is not None:
+                await self._shared.fail(error)
             raise
         finally:
             self._poll_in_progress = False
@@ -491,20 +495,19 @@ class Poller:
         if is_permanent(error):
             self._fail_all(error)
             return
+        self._outage_delays = self._outage_delays or self._policy.outage_delays()
         self._backoff = next(self._outage_delays)
         _log.info("A poll failed and will be repeated: %s", error)
 
-    def _add_to_history(self, records: RecordList) -> None:
-        """Remember which records a list shows, even if there is no waiter."""
-        if records.entries is self._last_entries:
-            self._history.lists += 1  # the same list again: all its records are remembered
-            return
-        self._last_entries = records.entries
-        self._history.add(records.ids)
+    def _parse(self, response: Response, known: RecordList | None = None) -> RecordList:
+        """Return the list in a response, and remember which records it shows."""
+        records = parse_list(response, self._spec, self._rules, known)
+        self._history.add(records.entries)
         if records.broken:
             self._warn_once(
-                "broken", "%d items of the list of %s can't be read.", records.broken, self._spec.key
+                "broken items", "%d items of the list of %s can't be read.", records.broken, self._spec.key
             )
+        return records
 
     # --- notifying waiters ------------------------------------------------------------------------
 
@@ -515,7 +518,7 @@ class Poller:
         for waiter in self._list_waiters:
             if waiter.after < self.polls and not waiter.future.done():
                 waiter.future.set_result(records)
-        self._emit(Polled(len(records), changed, len(self._watched)))
+        self._emit(Polled(len(records.entries), changed, len(self._watched)))
 
     def _on_shared_poll(self, look: Look) -> None:
         """Notify the jobs of what a poll of another process found."""
@@ -538,7 +541,7 @@ class Poller:
     def _notify(self, watched: Iterable[TrackedRecord], records: RecordList, sent_at: float) -> int:
         """Notify the waiters of some records of a good list; return how many of the records changed."""
         self._last_success_at = sent_at
-        self._outage_delays, self._backoff = self._policy.outage_delays(), 0.0
+        self._outage_delays, self._backoff = None, 0.0
         self.last_error = None
         now = asyncio.get_running_loop().time()
         changed = 0
@@ -563,7 +566,7 @@ class Poller:
         """Update a watched record that is in a list; return whether it changed."""
         changed = tracked.update(record, now)
         if changed:
-            if not self._rules.knows(record.status):
+            if self._rules.state(record.status) is None:
                 self._warn_once(record.status, "Unknown status %r: it counts as pending.", record.status)
             self._emit(Updated(record))
         if changed or tracked.final:
@@ -617,15 +620,12 @@ class Poller:
             _log.warning(message, *args)
 
 
-async def _yield_to_loop(response: Response) -> None:
-    """Let the loop run other tasks before the next step of processing a long list."""
-    if len(response.body) > _LONG_BODY:
-        await asyncio.sleep(0)
-
-
-async def in_steps(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """Iterate over items, and let other tasks run in between: making 100,000 records takes a second."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % _STEP == 0:
+async def in_steps(items: Iterable[_T]) -> list[_T]:
+    """Return the items as a list, and let other tasks run meanwhile, since 100,000 records take a second."""
+    made: list[_T] = []
+    iterator = iter(items)
+    while step := list(itertools.islice(iterator, _STEP)):
+        made += step
+        if len(step) == _STEP:
             await asyncio.sleep(0)
+    return made

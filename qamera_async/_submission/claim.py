@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ class Claim:
     """The right to send one request once, and the state of its submission.
 
     Attributes:
+        request: The request.
         intent: The note that the ledger stores before the request is sent.
         kind: The kind of the request, from the table of kinds.
         http_request: The POST.
@@ -29,12 +31,13 @@ class Claim:
         withdrawn: Whether the request is not to be sent again if it provably was not sent.
         may_share_candidates: Whether another submission was ambiguous at the same time.
         list_number: The number of the last list before the request was sent; 0 if there was none.
-        sent_at: When the last commit of "sending" began, by `suspension_clock`; 0 before.
+        sent_at: When the last commit of "sending" began, by `suspension_clock`; minus infinity before.
         ended_at: When the response arrived or was lost, by `suspension_clock`; 0 before.
 
     """
 
     def __init__(self, request: Request) -> None:
+        self.request = request
         self.kind = kind_of(request)
         self.intent = Intent(str(uuid.uuid4()), request, datetime.now(UTC))
         self.http_request = encode_request(request, self.intent.id)
@@ -43,17 +46,8 @@ class Claim:
         self.task: asyncio.Task[Any] | None = None
         self.send_called = self.caller_gone = self.withdrawn = self.may_share_candidates = False
         self.list_number = 0
-        self.sent_at = self.ended_at = 0.0
-
-    @property
-    def intent_id(self) -> str:
-        """The id of the intent."""
-        return self.intent.id
-
-    @property
-    def request(self) -> Request:
-        """The request that is claimed."""
-        return self.intent.request
+        self.sent_at = -math.inf
+        self.ended_at = 0.0
 
 
 def suspension_clock() -> float:

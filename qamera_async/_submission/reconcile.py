@@ -100,9 +100,9 @@ class Reconciler:
     async def _new_records(self, claim: Claim, records: RecordList) -> dict[str, Record]:
         """Return the records of a list that may belong to a submission."""
         if claim.list_number:
-            new = self._pollers[claim.kind.records.path].new_since(records.ids, claim.list_number)
-            made = map(records.get, [record_id for record_id in records.ids if record_id in new])
-            created = {record.id: record async for record in in_steps(made) if record is not None}
+            new = self._pollers[claim.kind.records.path].new_since(records.entries, claim.list_number)
+            made = await in_steps(map(records.get, [each for each in records.entries if each in new]))
+            created = {record.id: record for record in made if record is not None}
         else:  # no list was fetched before: compare with the clock of the server
             now = suspension_clock()
             began, ended = now - claim.sent_at, now - claim.ended_at
@@ -149,7 +149,7 @@ class Reconciler:
             path = kind_of(row.request).records.path
             if path not in lists:
                 fetched = await self._pollers[path].next_list()
-                lists[path] = fetched, tuple([record async for record in in_steps(fetched)])
+                lists[path] = fetched, tuple(await in_steps(fetched))
             listed, records = lists[path]
             if row.candidates:
                 found[row.id] = tuple(listed.get(old.id) or old for old in row.candidates)
@@ -184,6 +184,6 @@ async def _created_between(
         return {}
     return {
         record.id: record
-        async for record in in_steps(records)
+        for record in await in_steps(records)
         if record.created_at is not None and earliest <= record.created_at <= latest
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import traceback
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
@@ -112,8 +113,8 @@ class Submitter:
     async def send(self, claim: Claim) -> Receipt:
         """Send a claimed request and return its receipt. Call it once for each claim.
 
-        Cancelling the caller before the request has a connection withdraws the request. After that, the
-        submission continues until its response. The receipt is then stored in the ledger, emitted as
+        Cancelling the caller before a byte was sent withdraws the request. After that, the submission
+        continues until its response. The receipt is then stored in the ledger, emitted as
         `Submitted` and logged as a warning.
 
         Raises:
@@ -135,17 +136,18 @@ class Submitter:
     def withdraw(self, claim: Claim) -> None:
         """Withdraw a claim; idempotent.
 
-        `send` then raises `asyncio.CancelledError`, unless the request has a connection. A request with a
-        connection continues until its response. If it provably was not sent, it is not retried.
+        `send` then raises `asyncio.CancelledError`, unless a byte of the request may have been sent. Then
+        it continues until its response.
         """
         claim.withdrawn = True
         if claim.task is None or claim.task.done():
             self._end(claim, unsent=True)
-        elif not (claim.attempt.connected or claim.attempt.body_sent):
+        elif not claim.attempt.body_sent:
+            claim.attempt.withdrawn = True
             claim.task.cancel()
 
     async def aclose(self) -> None:
-        """Withdraw the submissions that have no connection, and wait for the others; idempotent.
+        """Withdraw the submissions that provably were not sent, and wait for the others; idempotent.
 
         A submission without a response after ``Timeouts.close`` seconds is cancelled and becomes ambiguous.
         """
@@ -167,7 +169,7 @@ class Submitter:
     async def _run(self, claim: Claim, step: Coroutine[Any, Any, _T]) -> _T:
         """Run a step of a submission in a task that outlives its caller."""
         task = claim.task = asyncio.get_running_loop().create_task(
-            step, name=f"qamera-submit-{claim.intent_id}"
+            step, name=f"qamera-submit-{claim.intent.id}"
         )
         task.add_done_callback(partial(self._on_step_done, claim))
         try:
@@ -238,53 +240,52 @@ class Submitter:
             self._end(claim, unsent=not (responded or claim.attempt.body_sent))
 
     async def _send(self, claim: Claim) -> Response:
-        """Send the request. Repeat it only after a 429 in the shape of the API, which proves a refusal."""
-        while True:
-            response = await self._attempt(claim)
-            if response.status != _TOO_MANY_REQUESTS or not is_definite_rejection(response):
-                return response
-            self._reset_attempt(claim)
-            if self._limiter.exhausted:
-                raise parse_error(response)
+        """Acquire a slot, mark as sending and send; repeat that only after a refusal with 429.
 
-    async def _attempt(self, claim: Claim) -> Response:
-        """Send the request once.
+        A 429 in the shape of the API proves that the request was refused.
 
         Raises:
             AmbiguousSubmissionError: There is no response, and the server may have received the request.
-            QameraError: The server provably did not receive the request.
+            QameraError: The server refused the request, or provably did not receive it.
 
         """
-        slot = await self._limiter.acquire(
-            Priority.SUBMISSION, lambda seconds: self._emit(RateLimitWait(seconds))
-        )
-        try:
-            await self._mark_sending(claim)
-        except BaseException:
-            slot.give_back()
-            raise
-        try:
-            return await self._api.send(
-                claim.http_request,
-                slot,
-                attempt=claim.attempt,
-                before_body=partial(self._refresh_sending, claim),
+        while True:
+            slot = await self._limiter.acquire(
+                Priority.SUBMISSION, lambda seconds: self._emit(RateLimitWait(seconds))
             )
-        except asyncio.CancelledError:
-            if not claim.attempt.body_sent:
+            claim.attempt, claim.sent_at = Attempt(partial(self._mark_sending, claim)), -math.inf
+            try:
+                await self._mark_sending(claim)
+            except BaseException:
+                slot.give_back()
                 raise
-            # The session or the event loop is being closed: there is no time to search for candidates.
-            claim.caller_gone, search = True, False
-            cause: QameraError = TransportError(
-                "The session was closed before the response arrived.", sent=True
-            )
-        except Exception as error:
-            if not claim.attempt.body_sent:
+            try:
+                response = await self._api.send(claim.http_request, slot, claim.attempt)
+            except (Exception, asyncio.CancelledError) as error:
+                if not claim.attempt.body_sent:
+                    if isinstance(error, QameraError):
+                        self._reset_attempt(claim)
+                    raise
+                lost = error
+            else:
+                if response.status != _TOO_MANY_REQUESTS or not is_definite_rejection(response):
+                    return response
                 self._reset_attempt(claim)
-                raise
-            search = True
-            cause = _as_qamera_error(error)
-        raise await self._ambiguous(claim, cause, search=search)
+                if self._limiter.exhausted:
+                    raise parse_error(response)
+                continue
+            raise await self._lost(claim, lost)
+
+    async def _lost(
+        self, claim: Claim, error: Exception | asyncio.CancelledError
+    ) -> AmbiguousSubmissionError:
+        """Return the error of a submission whose response was lost."""
+        if isinstance(error, asyncio.CancelledError):
+            # The session or the event loop is being closed: there is no time to search for candidates.
+            claim.caller_gone = True
+            closed = TransportError("The session was closed before the response arrived.", sent=True)
+            return await self._ambiguous(claim, closed, search=False)
+        return await self._ambiguous(claim, _as_qamera_error(error))
 
     def _reset_attempt(self, claim: Claim) -> None:
         """Reset a claim after an attempt that was not processed.
@@ -299,21 +300,18 @@ class Submitter:
             raise asyncio.CancelledError
 
     async def _mark_sending(self, claim: Claim) -> None:
-        """Commit to the ledger that the request is being sent, before the first byte is sent."""
-        began = suspension_clock()
-        claim.intent = attrs.evolve(claim.intent, sent_at=datetime.now(UTC))
-        await self._ledger.sending(claim.intent)
-        claim.sent_at = began
-        claim.list_number = self._pollers[claim.kind.records.path].list_number
-
-    async def _refresh_sending(self, claim: Claim) -> None:
-        """Commit "sending" again if the last commit is older than half the lease.
+        """Commit to the ledger that the request is being sent, before its first byte is sent.
 
         This is the fence of each submission. A process that is suspended for longer than its lease counts as
-        dead, and a person may abandon its submissions. The commit fails if the intent was resolved.
+        dead, and a person may abandon its submissions. So "sending" is committed again if the last commit is
+        older than half the lease. The commit fails if the intent was resolved.
         """
         while suspension_clock() - claim.sent_at > self._lease / 2:
-            await self._mark_sending(claim)
+            began = suspension_clock()
+            claim.intent = attrs.evolve(claim.intent, sent_at=datetime.now(UTC))
+            await self._ledger.sending(claim.intent)
+            claim.sent_at = began
+            claim.list_number = self._pollers[claim.kind.records.path].list_number
 
     async def _record(self, claim: Claim, response: Response) -> Receipt:
         """Record the outcome that the response proves, and return the receipt.

@@ -51,18 +51,26 @@ _LAST_ITERATIONS = 100
 
 @attrs.define(eq=False)
 class Attempt:
-    """The live state of one POST.
+    """The live state of one POST. Use each for one call of `ApiClient.send`.
 
     Attributes:
+        before_body: Awaited right before the first byte of the POST is sent; None means nothing is awaited.
         in_flight: Whether `ApiClient.send` is running.
-        connected: Whether the POST has a connection.
         body_sent: Whether a byte of the POST may have been sent. Its headers are sent with the body.
+        withdrawn: Set it to keep the first byte from being sent.
 
     """
 
-    in_flight: bool = False
-    connected: bool = False
-    body_sent: bool = False
+    before_body: Callable[[], Awaitable[None]] | None = None
+    in_flight: bool = attrs.field(default=False, init=False)
+    body_sent: bool = attrs.field(default=False, init=False)
+    withdrawn: bool = attrs.field(default=False, init=False)
+    error: BaseException | None = attrs.field(default=None, init=False)  # the exception of before_body
+    lost: Exception | None = attrs.field(default=None, init=False)  # the exception of a lost connection
+
+
+# The attempt of the running request, for our hooks; aiohttp's own context object belongs to the user's hooks.
+_attempt: ContextVar[Attempt] = ContextVar("qamera_async attempt")
 
 
 class ApiClient:
@@ -89,9 +97,7 @@ class ApiClient:
         self,
         request: ApiRequest,
         slot: Slot,
-        *,
         attempt: Attempt | None = None,
-        before_body: Callable[[], Awaitable[None]] | None = None,
     ) -> Response:
         """Send a request once, and settle its slot in every case.
 
@@ -99,7 +105,6 @@ class ApiClient:
             request: A GET, or a POST with a body.
             slot: The slot of the request. It is given back if the request provably was not sent.
             attempt: Updated with the state of the POST during the call; None if the caller does not need it.
-            before_body: Awaited right before the first byte of a POST is sent; None means nothing is awaited.
 
         Returns:
             The response, with any status.
@@ -109,21 +114,20 @@ class ApiClient:
             ApiError: The proxy refused the connection with status 407.
             InvalidResponseError: The response is not valid HTTP, or too long.
             SessionClosedError: The client is closed, and no byte of a POST was sent.
-            BaseException: The exception of ``before_body``. Nothing was sent.
+            BaseException: The exception of ``Attempt.before_body``. Nothing was sent.
 
         """
         is_get = request.method == "GET"
         if not is_get and not request.body:
             raise ValueError("A POST needs a body: without one aiohttp sends the headers at once.")
         attempt = attempt or Attempt()
-        attempt.in_flight, attempt.connected, attempt.body_sent = True, False, False
-        exchange = _Exchange(attempt, before_body)
-        token = _exchange.set(exchange)
+        attempt.in_flight = True
+        token = _attempt.set(attempt)
         try:
             response = await self._send(request, attempt)
         except Exception as exc:
             # An error of before_body reaches aiohttp only as a failed write.
-            error: BaseException = exchange.error or map_aiohttp_exceptions(
+            error: BaseException = attempt.error or map_aiohttp_exceptions(
                 exc,
                 self._settings.base_url,
                 self._settings.redact,
@@ -138,10 +142,9 @@ class ApiClient:
                 slot.on_response()
             return response
         finally:
-            _exchange.reset(token)
-            exchange.ended = True
-            exchange.lost = None  # its traceback contains the API key
+            _attempt.reset(token)
             attempt.in_flight = False
+            attempt.error = attempt.lost = None  # their tracebacks contain the API key
         unsent = isinstance(error, ConnectionFailedError | SessionClosedError | ApiError)
         if attempt.body_sent or (is_get and not unsent):
             # The server may still receive bytes that were sent, for as long as a connection may take.
@@ -165,9 +168,7 @@ class ApiClient:
         # because `send` removes the traceback of each error.
         settings = self._settings
         url = URL(settings.base_url + request.path)
-        headers = self._headers | dict(request.headers)
-        if request.body is not None:
-            headers["Content-Type"] = "application/json"
+        headers = {**self._headers, **request.headers}
         async with TimeLimit(self._timeouts.request):
             proxy = await settings.proxy_for(url)
             async with self._client(request.method).request(
@@ -190,7 +191,8 @@ class ApiClient:
             if is_post:
                 # The last trace, so that nothing is awaited between its hook and the first byte. GETs have no
                 # such trace, because trace hooks make them 10 % slower.
-                traces.append(_post_trace())
+                traces.append(aiohttp.TraceConfig())
+                traces[-1].on_request_chunk_sent.append(_before_write)
             # A POST on a kept connection would be ambiguous if the server closes the connection meanwhile.
             client = self._clients[method] = self._settings.new_client(
                 self._timeouts, force_close=is_post, trace_configs=traces, middlewares=(_send_once,)
@@ -341,54 +343,21 @@ class TimeLimit:
             self.cancel()
 
 
-@attrs.define(eq=False)
-class _Exchange:
-    """The state of one request for our hooks; aiohttp's own context object belongs to the user's hooks.
-
-    Attributes:
-        attempt: The state that the caller sees.
-        before_body: Awaited before the first byte of a POST is sent; None means nothing is awaited.
-        error: The exception of `before_body`; None if there was none.
-        lost: The exception of a lost connection; None if there was none.
-        ended: Whether `ApiClient.send` has returned or raised.
-
-    """
-
-    attempt: Attempt
-    before_body: Callable[[], Awaitable[None]] | None
-    error: BaseException | None = None
-    lost: Exception | None = None
-    ended: bool = False
-
-
-_exchange: ContextVar[_Exchange] = ContextVar("qamera_async exchange")
-
-
-def _post_trace() -> aiohttp.TraceConfig:
-    """Return the trace hooks that update the `Attempt` of a POST."""
-
-    async def connected(*_: object) -> None:
-        _exchange.get().attempt.connected = True
-
-    async def before_write(*_: object) -> None:
-        # aiohttp awaits this hook before it writes each part of a body. It writes the headers with the first
-        # part.
-        exchange = _exchange.get()
-        if exchange.before_body is not None and not exchange.attempt.body_sent:
-            try:
-                await exchange.before_body()
-            except BaseException as error:
-                if not _is_being_cancelled():
-                    exchange.error = error
-                raise ConnectionAbortedError from None
-        if exchange.ended:
-            raise ConnectionAbortedError
-        exchange.attempt.body_sent = True
-
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_create_end.append(connected)
-    trace.on_request_chunk_sent.append(before_write)
-    return trace
+async def _before_write(*_: object) -> None:
+    # aiohttp awaits this hook before it writes each part of a body. The headers are written with the first
+    # part.
+    attempt = _attempt.get()
+    if attempt.before_body is not None and not attempt.body_sent:
+        try:
+            await attempt.before_body()
+        except BaseException as error:
+            if not _is_being_cancelled():
+                attempt.error = error
+            raise ConnectionAbortedError from None
+    # aiohttp may run this in a task of its own, while the task of the request is being cancelled.
+    if not attempt.body_sent and (attempt.withdrawn or not attempt.in_flight):
+        raise ConnectionAbortedError
+    attempt.body_sent = True
 
 
 def _guarded(config: aiohttp.TraceConfig) -> aiohttp.TraceConfig:
@@ -425,13 +394,13 @@ async def _send_once(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
     """Prevent aiohttp from retrying a GET by itself, because the retry would take no slot."""
-    exchange = _exchange.get()
-    if exchange.lost is not None:
-        raise exchange.lost
+    attempt = _attempt.get()
+    if attempt.lost is not None:
+        raise attempt.lost
     try:
         return await handler(request)
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        exchange.lost = error
+        attempt.lost = error
         raise
 
 

@@ -53,16 +53,16 @@ def parse(body):
 def checked_list(records):
     """Check that all ways to read a list agree, also after it went to another process."""
     videos = list(records)
-    assert [video.id for video in videos] == list(records.ids)
+    assert [video.id for video in videos] == list(records.entries)
     assert all(video.id.strip() for video in videos)
-    assert len(records) == len(videos)
+    assert len(records.entries) == len(videos)
     for video in videos:
         assert records.get(video.id) == video
         assert records.status(video.id) == video.status
         assert len(video.status) <= 100
         assert video.created_at is None or video.created_at.utcoffset().seconds == 0
         assert video.video_url != ""
-    items = records.encode_items([*records.ids, " not listed"])
+    items = records.encode_items([*records.entries, " not listed"])
     assert items.pop(" not listed") is None
     again = RecordList.from_items(items.values(), VIDEOS, RULES, complete=records.complete)
     assert (list(again), again.broken) == (videos, 0)
@@ -225,7 +225,7 @@ def test_good_item_among_broken_ones_is_read(pair, broken):
 
     records = parse(body)
 
-    assert (records.broken, list(records.ids)) == (2 * len(broken), [meant["id"]])
+    assert (records.broken, list(records.entries)) == (2 * len(broken), [meant["id"]])
     assert records.get(meant["id"]).video_url == whole(meant["videoUrl"])
 
 

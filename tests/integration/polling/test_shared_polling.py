@@ -352,7 +352,7 @@ async def test_follower_that_needs_the_whole_list_fetches_it(server, pollings):
         task.cancel()
 
     assert number == 0
-    assert len(records) == len(server.items)
+    assert len(records.entries) == len(server.items)
     assert len(follower.api.requests) == before + 1
 
 

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 
 from qamera_async import PollPolicy, QameraError, RetryPolicy, StatusRules, Timeouts, VideoRequest
 from qamera_async._polling import Poller
@@ -56,14 +57,16 @@ class FreezingApi(ApiClient):
 
     freezes = False
 
-    async def send(self, request, slot, *, attempt=None, before_body=None):
-        async def fence():
-            if self.freezes:
-                self.freezes = False
-                stop()
-            await before_body()
+    async def send(self, request, slot, attempt=None):
+        if attempt is not None and attempt.before_body is not None:
+            attempt.before_body = partial(self._fence, attempt.before_body)
+        return await super().send(request, slot, attempt)
 
-        return await super().send(request, slot, attempt=attempt, before_body=fence)
+    async def _fence(self, before_body):
+        if self.freezes:
+            self.freezes = False
+            stop()
+        await before_body()
 
 
 class Program:

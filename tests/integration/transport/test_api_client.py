@@ -166,10 +166,9 @@ async def test_headers_that_drip_do_not_extend_the_timeout(api, slot, method):
 
 async def test_attempt_tells_the_state_of_a_post(api, slot):
     states = []
-    attempt = Attempt()
 
     def state():
-        return attempt.in_flight, attempt.connected, attempt.body_sent
+        return attempt.in_flight, attempt.body_sent
 
     async def before_body():
         states.append(state())
@@ -179,20 +178,12 @@ async def test_attempt_tells_the_state_of_a_post(api, slot):
         states.append(state())
         await connection.send(http(RECEIPT))
 
+    attempt = Attempt(before_body)
     async with FaultServer(answer) as server:
-        await api(server).send(POST, slot, attempt=attempt, before_body=before_body)
+        await api(server).send(POST, slot, attempt)
 
-    assert states == [(True, True, False), (True, True, True)]
-    assert state() == (False, True, True)
-
-
-async def test_send_resets_the_attempt(api, slot, unused_tcp_port):
-    attempt = Attempt()
-    attempt.connected = attempt.body_sent = True
-    with pytest.raises(q.ConnectionFailedError):
-        await api(f"http://127.0.0.1:{unused_tcp_port}").send(POST, slot, attempt=attempt)
-
-    assert (attempt.in_flight, attempt.connected, attempt.body_sent) == (False, False, False)
+    assert states == [(True, False), (True, True)]
+    assert state() == (False, True)
 
 
 @METHODS

@@ -41,7 +41,7 @@ async def test_nothing_arrives_before_it_returns(api, slot):
         received.append(recorder.received)
 
     async with FaultServer(recorder) as server:
-        await api(server).send(POST, slot, before_body=before_body)
+        await api(server).send(POST, slot, Attempt(before_body))
 
     assert received == [b""]
     assert POST.body in recorder.received
@@ -52,16 +52,17 @@ async def test_nothing_arrives_before_it_returns(api, slot):
 )
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
 async def test_what_it_raises_is_raised_and_nothing_was_sent(api, slot, error, late):
-    recorder, attempt = Recorder(), Attempt()
+    recorder = Recorder()
 
     async def before_body():
         if late:
             await asyncio.sleep(0.01)
         raise error
 
+    attempt = Attempt(before_body)
     async with FaultServer(recorder) as server:
         with pytest.raises(type(error)) as raised:
-            await api(server).send(POST, slot, attempt=attempt, before_body=before_body)
+            await api(server).send(POST, slot, attempt)
 
     assert raised.value is error
     assert recorder.received == b""
@@ -76,7 +77,7 @@ async def test_client_works_after_it_raised(api, slot):
     async with FaultServer(GOOD) as server:
         client = api(server)
         with pytest.raises(RefusedError):
-            await client.send(POST, slot, before_body=before_body)
+            await client.send(POST, slot, Attempt(before_body))
         response = await client.send(POST, slot)
 
     assert response.body == RECEIPT
@@ -91,16 +92,32 @@ async def test_it_is_awaited_once_for_a_long_body(api, slot):
 
     body = b'{"x":"%s"}' % (b"x" * 500_000)
     async with FaultServer(GOOD) as server:
-        await api(server).send(type(POST)("POST", "/x", body), slot, before_body=before_body)
+        await api(server).send(type(POST)("POST", "/x", body), slot, Attempt(before_body))
 
     assert len(calls) == 1
     assert server.requests[0][1] == body
 
 
+async def test_withdrawn_attempt_sends_nothing(api, slot):
+    recorder = Recorder()
+
+    async def before_body():
+        attempt.withdrawn = True
+
+    attempt = Attempt(before_body)
+    async with FaultServer(recorder) as server:
+        with pytest.raises(q.TransportError):
+            await api(server).send(POST, slot, attempt)
+
+    assert recorder.received == b""
+    assert not attempt.body_sent
+    assert slot.settled == ["given back"]
+
+
 @pytest.mark.parametrize("how", ["cancelled", "timeout", "closed"])
 async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
     """A callback that goes on in spite of its cancellation doesn't let the POST leave any more."""
-    recorder, attempt = Recorder(), Attempt()
+    recorder = Recorder()
     waiting, ended, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def before_body():
@@ -112,9 +129,10 @@ async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
                 pass
         ended.set()
 
+    attempt = Attempt(before_body)
     async with FaultServer(recorder) as server:
         client = api(server, q.Timeouts(request=0.2 if how == "timeout" else 5.0))
-        sending = asyncio.ensure_future(client.send(POST, slot, attempt=attempt, before_body=before_body))
+        sending = asyncio.ensure_future(client.send(POST, slot, attempt))
         await waiting.wait()
         if how == "cancelled":
             sending.cancel()
@@ -133,8 +151,8 @@ async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
 
 async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, slot):
     """A server that speaks first proves nothing about the POST, which has not left."""
-    attempt = Attempt()
     never = asyncio.Event()
+    attempt = Attempt(never.wait)
 
     async def speaks_first(connection):
         await connection.send(http(RECEIPT))
@@ -142,7 +160,7 @@ async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, s
 
     async with FaultServer(speaks_first) as server:
         with pytest.raises(q.TransportError) as failed:
-            await api(server).send(POST, slot, attempt=attempt, before_body=never.wait)
+            await api(server).send(POST, slot, attempt)
 
     assert not failed.value.sent
     assert not attempt.body_sent
@@ -150,17 +168,16 @@ async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, s
 
 
 async def test_server_that_closes_during_it_gets_nothing(api, slot):
-    attempt = Attempt()
-
     async def closes(connection):
         connection.fin()
 
     async def before_body():
         await asyncio.sleep(0.1)
 
+    attempt = Attempt(before_body)
     async with FaultServer(closes) as server:
         with pytest.raises(q.TransportError) as failed:
-            await api(server).send(POST, slot, attempt=attempt, before_body=before_body)
+            await api(server).send(POST, slot, attempt)
 
     assert failed.value.sent == attempt.body_sent
     assert slot.settled == ([LOST] if attempt.body_sent else ["given back"])

@@ -120,7 +120,7 @@ async def test_hooks_see_how_a_kept_connection_was_lost(api, slot, method):
 
 async def test_nothing_runs_between_before_body_and_the_first_byte(api, slot):
     """A slow hook of the user would make the commit that before_body checks older."""
-    order, attempt = [], Attempt()
+    order = []
 
     async def slow(signal, context, params):
         if signal == "on_request_chunk_sent":
@@ -132,7 +132,7 @@ async def test_nothing_runs_between_before_body_and_the_first_byte(api, slot):
 
     async with FaultServer(GOOD) as server:
         client = api(server, trace_configs=[tracing(slow)])
-        await client.send(POST, slot, attempt=attempt, before_body=before_body)
+        await client.send(POST, slot, Attempt(before_body))
 
     assert order == ["hook", "before_body"]
 

@@ -12,7 +12,7 @@ from faults import HEAD, FaultServer, answers, http
 from transport_fakes import REQUESTS, FakeSlot
 
 import qamera_async as q
-from qamera_async._transport import ConnectionSettings, DownloadClient, Secret, api_origin
+from qamera_async._transport import Attempt, ConnectionSettings, DownloadClient, Secret, api_origin
 
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.case(81)]
 
@@ -205,7 +205,7 @@ async def test_interrupted_request_shows_no_secret(api, slot, method, how, unuse
         url = f"http://127.0.0.1:{unused_tcp_port}" if how == "refused" else server.url
         client = api(url, LIMIT, **options())
         callback = fail if how == "callback" else None
-        sending = asyncio.ensure_future(client.send(REQUESTS[method], slot, before_body=callback))
+        sending = asyncio.ensure_future(client.send(REQUESTS[method], slot, Attempt(callback)))
         while not (server.requests or sending.done()):
             await asyncio.sleep(0.001)
         if how == "cancelled":

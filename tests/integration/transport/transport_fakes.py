@@ -27,5 +27,10 @@ LIMITS = Timeouts(connect=5.0, request=5.0)
 RETRY = RetryPolicy()
 LOST = ("lost", LIMITS.connect)
 GET = ApiRequest("GET", "/api/external/videos")
-POST = ApiRequest("POST", "/register", b'{"imageId":"i"}', {"Idempotency-Key": "intent-1"})
+POST = ApiRequest(
+    "POST",
+    "/register",
+    b'{"imageId":"i"}',
+    {"Content-Type": "application/json", "Idempotency-Key": "intent-1"},
+)
 REQUESTS = {"GET": GET, "POST": POST}

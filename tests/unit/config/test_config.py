@@ -109,7 +109,8 @@ def test_outage_delays_double_from_twice_the_interval():
         ("CANCELED", JobState.FAILED),
         ("PENDING", JobState.PENDING),
         ("", JobState.PENDING),
-        ("FROBNICATING", JobState.PENDING),
+        ("in_progress", JobState.PENDING),
+        ("FROBNICATING", None),
     ],
 )
 def test_state_ignores_letter_case_and_spaces(word, state):
@@ -118,20 +119,12 @@ def test_state_ignores_letter_case_and_spaces(word, state):
     assert [rules.state(word), rules.state(word)] == [state, state]
 
 
-@pytest.mark.parametrize(
-    ("word", "known"), [("done", True), ("Failed", True), ("in_progress", True), ("", True), ("ODD", False)]
-)
-def test_usual_words_for_pending_jobs_are_known(word, known):
-    assert StatusRules().knows(word) is known
-
-
 @given(st.sets(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5), st.text())
 def test_custom_words_ignore_letter_case_and_spaces(words, other):
     rules = StatusRules(done=words, failed=())
 
     for word in words:
         assert rules.state(word) is rules.state(f" {word.upper()} ") is JobState.DONE
-        assert rules.knows(word)
     assert (rules.state(other) is JobState.DONE) == (other.strip().upper() in rules.done)
 
 
@@ -175,9 +168,9 @@ def test_setting_survives_pickling_and_copying_and_is_hashable(value):
 
 @pytest.mark.parametrize("cls", [PollPolicy, RetryPolicy, Timeouts, StatusRules])
 def test_annotations_resolve_at_run_time(cls):
-    fields = {field.name for field in attrs.fields(attrs.resolve_types(cls))}
+    fields = {field.name for field in attrs.fields(attrs.resolve_types(cls)) if field.init}
 
-    assert fields == typing.get_type_hints(cls).keys()
+    assert fields <= typing.get_type_hints(cls).keys()
     assert fields == inspect.signature(cls, eval_str=True).parameters.keys()
 
 

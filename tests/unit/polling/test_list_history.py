@@ -4,7 +4,7 @@ from qamera_async._polling.poller import ListHistory
 
 
 def ids(*names):
-    return dict.fromkeys(names).keys()
+    return dict.fromkeys(names)
 
 
 def test_record_is_new_until_a_list_has_shown_it():

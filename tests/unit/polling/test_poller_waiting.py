@@ -9,6 +9,7 @@ import pytest
 from fake_api import Polling, done, error_response, item, response
 
 import qamera_async as q
+from qamera_async._protocol import parse_list
 from qamera_async.events import Polled, RateLimitWait, Updated
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
@@ -282,7 +283,7 @@ async def test_next_list_ignores_the_poll_on_the_wire(polling):
     assert not asking.done()
     await polling.api.respond(response([done("vid_1"), done("vid_2")]))
 
-    assert "vid_2" in await asking
+    assert "vid_2" in (await asking).entries
     await task
 
 
@@ -294,7 +295,7 @@ async def test_next_list_waits_through_an_outage_unless_told_otherwise(polling):
     assert not asking[0].done()
     await polling.api.respond(response([item("vid_1")]))
 
-    assert "vid_1" in await asking[0]
+    assert "vid_1" in (await asking[0]).entries
     await idle()
     assert len(polling.api.requests) == 2
 
@@ -305,7 +306,7 @@ async def test_fetch_list_is_retried_and_noted(polling):
     await polling.api.respond(error_response(429))
     await polling.api.respond(response([item("vid_1")]))
 
-    assert "vid_1" in await fetching
+    assert "vid_1" in (await fetching).entries
     assert [priority.name for priority, _ in polling.limiter.slots] == ["SUBMISSION"] * 3
     assert polling.poller.new_since(["vid_1", "vid_2"], polling.poller.list_number) == {"vid_2"}
 
@@ -417,15 +418,13 @@ async def test_other_tasks_run_while_a_long_list_is_processed(polling):
 
 async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, monkeypatch):
     """The list is remembered all the same."""
-    calls = []
 
-    async def let_others_run(_):
-        calls.append(None)
-        if len(calls) == 2:  # the list is read, and no waiter is notified yet
-            task.cancel()
-            await asyncio.wait([task])
+    def parse_and_cancel(*arguments):
+        records = parse_list(*arguments)
+        task.cancel()
+        return records
 
-    monkeypatch.setattr("qamera_async._polling.poller._yield_to_loop", let_others_run)
+    monkeypatch.setattr("qamera_async._polling.poller.parse_list", parse_and_cancel)
     job = polling.job("vid_1")
     task = await polling.waiting(job)
     await polling.api.respond(LONG)

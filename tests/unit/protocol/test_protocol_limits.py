@@ -70,7 +70,7 @@ def test_long_list_as_documented_is_read():
 
     records = parse(b'{"videos":[%s],"count":110000}' % items)
 
-    assert (len(records), records.broken, records.complete) == (110_000, 0, True)
+    assert (len(records.entries), records.broken, records.complete) == (110_000, 0, True)
 
 
 def test_long_list_with_a_broken_item_is_read():
@@ -79,7 +79,7 @@ def test_long_list_with_a_broken_item_is_read():
 
     records = parse(b'{"videos":[%s,7],"count":30001}' % items)
 
-    assert (len(records), records.broken, records.complete) == (30_000, 1, True)
+    assert (len(records.entries), records.broken, records.complete) == (30_000, 1, True)
 
 
 @pytest.mark.parametrize("digits", [1_001, 10_000, MIB])

@@ -50,9 +50,9 @@ def test_documented_list_is_read():
     records = parse(listed(ITEM, {"id": "vid_2", "status": "PENDING"}))
 
     assert list(records) == [VIDEO, q.Video("vid_2", "PENDING", q.JobState.PENDING)]
-    assert list(records.ids) == ["vid_1", "vid_2"]
-    assert len(records) == 2
-    assert ("vid_1" in records, "vid_3" in records) == (True, False)
+    assert list(records.entries) == ["vid_1", "vid_2"]
+    assert len(records.entries) == 2
+    assert ("vid_1" in records.entries, "vid_3" in records.entries) == (True, False)
     assert (records.complete, records.broken, records.unchanged) == (True, 0, False)
 
 
@@ -74,7 +74,7 @@ def test_every_field_but_the_id_may_be_missing_or_null():
 
 
 def test_null_status_does_not_need_the_lenient_decoder(monkeypatch):
-    monkeypatch.setattr("qamera_async._protocol._decode_leniently", None)
+    monkeypatch.setattr("qamera_async._protocol._decode_object", None)
 
     assert parse(listed(ITEM | {"status": None})).get("vid_1").status == ""
 
@@ -104,7 +104,7 @@ def test_last_of_repeated_ids_counts():
 def test_broken_item_hides_no_other(broken, blank):
     records = parse(listed(broken, ITEM, broken, {"id": blank}, ITEM | {"id": "vid_3"}))
 
-    assert list(records.ids) == ["vid_1", "vid_3"]
+    assert list(records.entries) == ["vid_1", "vid_3"]
     assert records.get("vid_1") == VIDEO
     assert (records.complete, records.broken) == (True, 3)
 
@@ -243,7 +243,7 @@ FIRST, LATER = "Tue, 24 Nov 2026 10:00:00 GMT", "Tue, 24 Nov 2026 10:00:30 GMT"
 @pytest.fixture
 def undecodable(monkeypatch):
     """Return a function that makes any further decoding of a list fail."""
-    return lambda: monkeypatch.setattr("qamera_async._protocol._decode_list", None)
+    return lambda: monkeypatch.setattr("qamera_async._protocol._decode_entries", None)
 
 
 def test_not_modified_gives_the_known_list_with_the_new_headers(undecodable):
@@ -314,7 +314,7 @@ def test_item_that_cannot_be_read_is_broken():
 
     records = RecordList.from_items(items, VIDEOS, RULES, complete=True)
 
-    assert list(records.ids) == ["a", "b"]
+    assert list(records.entries) == ["a", "b"]
     assert (records.complete, records.broken) == (True, 4)
 
 

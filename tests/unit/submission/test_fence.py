@@ -5,7 +5,7 @@ import time
 
 import attrs
 import pytest
-from submission_parts import LONG, VIDEO, FakeLedger, Parts, accepts, until
+from submission_parts import LONG, VIDEO, FakeLedger, Parts, accepts, turns, until
 
 import qamera_async as q
 from qamera_async.ledger.ledger import Ledger
@@ -55,7 +55,7 @@ def freezes(point, then, meanwhile=None):
 
     async def script(exchange):
         if point == "before the first byte":
-            await exchange.connect()
+            await turns()
         if meanwhile is not None:
             await meanwhile(exchange.request.headers["Idempotency-Key"])
         time.sleep(FROZEN)  # noqa: ASYNC251 - the process stands still
@@ -118,8 +118,7 @@ async def test_slow_commit_does_not_count_as_a_fresh_one():
     assert len(parts.api.requests) == 1
 
 
-async def test_caller_cancelled_in_the_fence_loses_nothing():
-    """The request has a connection, so it runs to its answer."""
+async def test_caller_cancelled_in_the_fence_withdraws():
     parts = Parts(freezes("before the first byte", accepts()), lease=LEASE)
     task = asyncio.ensure_future(parts.register())
     await until(lambda: parts.log.count("sending") == 1)
@@ -130,6 +129,7 @@ async def test_caller_cancelled_in_the_fence_loses_nothing():
     commit.set()
     await parts.settle()
 
-    assert parts.states == ["submitted"]
-    assert len(parts.events) == 1
+    assert parts.states == []
+    assert parts.api.requests == []
+    assert parts.events == []
     parts.assert_nothing_left()

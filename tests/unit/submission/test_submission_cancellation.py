@@ -140,10 +140,9 @@ async def test_caller_cancelled_while_connecting_withdraws():
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize("stage", ["connected", "sent"])
 @pytest.mark.parametrize("times", [1, 2])
-async def test_submission_on_a_connection_outlives_its_caller(stage, times, caplog):
-    pause = Pause(stage, accepts("vid_7"))
+async def test_sent_submission_outlives_its_caller(times, caplog):
+    pause = Pause("sent", accepts("vid_7"))
     parts = Parts(pause)
     task = asyncio.ensure_future(parts.register())
     await pause.reached.wait()
@@ -163,10 +162,13 @@ async def test_submission_on_a_connection_outlives_its_caller(stage, times, capl
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize("then", [refuses(429), fails(UNREACHED)], ids=["429", "connection failed"])
-async def test_submission_without_a_caller_is_not_sent_again(then):
-    """Nobody is left who would take the job."""
-    pause = Pause("connected", then)
+@pytest.mark.parametrize(
+    ("stage", "then"),
+    [("sent", refuses(429)), ("connecting", fails(UNREACHED))],
+    ids=["429", "connection failed"],
+)
+async def test_submission_without_a_caller_is_not_sent_again(stage, then):
+    pause = Pause(stage, then)
     parts = Parts(pause, accepts())
     task = asyncio.ensure_future(parts.register())
     await pause.reached.wait()
@@ -181,10 +183,7 @@ async def test_submission_without_a_caller_is_not_sent_again(then):
 
 
 async def test_caller_cancelled_between_two_attempts_withdraws():
-    """The connection of the failed attempt says nothing about the next attempt."""
-    pause = Pause("connected", fails(UNREACHED))
-    pause.resume.set()
-    parts = Parts(pause, retry=q.RetryPolicy(attempts=2, base=LONG, max_delay=LONG))
+    parts = Parts(fails(UNREACHED), retry=q.RetryPolicy(attempts=2, base=LONG, max_delay=LONG))
     task = asyncio.ensure_future(parts.register())
     await until(lambda: parts.events)
     task.cancel()
@@ -269,7 +268,7 @@ async def test_withdrawn_before_the_first_step_of_the_task_is_released():
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize("stage", ["connecting", "connected", "sent"])
+@pytest.mark.parametrize("stage", ["connecting", "sent"])
 async def test_withdraw_ends_what_the_server_cannot_have_seen(stage):
     pause = Pause(stage)
     parts = Parts(pause)
@@ -285,9 +284,13 @@ async def test_withdraw_ends_what_the_server_cannot_have_seen(stage):
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize("then", [refuses(429), fails(UNREACHED)], ids=["429", "connection failed"])
-async def test_withdrawn_submission_is_not_sent_again(then):
-    pause = Pause("connected", then)
+@pytest.mark.parametrize(
+    ("stage", "then"),
+    [("sent", refuses(429)), ("connecting", fails(UNREACHED))],
+    ids=["429", "connection failed"],
+)
+async def test_withdrawn_submission_is_not_sent_again(stage, then):
+    pause = Pause(stage, then)
     parts = Parts(pause, accepts())
     claim = await parts.submitter.claim(VIDEO)
     task = asyncio.ensure_future(parts.submitter.send(claim))
@@ -353,9 +356,8 @@ async def test_closing_withdraws_what_the_server_cannot_have_seen(stage):
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize("stage", ["connected", "sent"])
-async def test_closing_waits_for_the_answer(stage, caplog):
-    pause = Pause(stage, accepts("vid_7"))
+async def test_closing_waits_for_the_answer(caplog):
+    pause = Pause("sent", accepts("vid_7"))
     parts = Parts(pause)
     task = asyncio.ensure_future(parts.register())
     await pause.reached.wait()

@@ -51,7 +51,7 @@ async def test_post_carries_the_intent_as_its_idempotency_key():
     claim = await parts.submitter.claim(VIDEO)
     await parts.submitter.send(claim)
 
-    assert parts.api.requests[0].headers[IDEMPOTENCY_HEADER] == claim.intent_id
+    assert parts.api.requests[0].headers[IDEMPOTENCY_HEADER] == claim.intent.id
 
 
 async def test_unsendable_request_is_refused_before_it_is_claimed():
