@@ -18,15 +18,15 @@ from .errors import (
     ConfigurationError,
     JobFailedError,
     JobTimeoutError,
+    join_ids,
     short_repr,
 )
-from .events import Failed, Finished, check_callback
+from .events import check_callback
 
 if TYPE_CHECKING:
-    from ._config import PollPolicy, Timeouts
+    from ._config import Timeouts
     from ._protocol import Kind
     from .download import Downloader
-    from .events import Emit
     from .ledger.places import NoLedger
 
 T = TypeVar("T")
@@ -72,6 +72,7 @@ class Job(Generic[T]):
         "_single",
         "_tracked",
         "receipt",
+        "record_ids",
         "request",
     )
 
@@ -89,18 +90,15 @@ class Job(Generic[T]):
         self._tracked = tracked
         self._single = single  # whether the result is the first record; else it is a tuple of all
         self._outcome_recorded = recorded  # whether the ledger has the outcome
+        self.record_ids: tuple[str, ...] = tuple([each.record_id for each in tracked])
+        """The ids of the records. ``session.job(*record_ids)`` attaches to them later or elsewhere."""
         self.request: Request | None = None
         """The request; None for a job that was attached to by its record ids."""
         self.receipt: Receipt | None = None
         """The receipt; None for a job that was attached to by its record ids."""
 
     def __repr__(self) -> str:
-        return f"<Job {', '.join(self.record_ids)} {self.state.name} {self.status or 'not seen yet'!r}>"
-
-    @property
-    def record_ids(self) -> tuple[str, ...]:
-        """The ids of the records. ``session.job(*record_ids)`` attaches to them later or elsewhere."""
-        return tuple([tracked.record_id for tracked in self._tracked])
+        return f"<Job {join_ids(self.record_ids)} {self.state.name} {self.status or 'not seen yet'!r}>"
 
     @property
     def status(self) -> str | None:
@@ -147,7 +145,8 @@ class Job(Generic[T]):
             SessionClosedError: The session is closed, or closes meanwhile.
             QameraError: The list can't be fetched, and another poll would fail in the same way.
         """
-        limit = _checked_timeout(self._registry.timeouts.job if timeout is DefaultTimeout.JOB else timeout)
+        is_default = timeout is DefaultTimeout.JOB
+        limit = self._registry.timeouts.job if is_default else _checked_timeout(timeout)
         if not self.done():
             self._registry.check()
             loop = asyncio.get_running_loop()
@@ -159,16 +158,19 @@ class Job(Generic[T]):
                     # A cancelled timer keeps its context until it would have fired.
                     timer = loop.call_at(deadline, _end_wait, waiter.future, context=contextvars.Context())
                 await waiter.future
-                stood_still = loop.time() - deadline > max(_MIN_STANDSTILL, self._registry.polling.interval)
+                stood_still = loop.time() - deadline > _MIN_STANDSTILL
                 if stood_still and not self.done():
                     await self._poll_once_more()
             finally:
                 if timer is not None:
                     timer.cancel()
                 self._poller.unwatch(waiter)
+                self._record_outcome()
             if not self.done():
+                no_url = any([each.state is JobState.DONE for each in self.records])
                 raise JobTimeoutError(
-                    f"The job did not end within {limit:g} s.",
+                    f"The job did not end within {limit:g} s"
+                    f"{': it is done, but the list has no URL for the result yet' if no_url else ''}.",
                     record_ids=self.record_ids,
                     timeout=limit,
                     status=self.status,
@@ -176,10 +178,15 @@ class Job(Generic[T]):
                     list_age=self._poller.list_age,
                 )
         self._record_outcome()
-        failure = self._failure()
-        if failure is not None:
-            raise failure
-        return cast("T", self.records[0] if self._single else self.records)
+        records = self.records
+        failed = [record for record in records if record.state is JobState.FAILED]
+        if failed:
+            raise JobFailedError(
+                f"The job failed: {join_ids([f'{each.id} is {each.status}' for each in failed])}.",
+                record_ids=self.record_ids,
+                records=records,
+            )
+        return cast("T", records[0] if self._single else records)
 
     async def download(
         self,
@@ -238,10 +245,9 @@ class Job(Generic[T]):
         # The job takes part in the poll like one that is waited for, so that its state is current afterwards.
         waiter = self._poller.watch(self._tracked)
         try:
-            records = await self._poller.next_list(once=True)
+            records = await self._poller.next_list(raise_on_failure=True)
         finally:
             self._poller.unwatch(waiter)
-        if self.done():
             self._record_outcome()
         return records.get(self.record_ids[0])
 
@@ -267,8 +273,7 @@ class Job(Generic[T]):
         yielded: dict[str, tuple[str, str | None]] = {}
         while True:
             done = self.done()
-            if done:
-                self._record_outcome()
+            self._record_outcome()
             changed = [
                 record
                 for record in self.records
@@ -287,6 +292,7 @@ class Job(Generic[T]):
                 await waiter.future
             finally:
                 self._poller.unwatch(waiter)
+                self._record_outcome()
 
     async def _poll_once_more(self) -> None:
         """Wait for one more poll, after the process stood still beyond the deadline of a waiter.
@@ -299,7 +305,7 @@ class Job(Generic[T]):
         """
         timeouts = self._registry.timeouts
         waiter = self._poller.watch(self._tracked)
-        poll = asyncio.ensure_future(self._poller.next_list(once=True))
+        poll = asyncio.ensure_future(self._poller.next_list(raise_on_failure=True))
         either: list[asyncio.Future[Any]] = [waiter.future, poll]
         limit = timeouts.connect + timeouts.request
         try:
@@ -311,32 +317,11 @@ class Job(Generic[T]):
             poll.cancel()
             await asyncio.gather(poll, return_exceptions=True)
 
-    def _failure(self) -> JobFailedError | None:
-        """Return why the job failed; None where no record has."""
-        records = self.records
-        failed = [f"{record.id} is {record.status}" for record in records if record.state is JobState.FAILED]
-        if not failed:
-            return None
-        return JobFailedError(
-            f"The job failed: {', '.join(failed)}.", record_ids=self.record_ids, records=records
-        )
-
     def _record_outcome(self) -> None:
-        """Record the outcome in the ledger and emit its event, once.
-
-        Jobs with some of the same records emit no event that names only records of earlier events.
-        """
-        if self._outcome_recorded:
-            return
-        self._outcome_recorded = True
-        self._registry.ledger.settled(self.record_ids, self.records)
-        if all([tracked.end_emitted for tracked in self._tracked]):
-            return
-        for tracked in self._tracked:
-            tracked.end_emitted = True
-        failure = self._failure()
-        end = Finished(self.records[0]) if failure is None else Failed(self.record_ids, failure)
-        self._registry.emit(end)
+        """Record in the ledger how the job ended, once; do nothing before its end."""
+        if not self._outcome_recorded and self.done():
+            self._outcome_recorded = True
+            self._registry.ledger.settled(self.record_ids, self.records)
 
 
 @attrs.define(eq=False)
@@ -345,19 +330,15 @@ class JobRegistry:
 
     Args:
         pollers: The poller of each list, by the list's path.
-        emit: Receives `Finished` and `Failed`.
         check: Raises `SessionClosedError` where the session can't be used.
         timeouts: ``job`` is the default of ``Job.wait``.
-        polling: How often the list is fetched.
         ledger: Keeps how each job ended.
         downloader: For ``Job.download``.
     """
 
     pollers: "Mapping[str, Poller]"
-    emit: "Emit"
     check: Callable[[], None]
     timeouts: "Timeouts"
-    polling: "PollPolicy"
     ledger: "NoLedger"
     downloader: "Downloader"
     _jobs: weakref.WeakValueDictionary[_JobKey, Job[Any]] = attrs.field(
@@ -381,12 +362,13 @@ class JobRegistry:
             kind: Which list has the records, and whether the result is one record or a tuple.
             request: The request; None if it is unknown.
             receipt: The receipt; None if it is unknown.
-            created_at: When the records were created, in the loop's time; None if it is unknown.
+            created_at: When this session created the records, in the loop's time; None if it did not. Records
+                that were created now make a new job, even if an earlier job had the same ids.
             records: Their last states, as a ledger has them.
         """
         key = (kind.records.path, kind.single, record_ids)
         job = self._jobs.get(key)
-        if job is None:
+        if job is None or created_at is not None:
             poller = self.pollers[kind.records.path]
             by_id = {record.id: record for record in records}
             tracked = tuple(
@@ -395,7 +377,7 @@ class JobRegistry:
                     for record_id in record_ids
                 ]
             )
-            # The ledger that has the last states has the outcome, too.
+            # The states come from the ledger, so the ledger already has the outcome.
             recorded = bool(records) and all([each.final for each in tracked])
             job = self._jobs[key] = Job(self, poller, tracked, single=kind.single, recorded=recorded)
         job.request = job.request or request

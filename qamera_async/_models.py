@@ -1,4 +1,4 @@
-"""Requests, receipts, records and intents: frozen values that do not know the wire format.
+"""Requests, receipts, records and intents: frozen values.
 
 Requests are validated when they are built, because callers write them. Values from the server are validated
 by `_protocol`, which decodes the responses.
@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import attrs
 
@@ -94,6 +94,14 @@ def _checked_image_ids(values: Iterable[str]) -> tuple[str, ...]:
     return tuple([check_text(image_id, f"image_ids[{index}]") for index, image_id in enumerate(ids)])
 
 
+def _check_extra_body(request: VideoRequest | ReelRequest) -> None:
+    duplicates = sorted(request.extra_body.keys() & set(request.wire_names.values()))
+    if duplicates:
+        raise errors.InvalidRequestError(
+            f"extra_body must not contain {', '.join(duplicates)}: {type(request).__name__} sets it."
+        )
+
+
 def _copied_body(value: Mapping[str, Any] | None) -> dict[str, Any]:
     if value is None:
         return {}
@@ -159,6 +167,14 @@ class VideoRequest:
 
     """
 
+    wire_names: ClassVar[Mapping[str, str]] = {
+        "image_id": "imageId",
+        "generated_image_id": "generatedImageId",
+        "suggestion": "suggestion",
+        "provider": "provider",
+    }
+    """The fields of the JSON body by the names of the attributes."""
+
     image_id: str | None = _optional_text()
     generated_image_id: str | None = _optional_text()
     suggestion: str | None = _optional_text()
@@ -172,6 +188,7 @@ class VideoRequest:
                 "Pass exactly one of image_id and generated_image_id, "
                 f"not {errors.short_repr(self.image_id)} and {errors.short_repr(self.generated_image_id)}."
             )
+        _check_extra_body(self)
 
 
 @attrs.frozen
@@ -192,9 +209,15 @@ class ReelRequest:
 
     """
 
+    wire_names: ClassVar[Mapping[str, str]] = {"image_ids": "imagesIds"}
+    """The fields of the JSON body by the names of the attributes."""
+
     image_ids: tuple[str, ...] = attrs.field(converter=_checked_image_ids)
     ref: str | None = attrs.field(default=None, converter=attrs.converters.optional(_normalized_ref))
     extra_body: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_copied_body, hash=False)
+
+    def __attrs_post_init__(self) -> None:
+        _check_extra_body(self)
 
 
 Request: TypeAlias = VideoRequest | ReelRequest

@@ -107,8 +107,7 @@ class Kind:
     Args:
         name: The name of the kind, as ledgers and command lines show it.
         path: The path that the request is posted to.
-        request_type: The class of the requests.
-        encode: Returns the fields of the JSON body. A field that is None is not sent.
+        request_type: The class of the requests. Its `wire_names` has the fields of the JSON body.
         records: The list in which the records appear.
         single: True if a job's result is one record, False if it is a tuple of records.
 
@@ -117,22 +116,8 @@ class Kind:
     name: str
     path: str
     request_type: type[Any]
-    encode: Callable[[Any], dict[str, Any]]
     records: RecordListSpec
     single: bool
-
-
-def _encode_video(request: VideoRequest) -> dict[str, Any]:
-    return {
-        "imageId": request.image_id,
-        "generatedImageId": request.generated_image_id,
-        "suggestion": request.suggestion,
-        "provider": request.provider,
-    }
-
-
-def _encode_reel(request: ReelRequest) -> dict[str, Any]:
-    return {"imagesIds": request.image_ids}
 
 
 # The API's section "Videos": reels are listed among the videos.
@@ -142,8 +127,8 @@ _REGISTER_VIDEOS = "/api/external/video-picker/register-videos"
 _REGISTER_REEL = "/api/external/reel/register-reel"
 
 KINDS: Mapping[str, Kind] = {
-    "video": Kind("video", _REGISTER_VIDEOS, VideoRequest, _encode_video, VIDEOS, single=True),
-    "reel": Kind("reel", _REGISTER_REEL, ReelRequest, _encode_reel, VIDEOS, single=True),
+    "video": Kind("video", _REGISTER_VIDEOS, VideoRequest, VIDEOS, single=True),
+    "reel": Kind("reel", _REGISTER_REEL, ReelRequest, VIDEOS, single=True),
 }
 """Every kind by its name."""
 
@@ -191,17 +176,12 @@ def encode_request(request: Request, idempotency_key: str) -> ApiRequest:
         idempotency_key: The value of the Idempotency-Key header.
 
     Raises:
-        InvalidRequestError: The value is not a request, or its `extra_body` names a field of the request.
+        InvalidRequestError: The value is not a request.
 
     """
     kind = kind_of(request)
-    fields = kind.encode(request)
-    duplicates = sorted(fields.keys() & request.extra_body.keys())
-    if duplicates:
-        raise errors.InvalidRequestError(
-            f"extra_body must not contain {', '.join(duplicates)}: {kind.request_type.__name__} sets it."
-        )
-    body = {name: value for name, value in fields.items() if value is not None} | dict(request.extra_body)
+    values = {name: getattr(request, field) for field, name in request.wire_names.items()}
+    body = {name: value for name, value in values.items() if value is not None} | dict(request.extra_body)
     headers = {"Content-Type": "application/json", IDEMPOTENCY_HEADER: idempotency_key}
     return ApiRequest("POST", kind.path, msgspec.json.encode(body), headers)
 
@@ -376,8 +356,8 @@ def parse_receipt(response: Response) -> Receipt:
     values = _items(fields.get("createdRecordIds"))
     record_ids = list(filter(_is_record_id, values))
     unique_ids = tuple(dict.fromkeys(record_ids))
-    # No receipt of this API has a number of thousands of digits, which is decoded as infinity.
-    if values and len(record_ids) == len(values) and math.inf not in fields.values():
+    readable = 0 < len(values) == len(record_ids)
+    if readable and math.inf not in fields.values():
         credits_reserved = fields.get("creditsReserved")
         valid = type(credits_reserved) is int and 0 <= credits_reserved < _MAX_CREDITS
         return Receipt(
@@ -388,7 +368,7 @@ def parse_receipt(response: Response) -> Receipt:
             credits_reserved=credits_reserved if valid else None,
             correlation_id=response.correlation_id,
         )
-    if math.inf in fields.values():
+    if math.inf in fields.values():  # no receipt of this API has an integer of thousands of digits
         unique_ids = ()
     # The body may contain the API key: no error has an id with it, and no traceback shows the decoded body.
     harmless = set(response.redact("\n".join(unique_ids)).split("\n"))
@@ -611,10 +591,10 @@ def _decode_object(body: bytes) -> dict[str, Any]:
     it cuts a text. An integer of more than 1,000 digits becomes infinity.
     """
     try:
-        value = _decoder.decode(body.decode("utf-8", "replace"))
+        value: object = _decoder.decode(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return {}
-    return _members(value)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _members(value: object) -> dict[str, Any]:
@@ -633,8 +613,11 @@ def _text(value: object) -> str | None:
 
 
 def _timestamp(text: str | None) -> datetime | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else _in_utc(datetime.fromisoformat(text))
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo is UTC else _in_utc(moment)
     except (ValueError, OverflowError):
         return None
 

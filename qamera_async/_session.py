@@ -20,7 +20,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import aiohttp
 import attrs
@@ -45,6 +45,8 @@ from .ledger.places import NoLedger, checked_place, ledger_at
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
+
+_LEDGER_CLOSE = 10.0  # seconds that the ledger gets to close at least, however short Timeouts.close is
 
 
 @attrs.frozen
@@ -113,6 +115,8 @@ class QameraSession:
 
     """
 
+    _built = False  # whether `__init__` has succeeded
+
     def __init__(
         self,
         api_key: str | None = None,
@@ -134,7 +138,7 @@ class QameraSession:
     ) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process_id = os.getpid()
-        self._built = self._closing = self._closed = False
+        self._closing = self._closed = False
         self._close_task: asyncio.Task[None] | None = None
         # Tracebacks with local variables must not show secrets, so these arguments are deleted first.
         secret_key, secret_url, secret_headers = Secret(api_key), Secret(base_url), Secret(headers)
@@ -181,9 +185,7 @@ class QameraSession:
         )
         self._download_client = DownloadClient(self._settings, timeouts)
         self._downloader = Downloader(self._download_client, retry, timeouts, emit, self._listed_video)
-        self._jobs = JobRegistry(
-            self._pollers, emit, self._bind_to_loop, timeouts, polling, self._ledger, self._downloader
-        )
+        self._jobs = JobRegistry(self._pollers, self._bind_to_loop, timeouts, self._ledger, self._downloader)
         self._registrar = Registrar(
             self._submitter, self._jobs, self._limiter, polling, self._ledger, self._downloader
         )
@@ -281,7 +283,7 @@ class QameraSession:
 
     async def _close_ledger(self) -> None:
         self._limiter.detach()
-        async with asyncio.timeout(self._timeouts.close):
+        async with asyncio.timeout(max(self._timeouts.close, _LEDGER_CLOSE)):
             await self._ledger.aclose()
 
     def _finish_closing(self) -> None:
@@ -294,7 +296,7 @@ class QameraSession:
             raise SessionClosedError(
                 "The session was made before a fork: make a QameraSession in each process."
             )
-        if self.closed:
+        if self._closing or self._closed:
             raise SessionClosedError("The session is closed.")
 
     def _bind_to_loop(self) -> None:
@@ -497,7 +499,7 @@ class QameraSession:
 
         """
         ids = check_record_ids(record_ids)
-        if kind not in KINDS:
+        if not isinstance(cast("object", kind), str) or kind not in KINDS:
             raise InvalidRequestError(f"kind must be one of {', '.join(KINDS)}, not {short_repr(kind)}.")
         self._check_open()
         return self._jobs.job(ids, KINDS[kind])

@@ -119,7 +119,8 @@ def is_permanent(error: QameraError) -> bool:
         proxy_refused = error.status == _PROXY_AUTHENTICATION_REQUIRED
         return proxy_refused or (error.status in {400, 401, 403, 404} and not error.foreign)
     if isinstance(error, InvalidResponseError):
-        return error.status is not None and 300 <= error.status < 400  # noqa: PLR2004 - redirects
+        is_redirect = error.status is not None and 300 <= error.status < 400  # noqa: PLR2004
+        return is_redirect and error.status != 304  # noqa: PLR2004 - a broken cache, which may recover
     return isinstance(error, SessionClosedError) or (isinstance(error, TransportError) and error.permanent)
 
 

@@ -1,13 +1,15 @@
 """Events: frozen values that a session passes to its `on_event` callback.
 
-from qamera_async import QameraSession
-from qamera_async.events import Event, Finished
+::
 
-def on_event(event: Event) -> None:
-    if isinstance(event, Finished):
-        print(event.record.id, "is done")
+    from qamera_async import QameraSession
+    from qamera_async.events import Event, Finished
 
-session = QameraSession(on_event=on_event)
+    def on_event(event: Event) -> None:
+        if isinstance(event, Finished):
+            print(event.record.id, "is done")
+
+    session = QameraSession(on_event=on_event)
 """
 
 from __future__ import annotations
@@ -67,11 +69,11 @@ class Finished:
 
 @attrs.frozen
 class Failed:
-    """A job failed.
+    """A watched record has failed, and with it its job.
 
     Args:
-        record_ids: All records of the job.
-        error: The error that the waiters of the job get.
+        record_ids: The id of the record.
+        error: Its ``records`` has the final state of the record.
 
     """
 

@@ -185,10 +185,8 @@ class Polling:
         )
         self.registry = JobRegistry(
             {VIDEOS.path: self.poller},
-            self.emit,
             lambda: None,
             self.timeouts,
-            self.polling,
             self.ledger,
             self,
         )

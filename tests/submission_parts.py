@@ -350,7 +350,16 @@ class Parts:
     """
 
     def __init__(
-        self, *scripts, ledger=None, lists=(), date=None, on_event=None, retry=None, lease=LONG, **timeouts
+        self,
+        *scripts,
+        ledger=None,
+        lists=(),
+        date=None,
+        on_event=None,
+        emit=None,
+        retry=None,
+        lease=LONG,
+        **timeouts,
     ):
         self.log = []
         self.events = []
@@ -367,7 +376,7 @@ class Parts:
             self.ledger,
             Timeouts(**{"reconcile": 0.0, "close": LONG} | timeouts),
             self.retry,
-            event_emitter(self._note),
+            emit or event_emitter(self._note),
             lease=lease,
         )
 

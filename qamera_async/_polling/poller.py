@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import random
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -22,8 +23,16 @@ from .._models import JobState, Record
 from .._protocol import RecordList, Response, list_request, parse_error, parse_list
 from .._ratelimit import Priority
 from .._transport.api import is_transient, retry
-from ..errors import JobLostError, QameraError, SessionClosedError, TransportError, is_permanent
-from ..events import Polled, RateLimitWait, Updated
+from ..errors import (
+    JobFailedError,
+    JobLostError,
+    QameraError,
+    SessionClosedError,
+    TransportError,
+    is_permanent,
+    join_ids,
+)
+from ..events import Failed, Finished, Polled, RateLimitWait, Updated
 from .lease import SharedPolling
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ _URL_GRACE = 60.0  # seconds that a DONE record may lack its URL
 _MIN_REMEMBERED = 1_000  # so many missing records are remembered however short the list is
 _LONG_BODY = 64 * 1024  # bytes; longer lists are processed in loop iterations of their own
 _STEP = 1_000  # records that are made before other tasks run
+_NOTIFY_STEP = 20_000  # watched records whose waiters are notified before other tasks run
 _MAX_WARNINGS = 100
 
 
@@ -64,6 +74,8 @@ class Waiter:
     since: float
     """When the task began to wait, in the loop's time."""
     future: asyncio.Future[None]
+    pending: int
+    """How many of the records are not final."""
 
 
 @attrs.define(eq=False)
@@ -79,8 +91,6 @@ class TrackedRecord:
     """When this session created the record, in the loop's time; None: unknown."""
     final: bool = False
     """Whether the record is done or failed."""
-    end_emitted: bool = False
-    """Whether a `Finished` or `Failed` event has named the record."""
     waiters: list[Waiter] = attrs.Factory(list[Waiter])
     """The tasks that wait for the record; empty once it is final."""
     missing_since: float | None = None
@@ -105,16 +115,16 @@ class TrackedRecord:
 
 
 @attrs.define(eq=False)
-class _ListWaiter:
+class _ListRequest:
     """A task that waits for the first list of a poll with a number above `after`."""
 
     future: asyncio.Future[RecordList]
     after: int
-    once: bool  # whether it wants the error of a failed poll, too
+    raise_on_failure: bool
 
 
 class ListHistory:
-    """Which list showed each record first."""
+    """The number of the list in which each record appeared first."""
 
     def __init__(self) -> None:
         self.lists = 0
@@ -149,7 +159,7 @@ class ListHistory:
 
 
 class Poller:
-    """Polls one list while records of it are watched or a task waits for the list.
+    """Polls one list as long as a record is watched or a task waits for the list.
 
     Args:
         spec: Which list.
@@ -185,12 +195,13 @@ class Poller:
         self._emit = emit
         self._tracked: WeakValueDictionary[str, TrackedRecord] = WeakValueDictionary()
         self._watched: dict[str, TrackedRecord] = {}
-        self._list_waiters: set[_ListWaiter] = set()
+        self._list_requests: set[_ListRequest] = set()
         self._latest: RecordList | None = None
         self._latest_is_newest = True  # whether no other process has polled since
-        self._last_200_at = -math.inf  # when a list came last that was no 304
+        self._last_200_at = -math.inf  # when the last response with status 200 arrived
         self._history = ListHistory()
         self._last_success_at = -math.inf  # when the last successful poll was sent
+        self._listed_at: float | None = None  # the same by time.monotonic, which needs no running loop
         self._due = -math.inf  # when the next poll is needed at the earliest
         self._not_before = -math.inf  # another process polls until then
         self._ended_at = -math.inf  # when the last poll ended
@@ -217,9 +228,7 @@ class Poller:
     @property
     def list_age(self) -> float | None:
         """Seconds since the last successful poll was sent; None before the first."""
-        if math.isinf(self._last_success_at):
-            return None
-        return asyncio.get_running_loop().time() - self._last_success_at
+        return None if self._listed_at is None else time.monotonic() - self._listed_at
 
     @property
     def watched(self) -> int:
@@ -244,17 +253,23 @@ class Poller:
 
         Args:
             record_id: The record.
-            created_at: When it was created, in the loop's time; None: unknown.
+            created_at: When this session created it, in the loop's time; None: unknown. A record that was
+                created now is a new one, even if an earlier record had the same id, as after a restart of the
+                server. Jobs that wait for the earlier record get `JobLostError`.
             record: Its last state, known from elsewhere; ignored while the record is watched.
         """
         tracked = self._tracked.get(record_id)
-        if tracked is None:
-            tracked = self._tracked[record_id] = TrackedRecord(record_id)
-        if tracked.created_at is None:
-            tracked.created_at = created_at
+        if tracked is None or created_at is not None:
+            earlier, tracked = tracked, TrackedRecord(record_id, created_at=created_at)
+            self._tracked[record_id] = tracked
+            if earlier is not None and earlier.waiters:
+                for waiter in earlier.waiters:
+                    if not waiter.future.done():
+                        waiter.future.set_exception(_replaced_error(waiter.records, earlier))
+                self._remove(earlier)
         if record is not None and not tracked.waiters and not tracked.final:
             tracked.record, tracked.state = record, record.state
-            tracked.final = tracked.end_emitted = record.state is not JobState.PENDING
+            tracked.final = record.state is not JobState.PENDING
         return tracked
 
     def watch(self, records: tuple[TrackedRecord, ...], *, each_change: bool = False) -> Waiter:
@@ -273,19 +288,24 @@ class Poller:
             raise SessionClosedError("The session is closed.")
         loop = asyncio.get_running_loop()
         now = loop.time()
-        waiter = Waiter(records, each_change, now, loop.create_future())
+        pending = [tracked for tracked in records if not tracked.final]
+        for tracked in pending:
+            if self._tracked.get(tracked.record_id) is not tracked:
+                raise _replaced_error(records, tracked)
+        waiter = Waiter(records, each_change, now, loop.create_future(), len(pending))
         fresh = now - self._last_success_at <= self._policy.interval
         latest = self._latest if fresh and self._latest_is_newest and not self._backoff else None
-        for tracked in records:
-            if tracked.final:
-                continue
+        for tracked in pending:
             if not tracked.waiters:
                 tracked.missing_since, tracked.missing_polls = None, 0
                 self._watched[tracked.record_id] = tracked
                 if self._shared is not None:
                     self._shared.watch(tracked.record_id)
             tracked.waiters.append(waiter)
-            record = None if latest is None else latest.get(tracked.record_id)
+            # A list that was requested before the record was created may show an older record with its id.
+            created_at = -math.inf if tracked.created_at is None else tracked.created_at
+            shown = latest is not None and self._last_success_at >= created_at
+            record = latest.get(tracked.record_id) if latest is not None and shown else None
             if record is not None:
                 self._on_listed(tracked, record, now)
             if not tracked.final:
@@ -304,26 +324,26 @@ class Poller:
             waiter.future.exception()  # the task may have been cancelled before it read the error
         self._stop_if_idle()
 
-    async def next_list(self, *, once: bool = False) -> RecordList:
+    async def next_list(self, *, raise_on_failure: bool = False) -> RecordList:
         """Wait for the first list that is requested from now on.
 
         Args:
-            once: Whether to raise the error of the next poll. Otherwise failed polls are repeated.
+            raise_on_failure: Whether to raise the error of the next poll. If not, failed polls are repeated.
 
         Raises:
             SessionClosedError: The session is closed, or closes meanwhile.
-            QameraError: No further poll can succeed; with `once`, the next poll failed.
+            QameraError: No further poll can succeed; with `raise_on_failure`, the next poll failed.
         """
         if self._closed:
             raise SessionClosedError("The session is closed.")
         loop = asyncio.get_running_loop()
-        waiter = _ListWaiter(loop.create_future(), self.polls, once)
-        self._list_waiters.add(waiter)
+        waiter = _ListRequest(loop.create_future(), self.polls, raise_on_failure)
+        self._list_requests.add(waiter)
         self._poll_at(loop.time())
         try:
             return await waiter.future
         finally:
-            self._list_waiters.discard(waiter)
+            self._list_requests.discard(waiter)
             self._stop_if_idle()
 
     async def fetch_list(self) -> RecordList:
@@ -367,7 +387,7 @@ class Poller:
 
     @property
     def _needed(self) -> bool:
-        return bool(self._watched or self._list_waiters)
+        return bool(self._watched or self._list_requests)
 
     def _poll_at(self, due: float) -> None:
         if self._task is None or self._task.done():
@@ -396,8 +416,8 @@ class Poller:
                 await self._poll()
             except QameraError as error:
                 self._ended_at = asyncio.get_running_loop().time()
-                for waiter in self._list_waiters:
-                    if waiter.once and waiter.after < self.polls and not waiter.future.done():
+                for waiter in self._list_requests:
+                    if waiter.raise_on_failure and waiter.after < self.polls and not waiter.future.done():
                         waiter.future.set_exception(copy.copy(error))
                 self._on_failure(error)
 
@@ -422,7 +442,7 @@ class Poller:
             pause = self._limiter.poll_delay(self._policy.interval * jitter, self._policy.stale_after)
             pause = max(pause, self._backoff * jitter)
             ended = self._ended_at
-            if self._shared is not None and not self._list_waiters:
+            if self._shared is not None and not self._list_requests:
                 ended = max(ended, self._shared.ended_at + self._shared.handover_delay)
             until = max(ended + pause, self._due, self._not_before)
             if until <= loop.time():
@@ -465,7 +485,7 @@ class Poller:
                 self._last_200_at = loop.time()
             if is_long:
                 await asyncio.sleep(0)
-            self._on_list(records, sent_at)
+            await self._on_list(records, sent_at)
             if self._shared is not None:
                 await self._shared.publish(loop.time() - sent_at, records)
         except BaseException as error:
@@ -511,11 +531,15 @@ class Poller:
 
     # --- notifying waiters ------------------------------------------------------------------------
 
-    def _on_list(self, records: RecordList, sent_at: float) -> None:
+    async def _on_list(self, records: RecordList, sent_at: float) -> None:
         """Notify all waiters of a list that was fetched here."""
         self._latest, self._latest_is_newest = records, True
-        changed = self._notify(list(self._watched.values()), records, sent_at)
-        for waiter in self._list_waiters:
+        watched, changed = list(self._watched.values()), 0
+        for start in range(0, len(watched) or 1, _NOTIFY_STEP):
+            if start:
+                await asyncio.sleep(0)
+            changed += self._notify(watched[start : start + _NOTIFY_STEP], records, sent_at)
+        for waiter in self._list_requests:
             if waiter.after < self.polls and not waiter.future.done():
                 waiter.future.set_result(records)
         self._emit(Polled(len(records.entries), changed, len(self._watched)))
@@ -541,11 +565,14 @@ class Poller:
     def _notify(self, watched: Iterable[TrackedRecord], records: RecordList, sent_at: float) -> int:
         """Notify the waiters of some records of a good list; return how many of the records changed."""
         self._last_success_at = sent_at
+        self._listed_at = time.monotonic() - (asyncio.get_running_loop().time() - sent_at)
         self._outage_delays, self._backoff = None, 0.0
         self.last_error = None
         now = asyncio.get_running_loop().time()
         changed = 0
         for tracked in watched:
+            if not tracked.waiters:
+                continue  # no longer watched
             seen = tracked.record
             if (
                 records.unchanged
@@ -569,11 +596,13 @@ class Poller:
             if self._rules.state(record.status) is None:
                 self._warn_once(record.status, "Unknown status %r: it counts as pending.", record.status)
             self._emit(Updated(record))
-        if changed or tracked.final:
-            for waiter in tracked.waiters:
-                wanted = waiter.each_change or all([each.final for each in waiter.records])
-                if wanted and not waiter.future.done():
-                    waiter.future.set_result(None)
+        if tracked.final:
+            self._emit(_end_event(record))
+        for waiter in tracked.waiters:
+            waiter.pending -= tracked.final
+            wanted = not waiter.pending or (changed and waiter.each_change)
+            if wanted and not waiter.future.done():
+                waiter.future.set_result(None)
         if tracked.final:
             # Only now: if `emit` raises, the record is still watched, so that all waiters are failed.
             self._remove(tracked)
@@ -598,7 +627,8 @@ class Poller:
             if lost and not waiter.future.done():
                 waiter.future.set_exception(
                     JobLostError(
-                        f"Record {tracked.record_id} has been missing from the list for {absent_for:.1f} s.",
+                        f"Record {join_ids([tracked.record_id])} has been missing from the list "
+                        f"for {absent_for:.1f} s.",
                         record_ids=tuple([each.record_id for each in waiter.records]),
                         record=tracked.record,
                         absent_for=absent_for,
@@ -607,7 +637,7 @@ class Poller:
 
     def _fail_all(self, error: QameraError) -> None:
         """Fail all tasks that wait, each with an error of its own: raising adds to an error's traceback."""
-        futures: list[asyncio.Future[Any]] = [waiter.future for waiter in self._list_waiters]
+        futures: list[asyncio.Future[Any]] = [waiter.future for waiter in self._list_requests]
         futures += [waiter.future for tracked in self._watched.values() for waiter in tracked.waiters]
         for future in futures:
             if not future.done():
@@ -618,6 +648,25 @@ class Poller:
         if key not in self._warned and len(self._warned) < _MAX_WARNINGS:
             self._warned.add(key)
             _log.warning(message, *args)
+
+
+def _replaced_error(records: tuple[TrackedRecord, ...], replaced: TrackedRecord) -> JobLostError:
+    return JobLostError(
+        f"A newer submission got the same record id: {join_ids([replaced.record_id])}.",
+        record_ids=tuple([each.record_id for each in records]),
+        record=replaced.record,
+        absent_for=0.0,
+    )
+
+
+def _end_event(record: Record) -> Finished | Failed:
+    """Return the event for a record that has become final."""
+    if record.state is JobState.DONE:
+        return Finished(record)
+    error = JobFailedError(
+        f"Record {join_ids([record.id])} is {record.status}.", record_ids=(record.id,), records=(record,)
+    )
+    return Failed((record.id,), error)
 
 
 async def in_steps(items: Iterable[_T]) -> list[_T]:

@@ -83,10 +83,10 @@ class Reconciler:
         except Exception:
             _log.exception("The search for the candidates of an ambiguous submission failed.")
         except asyncio.CancelledError:
-            claim.caller_gone = True  # the event loop is closing; the candidates must still be stored
+            pass  # the event loop is closing; the candidates must still be stored
         finally:
             self._searches.pop(claim, None)
-        return await self._unclaimed(claim, found)
+        return await self._unclaimed(found)
 
     async def _search(self, claim: Claim, found: dict[str, Record]) -> None:
         """Collect candidates until no receipt of another submission can still have one of their ids."""
@@ -115,13 +115,13 @@ class Reconciler:
             record_id: record for record_id, record in found.items() if record_id not in self._receipt_ids
         }
 
-    async def _unclaimed(self, claim: Claim, found: dict[str, Record]) -> tuple[Record, ...]:
+    async def _unclaimed(self, found: dict[str, Record]) -> tuple[Record, ...]:
         """Leave out the records whose ids are on a receipt of this session or of the ledger."""
         candidates = self._without_receipt(found)
         try:
             unclaimed = await self._ledger.unclaimed(candidates)
         except asyncio.CancelledError:
-            claim.caller_gone = True
+            pass
         except Exception as error:
             _log.warning(
                 "Could not read from the ledger which candidates belong to other submissions: %s", error

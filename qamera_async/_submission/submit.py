@@ -7,6 +7,7 @@ idempotency key (its section "Every request"). A submission that provably did no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import traceback
@@ -282,7 +283,7 @@ class Submitter:
         """Return the error of a submission whose response was lost."""
         if isinstance(error, asyncio.CancelledError):
             # The session or the event loop is being closed: there is no time to search for candidates.
-            claim.caller_gone = True
+            claim.caller_gone = True  # closing must leave a trace in the log, too
             closed = TransportError("The session was closed before the response arrived.", sent=True)
             return await self._ambiguous(claim, closed, search=False)
         return await self._ambiguous(claim, _as_qamera_error(error))
@@ -327,7 +328,7 @@ class Submitter:
             return await self._accept(claim, outcome)
         if not is_definite_rejection(response):
             raise await self._ambiguous(claim, outcome)
-        await self._wait_until_stored(claim, self._ledger.refused(claim.intent, outcome))
+        await self._wait_until_stored(self._ledger.refused(claim.intent, outcome))
         raise outcome
 
     async def _accept(self, claim: Claim, receipt: Receipt) -> Receipt:
@@ -335,13 +336,17 @@ class Submitter:
         self.submissions += 1
         try:
             self.reconciler.add_receipt(receipt)
-            await self._wait_until_stored(claim, self._ledger.submitted(claim.intent, receipt))
+            await self._wait_until_stored(self._ledger.submitted(claim.intent, receipt))
         except Exception as error:
             # Without the traceback, because some log handlers print the local variables of its frames.
             _log.error("A receipt could not be stored: %s. %s", _describe(claim, receipt), error)
             raise
         finally:
-            self._emit(Submitted(claim.request.ref, claim.request, receipt))
+            try:
+                self._emit(Submitted(claim.request.ref, claim.request, receipt))
+            except BaseException:  # KeyboardInterrupt or SystemExit, which no callback's guard stops
+                _log.warning("A submission was accepted, and on_event raised: %s", _describe(claim, receipt))
+                raise
         return receipt
 
     async def _ambiguous(
@@ -351,7 +356,7 @@ class Submitter:
         claim.ended_at = suspension_clock()
         candidates = await self.reconciler.reconcile(claim) if search else ()
         claim.intent = attrs.evolve(claim.intent, candidates=candidates)
-        await self._wait_until_stored(claim, self._ledger.ambiguous(claim.intent, cause.summary))
+        await self._wait_until_stored(self._ledger.ambiguous(claim.intent, cause.summary))
         self._emit(Ambiguous(claim.intent))
         return AmbiguousSubmissionError(
             "The submission was sent, and the server may or may not have accepted it.",
@@ -362,12 +367,10 @@ class Submitter:
             may_share_candidates=claim.may_share_candidates,
         )
 
-    async def _wait_until_stored(self, claim: Claim, operation: Coroutine[Any, Any, None]) -> None:
+    async def _wait_until_stored(self, operation: Coroutine[Any, Any, None]) -> None:
         """Wait until the ledger has stored a result. Cancelling ends only the wait."""
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await operation
-        except asyncio.CancelledError:
-            claim.caller_gone = True
 
 
 def _parse(response: Response) -> Receipt | QameraError:

@@ -7,8 +7,9 @@ of it may have been sent.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -32,7 +33,7 @@ from ..errors import (
     without_traceback,
 )
 from ..events import Emit, Retrying
-from .settings import ConnectionSettings, close_clients
+from .settings import ConnectionSettings, Secret, close_clients
 
 _T = TypeVar("_T")
 _log = logging.getLogger("qamera_async")
@@ -91,7 +92,9 @@ class ApiClient:
         self._closed = False
         # The key is a header of each request, not of the client: aiohttp also sends the headers of a client
         # to a proxy, in the unencrypted CONNECT request.
-        self._headers = settings.headers | {KEY_HEADER: settings.api_key.value, "Accept": "application/json"}
+        self._headers = Secret(
+            {**settings.headers, KEY_HEADER: settings.api_key.value, "Accept": "application/json"}
+        )
 
     async def send(
         self,
@@ -168,9 +171,9 @@ class ApiClient:
         # because `send` removes the traceback of each error.
         settings = self._settings
         url = URL(settings.base_url + request.path)
-        headers = {**self._headers, **request.headers}
+        headers = {**self._headers.value, **request.headers}
         async with TimeLimit(self._timeouts.request):
-            proxy = await settings.proxy_for(url)
+            proxy = await settings.proxy_for(url) if settings.trust_env else settings.proxy.value
             async with self._client(request.method).request(
                 request.method, url, data=request.body, headers=headers, allow_redirects=False, proxy=proxy
             ) as response:
@@ -202,7 +205,7 @@ class ApiClient:
 
 async def retry(
     what: str,
-    attempt: Callable[[], Awaitable[_T]],
+    operation: Callable[[], Awaitable[_T]],
     policy: RetryPolicy,
     emit: Emit,
     again: Callable[[QameraError], bool],
@@ -211,7 +214,7 @@ async def retry(
 
     Args:
         what: The name of the operation, for the `Retrying` event.
-        attempt: Makes one attempt.
+        operation: Makes one attempt.
         policy: The number of attempts and the pauses between them.
         emit: Called with a `Retrying` event before each pause.
         again: Returns whether another attempt is allowed after an error.
@@ -223,18 +226,18 @@ async def retry(
         QameraError: The error of the last attempt.
 
     """
-    delays = policy.delays()
-    number = 1
-    while True:
+    delays: Iterator[float] | None = None
+    for number in itertools.count(1):
         try:
-            return await attempt()
+            return await operation()
         except QameraError as error:
             if number >= policy.attempts or not again(error):
                 raise
+            delays = delays or policy.delays()
             delay = next(delays)
             emit(Retrying(what, number, delay, error))
         await asyncio.sleep(delay)
-        number += 1
+    raise AssertionError  # the loop above has no end
 
 
 def is_transient(error: QameraError) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigurationError
 from .address import SCHEMES, Address
@@ -145,20 +145,25 @@ def _postgres() -> ModuleType:
 
 
 def checked_place(ledger: object) -> str | Address:
-    """Give a ledger's path as text, or its address.
+    """Return a ledger's path as text, or its address.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: It is neither.
     """
+    problem = _place_problem(ledger)
+    if problem is not None:
+        del ledger  # tracebacks with local variables must not show the password of a database
+        raise ConfigurationError(f"ledger: {problem}.")
+    path = os.fspath(cast("str | os.PathLike[str]", ledger))
+    return path if "://" not in path else Address(path)
+
+
+def _place_problem(ledger: object) -> str | None:
+    # Returns a message and doesn't raise, so that no traceback contains this frame and with it the value.
     allowed = "allowed is the path of a file, an address postgresql://..., or None"
     if not isinstance(ledger, str | os.PathLike):
-        raise ConfigurationError(f"ledger: got {type(ledger).__name__}, {allowed}")
+        return f"got {type(ledger).__name__}, {allowed}"
     path = os.fspath(ledger)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    # What came is not shown: an address of a database may hold a password.
     if not isinstance(path, str) or not path.strip() or "\0" in path or path == ":memory:":
-        raise ConfigurationError(f"ledger: {allowed}")
-    if "://" not in path:
-        return path
-    if not path.startswith(SCHEMES):
-        raise ConfigurationError(f"ledger: {allowed}")
-    return Address(path)
+        return allowed
+    return None if "://" not in path or path.startswith(SCHEMES) else allowed

@@ -147,9 +147,7 @@ class PollerMachine(RuleBasedStateMachine):
         self.poller = Poller(
             VIDEOS, self.api, self.limiter, polling, timeouts, q.RetryPolicy(), q.StatusRules(), emit, None
         )
-        self.registry = JobRegistry(
-            {VIDEOS.path: self.poller}, emit, lambda: None, timeouts, polling, self.ledger, None
-        )
+        self.registry = JobRegistry({VIDEOS.path: self.poller}, lambda: None, timeouts, self.ledger, None)
 
     # --- helpers --------------------------------------------------------------------------------
 

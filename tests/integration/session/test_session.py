@@ -1,6 +1,7 @@
 """A session end to end, on the sandbox."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -115,3 +116,40 @@ async def test_coroutine_function_for_progress_is_refused(sandbox, quick, tmp_pa
                 await getattr(session, download.partition(".")[2])(job, target, on_progress=on_progress)
 
     assert sandbox.requests == []
+
+
+async def test_statistics_may_be_read_from_another_thread(session):
+    await (await session.register_video(image_id="img_1"))
+
+    assert (await asyncio.to_thread(session.statistics)).seconds_since_poll >= 0
+
+
+async def test_invalid_arguments_leave_no_broken_session(recwarn):
+    """Its finalizer must work, too."""
+
+    class Broken(q.QameraSession):
+        def __init__(self):
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        Broken()
+    with pytest.raises(TypeError, match="timeout"):
+        q.QameraSession("mk_live_a.bcdefgh", timeout=3)
+    gc.collect()
+
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("kind", ["photo", [], None])
+async def test_unknown_kind_is_refused(session, kind):
+    with pytest.raises(q.InvalidRequestError, match="kind"):
+        session.job("vid_1", kind=kind)
+
+
+async def test_ledger_has_time_to_close_although_submissions_have_none(sandbox, quick, tmp_path, caplog):
+    options = quick | {"timeouts": q.Timeouts(close=0), "ledger": tmp_path / "jobs.db"}
+    async with sandbox.session(**options) as session:
+        await session.register_video(image_id="img_1", ref="sku-1")
+
+    assert caplog.text == ""
+    assert not list(tmp_path.glob("*-wal"))

@@ -250,3 +250,14 @@ def test_invalid_origin_shows_no_secret(name):
         api_origin(**INVALID[name])
 
     assert_nothing_is_shown(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["mysql://user:pa55word@host/db", "postgresql://user:pa55word@host/\0"], ids=["scheme", "NUL"]
+)
+def test_refused_ledger_address_shows_no_password(address):
+    with pytest.raises(q.ConfigurationError, match="ledger") as refused:
+        q.QameraSession("mk_live_a.bcdefgh", ledger=address)
+
+    assert "pa55word" not in str(refused.value)
+    assert not [name for name, value in local_variables(refused.value) if "pa55word" in value]

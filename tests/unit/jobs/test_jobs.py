@@ -78,10 +78,80 @@ async def test_each_change_is_reported_once_however_many_handles_exist(polling):
 
     updates = [event.record for event in polling.of(Updated)]
     assert [record.status for record in updates if record.id == "a"] == ["QUEUED", "RUNNING", "FAILED"]
-    ends = polling.of(Failed)
-    assert sum(event.record_ids == ("a",) for event in ends) == 1
-    assert len(ends) == 4
+    assert [event.record_ids for event in polling.of(Failed)] == [("a",)]
+    assert sorted(event.record.id for event in polling.of(Finished)) == ["b0", "b1", "b2"]
     assert sorted(ids for ids, _ in polling.ledger.ends) == [("a",), *[("a", f"b{n}") for n in range(3)]]
+
+
+async def test_each_finished_record_of_a_job_is_reported_once(polling):
+    tasks = await polling.waiting(polling.job("a"), polling.job("a", "b"))
+    await polling.api.respond(response([done("a"), item("b")]))
+    await polling.api.respond(response([done("a"), done("b")]))
+    await asyncio.gather(*tasks)
+
+    assert [event.record.id for event in polling.of(Finished)] == ["a", "b"]
+
+
+async def test_end_is_recorded_although_the_waiter_is_cancelled_with_the_last_poll():
+    def cancel(event):
+        if isinstance(event, Finished):
+            task.cancel()
+
+    polling = Polling(emit=cancel)
+    job = polling.job("a")
+    task = await polling.waiting(job)
+    await polling.api.respond(response([done("a")]))
+    await asyncio.wait([task])
+    await polling.poller.aclose()
+
+    assert task.cancelled()
+    assert job.done()
+    assert polling.ledger.ends == [(("a",), ("DONE",))]
+
+
+async def test_new_receipt_with_a_known_record_id_makes_a_new_job(polling):
+    """A server that was restarted may give the same id again."""
+    old = polling.job("a", receipt=q.Receipt(("a",), order_id="order 1"))
+    task = await polling.waiting(old)
+    await polling.api.respond(response([done("a")]))
+    await task
+    now = asyncio.get_running_loop().time()
+    new = polling.job("a", receipt=q.Receipt(("a",), order_id="order 2"), created_at=now)
+
+    assert new is not old
+    assert (new.receipt.order_id, new.done(), old.receipt.order_id) == ("order 2", False, "order 1")
+    task = await polling.waiting(new)
+    assert not new.done()
+    await polling.api.respond(response([item("a", "RUNNING")]))
+    assert new.status == "RUNNING"
+    assert old.status == "DONE"
+    task.cancel()
+
+
+async def test_waiter_of_a_replaced_record_is_told(polling):
+    old = polling.job("a")
+    task = await polling.waiting(old)
+    new = polling.job("a", created_at=asyncio.get_running_loop().time())
+    with pytest.raises(q.JobLostError, match="newer"):
+        await task
+    with pytest.raises(q.JobLostError, match="newer"):
+        await old
+
+    assert not new.done()
+
+
+async def test_job_of_many_records_ends_with_its_last_record(polling):
+    """A receipt within the body limit may name 100,000 records, so notifying must not be quadratic."""
+    ids = [f"r{number}" for number in range(20_000)]
+    job = polling.job(*ids)
+    task = await polling.waiting(job)
+    await polling.api.respond(response([*map(done, ids[1:]), item("r0")]))
+    assert not job.done()
+    await polling.api.respond(response([*map(done, ids)]))
+    await task
+
+    assert len(job.records) == 20_000
+    assert len(str(repr(job))) < 2_000
 
 
 async def test_attaching_to_a_finished_record_reports_and_sends_nothing(polling):

@@ -236,6 +236,22 @@ async def test_disabled_logger_loses_no_event(monkeypatch):
     assert [event.receipt.record_ids for event in parts.events] == [("vid_7",)]
 
 
+async def test_receipt_is_logged_if_on_event_ends_the_program(caplog):
+    """KeyboardInterrupt and SystemExit pass the guard of `on_event`."""
+
+    class EndError(BaseException):
+        pass
+
+    def end(event):
+        raise EndError
+
+    parts = Parts(accepts("vid_7"), emit=end)
+    with pytest.raises(EndError):
+        await parts.register()
+
+    assert "vid_7" in caplog.text
+
+
 # --- withdraw -------------------------------------------------------------------------------------
 
 
