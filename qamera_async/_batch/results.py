@@ -22,9 +22,10 @@ class Outcome:
 
     Args:
         index: The position of the request in the input, from 0.
-        request: The request as it was read. An input that is no request has an `InvalidRequestError`.
+        request: The request as it was read. If the input was not a request, `error` is an
+            `InvalidRequestError`.
         job: The job; None if the request was not accepted, or if it is ambiguous.
-        record: The record of the finished job, the first one if there are several; None if there is none.
+        record: The record of the finished job; None if there is none.
         path: The downloaded file; None if there is none.
         error: Why the request has no result; None if it has one.
 
@@ -68,7 +69,7 @@ class BatchResult:
     """
 
     outcomes: tuple[Outcome, ...]
-    stopped: BaseException | None = None
+    stopped: Exception | None = None
     credits_reserved: int = 0
     credits_refunded: int = 0
 

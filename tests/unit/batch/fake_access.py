@@ -129,6 +129,12 @@ class FakeAccess:
                 self.withdraw(claim)
             raise
 
+    def new_job(self, claim, receipt):
+        (job,) = [job for job in self.jobs if job.receipt is receipt]
+        if self.job_seconds is not None:
+            asyncio.get_running_loop().call_later(self.job_seconds, job.finish)
+        return job
+
     def withdraw(self, claim):
         claim.released = claim.task is None
         if claim.task is not None and not claim.on_wire:
@@ -162,11 +168,8 @@ class FakeAccess:
             raise answer.error
         self.paid += answer.price or 0
         receipt = q.Receipt((f"vid_{len(self.jobs) + 1:03}",), credits_reserved=answer.price)
-        job = FakeJob(*receipt.record_ids, receipt=receipt)
-        self.jobs.append(job)
-        if self.job_seconds is not None:
-            asyncio.get_running_loop().call_later(self.job_seconds, job.finish)
-        return job
+        self.jobs.append(FakeJob(*receipt.record_ids, receipt=receipt))
+        return receipt
 
     async def _exchange(self, claim, answer):
         claim.on_wire = True

@@ -226,7 +226,7 @@ async def test_a_folder_that_is_a_file_is_refused_before_anything_is_read(tmp_pa
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root can't write")
 async def test_a_folder_that_is_not_writable_is_refused_before_anything_is_read():
     source = Counted(videos(2))
-    with pytest.raises(q.ConfigurationError, match=r"download_to: .*written"):
+    with pytest.raises(q.ConfigurationError, match=r"download_to: .*write"):
         await make_batch(FakeAccess(), source, download_to="/proc/self")
 
     assert source.read == 0

@@ -351,8 +351,10 @@ async def test_a_batch_whose_tasks_are_cancelled_from_outside_says_so(caplog, vi
             task.cancel()
     result = await running
 
-    assert isinstance(result.stopped, asyncio.CancelledError)
+    assert type(result.stopped) is q.BatchStoppedError
+    assert "CancelledError" in str(result.stopped)
     assert len(access.posts) == 2
+    assert not [outcome for outcome in result.outcomes if outcome.ok and outcome.record is None]
     assert_nothing_lost(access, caplog, result.outcomes)
 
 

@@ -78,6 +78,9 @@ async def test_an_empty_input_has_an_empty_result(requests):
         *({"max_in_flight": bad} for bad in (0, -1, True, 1.0, None, "1")),
         *({"max_downloads": bad} for bad in (0, True, 2.5, None)),
         *({"max_credits": bad} for bad in (-1, False, 10.0, "10")),
+        *({"retry_failed": bad} for bad in (0, 1, "no", None)),
+        *({"overwrite": bad} for bad in (0, 1, "no", None)),
+        *({"allow_private": bad} for bad in (0, 1, "no", None)),
         *({"download_to": bad} for bad in (3, "", b"", b"a", "a\0b", "\ud800", "a/\udcff")),
     ],
 )
@@ -230,7 +233,7 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
 
 
 async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.01)
+    monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.01)
     access = FakeAccess()
     access.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
     outcomes = aiter(make_batch(access, videos(30)))
@@ -246,7 +249,7 @@ async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(mo
 
 
 async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.001)
+    monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.001)
     access = FakeAccess(lambda _: Answer(seconds=0.002))
     granted = asyncio.Event()
     access.elsewhere = {f"sku-{n}": granted for n in range(30)}
