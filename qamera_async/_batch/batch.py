@@ -51,7 +51,7 @@ class _Item:
     Attributes:
         index: The position of the request in the input.
         request: The request as it was read.
-        task: The task that processes the item; None before the task has waited for the first time.
+        task: The task that processes the item; None while `create_task` runs the start of an eager task.
         claimed: Set once the first claim of the request has ended.
         sent: The claim that is being sent or was sent by this batch; None before.
         receipt: The receipt of that claim; None before.
@@ -169,7 +169,7 @@ class Batch:
         self.submitted = 0
         """How many submissions of this batch the server has accepted. Earlier jobs don't count."""
         self.finished = 0
-        """How many requests have an outcome, handed out or not."""
+        """How many requests have an outcome, whether it was handed out or not."""
         self.stopped: Exception | None = None
         """Why the batch submits nothing more; None while it goes on, or if it has read all requests."""
 
@@ -199,7 +199,7 @@ class Batch:
         return iteration
 
     async def __anext__(self) -> Outcome:
-        """Return the next outcome as soon as there is one. If this fails, the batch is left.
+        """Return the next outcome as soon as there is one. A call that is cancelled leaves the batch.
 
         Raises:
             ConfigurationError: The folder can't be created or written. Nothing was read.
@@ -286,16 +286,17 @@ class Batch:
             return
         self._leaving = True
         if self._main is not None:
-            # A loop that is closed has ended all its tasks.
-            with contextlib.suppress(RuntimeError):
+            try:
                 self._main.get_loop().call_soon_threadsafe(self._cancel, self._main)
+            except RuntimeError:
+                self._log_abandoned()  # the loop is closed, so its tasks have ended
 
     def _cancel(self, main: asyncio.Task[None]) -> None:
         if not main.cancel():
             self._log_abandoned()
 
     def _log_abandoned(self) -> None:
-        """Log what is paid for, or may be, and that no consumer will get."""
+        """Log the outcomes that no consumer gets, as far as they are, or may be, paid for."""
         log_abandoned(self._ready, has_ledger=self._registrar.has_ledger)
         self._ready.clear()
 
@@ -309,11 +310,12 @@ class Batch:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(group), name="qamera-batch-reader")
+        except asyncio.CancelledError as error:
+            # The consumer has left, or the event loop is being closed.
+            self._stop(error)
+            self._log_abandoned()
         except BaseException as error:
-            self._stop(error)  # no effect if the batch is being left
-        finally:
-            if self._leaving:
-                self._log_abandoned()
+            self._stop(error)
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         """Start a task for each request, until the iterable ends or the batch stops."""
@@ -336,7 +338,11 @@ class Batch:
             self._stop(error)  # no effect if the batch itself cancelled this task
 
     def _may_read(self) -> bool:
-        """Tell whether one more request could be sent at once; in an outage, whether no other one can."""
+        """Tell whether to read a request.
+
+        A request is read if it can be sent at once. In an outage, a request is read only if no other request
+        can probe the server.
+        """
         if self._ending or len(self._items) + len(self._ready) >= self._max_in_flight:
             return False
         if self._limit.outage:
@@ -412,7 +418,13 @@ class Batch:
             self._waiting -= 1
 
     def _reserve_submission(self, item: _Item) -> PriceClass | None:
-        """Return the price class of a request if all limits permit to send it now."""
+        """Reserve the price of a request if all limits permit sending it now; otherwise return None.
+
+        Raises:
+            CreditLimitError: The request would exceed ``max_credits``.
+            asyncio.CancelledError: Nothing more is submitted.
+
+        """
         if self._ending:
             raise asyncio.CancelledError
         return self._credits.reserve(item.request) if self._limit.permits() else None
@@ -436,7 +448,7 @@ class Batch:
     def _report_submission(
         self, number: int, price_class: PriceClass, result: Receipt | BaseException
     ) -> None:
-        """Tell the limits how a submission ended."""
+        """Report the result of a submission to the limits."""
         if isinstance(result, Receipt):
             self.submitted += 1
         self._credits.ended(price_class, result)
@@ -514,7 +526,7 @@ class Batch:
 
 
 class _Iteration:
-    """The iterator of one ``async for``. It is finalized when the loop ends, unlike a batch in a variable."""
+    """The iterator of one ``async for``. It is finalized at the end of the loop; a batch may live longer."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
@@ -531,7 +543,7 @@ class _Iteration:
 
 
 async def _read_all(requests: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[object]:
-    """Yield the items of an iterable; at the end, close it if it is a generator."""
+    """Yield the items of an iterable. At the end, close its iterator if that is a generator."""
     iterator = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
     try:
         if isinstance(iterator, AsyncIterator):

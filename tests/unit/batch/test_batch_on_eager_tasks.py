@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from batch_helpers import batch_tasks, collect, consume, videos
-from fake_access import Answer, FakeAccess, ambiguous, idle, make_batch, refused, script, unreachable
+from fake_registrar import Answer, FakeRegistrar, ambiguous, idle, make_batch, refused, script, unreachable
 
 import qamera_async as q
 
@@ -25,21 +25,21 @@ async def finished(awaitable):
 
 @pytest.mark.parametrize("requests", [["bad", *videos(1)], ["bad"] * 20, videos(20)])
 async def test_requests_that_end_at_once_free_their_places(requests):
-    access = FakeAccess()
-    result = await finished(collect(make_batch(access, requests, max_in_flight=1)))
+    registrar = FakeRegistrar()
+    result = await finished(collect(make_batch(registrar, requests, max_in_flight=1)))
 
     assert [outcome.request for outcome in result.outcomes] == requests
-    assert len(result.records) == len(access.posts) == len(requests) - requests.count("bad")
+    assert len(result.records) == len(registrar.posts) == len(requests) - requests.count("bad")
     assert result.stopped is None
 
 
 @pytest.mark.parametrize("number", [1, 20])
 async def test_a_fatal_error_of_the_first_claim_stops_the_batch(number):
-    class Access(FakeAccess):
+    class SpecialRegistrar(FakeRegistrar):
         async def claim(self, request, *, retry_failed):
             raise q.SessionClosedError("The session is closed.")
 
-    outcomes, reason = await finished(consume(make_batch(Access(), videos(number))))
+    outcomes, reason = await finished(consume(make_batch(SpecialRegistrar(), videos(number))))
 
     assert outcomes == []
     assert isinstance(reason, q.SessionClosedError)
@@ -50,23 +50,23 @@ async def test_an_iterable_that_raises_at_once_stops_the_batch():
         raise ValueError("row 1")
         yield
 
-    assert isinstance((await finished(collect(make_batch(FakeAccess(), source())))).stopped, ValueError)
+    assert isinstance((await finished(collect(make_batch(FakeRegistrar(), source())))).stopped, ValueError)
 
 
 async def test_an_empty_input_has_an_empty_result():
-    assert await finished(collect(make_batch(FakeAccess(), []))) == q.BatchResult(())
+    assert await finished(collect(make_batch(FakeRegistrar(), []))) == q.BatchResult(())
 
 
 async def test_pauses_stops_and_leaves(tmp_path):
     answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
-    batch = make_batch(FakeAccess(answers), videos(20), max_in_flight=10, download_to=tmp_path)
+    batch = make_batch(FakeRegistrar(answers), videos(20), max_in_flight=10, download_to=tmp_path)
     outcomes, reason = await finished(consume(batch))
 
     assert (len(outcomes), reason.status) == (9, 401)
-    async with make_batch(FakeAccess(), videos(100), max_in_flight=10) as batch:
+    async with make_batch(FakeRegistrar(), videos(100), max_in_flight=10) as batch:
         async for _ in batch:
             break
     assert batch_tasks() == []
-    async for _ in make_batch(FakeAccess(), videos(100), max_in_flight=10):
+    async for _ in make_batch(FakeRegistrar(), videos(100), max_in_flight=10):
         break
     await idle()

@@ -1,7 +1,7 @@
 """How many submissions of a batch may be undecided, in whatever order the answers come, and outages."""
 
 import pytest
-from fake_access import ambiguous, refused, unreachable
+from fake_registrar import ambiguous, refused, unreachable
 
 import qamera_async as q
 from qamera_async._batch.limits import MAX_UNDECIDED, SubmissionLimit

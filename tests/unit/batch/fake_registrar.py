@@ -1,4 +1,4 @@
-"""A session as a batch sees it, without a server: it claims, sends and downloads, and counts the cost."""
+"""A registrar without a server: it claims, sends and downloads, and counts the cost."""
 
 import asyncio
 import logging
@@ -75,8 +75,8 @@ def record_of(job):
     return q.Video(job.record_ids[0], "DONE", q.JobState.DONE)
 
 
-class FakeAccess:
-    """What a batch needs of a session.
+class FakeRegistrar:
+    """Replaces the `Registrar` of a session.
 
     Args:
         answer: Gives the answer to a request that is sent now; the receipts state 10 credits by default.
@@ -220,9 +220,9 @@ def unreachable():
     return Answer(q.ConnectionFailedError("No connection to example.com."))
 
 
-def make_batch(access, requests, *, retry=None, **options):
+def make_batch(registrar, requests, *, retry=None, **options):
     return q.Batch(
-        access, requests, retry=retry or q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01), **options
+        registrar, requests, retry=retry or q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01), **options
     )
 
 
