@@ -11,7 +11,7 @@ import attrs
 
 from ._config import PollPolicy
 from ._jobs import Job, JobRegistry
-from ._models import Record, Request, Video
+from ._models import Receipt, Record, Request, Video
 from ._protocol import kind_of
 from ._ratelimit import SessionLimiter
 from ._submission import Claim, Submitter
@@ -24,11 +24,11 @@ from .ledger.rows import Row
 
 @attrs.define(eq=False)
 class Registrar:
-    """The `qamera_async._batch.BatchAccess` of a session.
+    """Registers the requests of a session and of its batches, and downloads the results.
 
     Args:
         submitter: Sends the submissions.
-        jobs: Makes the jobs.
+        jobs: Makes the jobs, and checks that the session can be used.
         limiter: The rate limit, which keeps slots for polls from the first submission on.
         polling: Its ``stale_after`` says how many slots are kept.
         ledger: Stores downloads; `NoLedger` stores none.
@@ -42,24 +42,47 @@ class Registrar:
     _polling: PollPolicy
     _ledger: NoLedger
     _downloader: Downloader
-    credits_reserved: int = attrs.field(default=0, init=False)
-    """The credits that the receipts of this session state."""
 
     @property
     def has_ledger(self) -> bool:
-        """Whether a ledger stores the receipts."""
+        """Whether a ledger stores the receipts, so that a rerun finds the jobs again by their refs."""
         return self._ledger.kept
 
     async def claim(self, request: Request, *, retry_failed: bool) -> Claim | Job[Video]:
-        """Claim a request in the ledger, or return the earlier job of the same request."""
+        """Claim a request in the ledger, or return the earlier job of the same request.
+
+        May wait for another process that has claimed the same request. Cancelling the caller releases the
+        claim.
+
+        Args:
+            request: The request.
+            retry_failed: Whether to claim a request again that failed according to the ledger.
+
+        Raises:
+            SessionClosedError: The session is closed, or belongs to another loop or process.
+            QameraError: The request can't be submitted. Nothing was sent.
+
+        """
+        self._jobs.check()
         claim = await self._submitter.claim(request, retry_failed=retry_failed)
         return claim if claim.earlier is None else self.job_of(claim.earlier)
 
-    async def send(self, claim: Claim) -> Job[Video]:
-        """Send a claimed request once, and return its job."""
+    async def send(self, claim: Claim) -> Receipt:
+        """Send a claimed request, at most once, and return its receipt.
+
+        Raises:
+            AmbiguousSubmissionError: The server may or may not have accepted the request.
+            TransportError: The server was not reached. Nothing was sent, and the claim is released.
+            LedgerUnavailableError: The receipt could not be stored, and is in the error.
+            QameraError: The server refused the request.
+            asyncio.CancelledError: The claim was withdrawn. Nothing was sent.
+
+        """
         self._limiter.reserve_polls(self._polling.stale_after)
-        receipt = await self._submitter.send(claim)
-        self.credits_reserved += max(receipt.credits_reserved or 0, 0)
+        return await self._submitter.send(claim)
+
+    def new_job(self, claim: Claim, receipt: Receipt) -> Job[Video]:
+        """Return the job of a receipt that has just arrived."""
         return self._jobs.job(
             receipt.record_ids,
             claim.kind,
@@ -69,7 +92,7 @@ class Registrar:
         )
 
     def withdraw(self, claim: Claim) -> None:
-        """Withdraw a claimed request, unless it may have reached the server."""
+        """Withdraw a claimed request, unless it may have reached the server. Idempotent."""
         self._submitter.withdraw(claim)
 
     def job_of(self, row: Row) -> Job[Video]:

@@ -338,7 +338,7 @@ class QameraSession:
             submissions=self._submitter.submissions,
             slots_used=self.rate_limiter.used,
             slots_waiting=self.rate_limiter.waiting,
-            credits_reserved=self._registrar.credits_reserved,
+            credits_reserved=self._submitter.credits_reserved,
             seconds_since_poll=min(ages, default=None),
         )
 
@@ -479,9 +479,10 @@ class QameraSession:
             QameraError: As for `register_video`.
 
         """
-        self._bind_to_loop()
         claimed = await self._registrar.claim(request, retry_failed=retry_failed)
-        return claimed if isinstance(claimed, Job) else await self._registrar.send(claimed)
+        if isinstance(claimed, Job):
+            return claimed
+        return self._registrar.new_job(claimed, await self._registrar.send(claimed))
 
     def job(self, *record_ids: str, kind: str = "video") -> Job[Video]:
         """Attach to records made earlier or elsewhere; sends nothing before the job is awaited.
@@ -525,8 +526,10 @@ class QameraSession:
             requests: An iterable or async iterable of requests; read only as fast as the requests are
                 submitted.
             max_in_flight: How many requests may be submitted without their outcome having been consumed.
-            max_credits: How many credits the batch may spend; None means no limit. Only the first request of
-                each kind may exceed it, since its price is not known before its receipt.
+            max_credits: How many credits the batch may spend; None means no limit. Requests with the same
+                kind, provider, number of images and ``extra_body`` form a price class, and are expected to
+                cost the same. Only the first request of each class may exceed the limit, since its price is
+                not known before its receipt.
             retry_failed: Submit requests again that failed according to the ledger.
             download_to: A folder for the files, created if missing, with ``~`` expanded; None means no
                 downloads. A file is named after the ``ref``, else after the record id.

@@ -5,35 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 import logging
 import os
 import tempfile
 import unicodedata
 import weakref
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, cast
+from typing import Final, Self, cast
 
 import attrs
 
 from .._config import RetryPolicy
 from .._jobs import Job
-from .._models import Receipt, Record, Request
+from .._models import Receipt, Record, Request, Video
+from .._registration import Registrar
 from .._submission import Claim
 from ..errors import (
     AmbiguousSubmissionError,
+    BatchStoppedError,
     ConfigurationError,
     InvalidRequestError,
     JobFailedError,
@@ -45,64 +36,12 @@ from .results import BatchResult, Outcome, log_abandoned, unsaved_receipt
 
 _log = logging.getLogger("qamera_async")
 
-CLAIM_WAIT = 1.0
-"""How long the batch waits for one claim before it reads the next request, in seconds.
+SLOW_CLAIM_SECONDS: Final = 1.0
+"""Seconds that the batch waits for one claim before it reads the next request.
 
-A claim that takes longer waits for another process. Two processes that run the same catalogue thus don't
-block each other.
+A claim that takes longer waits for another process. So two processes that run the same catalogue don't block
+each other.
 """
-
-_END: Final = object()
-
-
-class BatchAccess(Protocol):
-    """What a batch needs of its session."""
-
-    @property
-    def has_ledger(self) -> bool:
-        """Whether a ledger keeps receipts, so that a rerun finds the jobs again by their refs."""
-        ...
-
-    async def claim(self, request: Request, *, retry_failed: bool) -> Claim | Job[Any]:
-        """Claim a request, or return the earlier job that stands for it.
-
-        May wait for another process that has claimed the same request. Cancelled, it releases the claim.
-
-        Args:
-            request: The request.
-            retry_failed: Whether a job that the ledger knows to have failed may be submitted again.
-
-        Raises:
-            QameraError: The request can't be submitted. Nothing was sent.
-
-        """
-        ...
-
-    async def send(self, claim: Claim) -> Job[Any]:
-        """Submit a claimed request, at most once, and return its job.
-
-        Raises:
-            AmbiguousSubmissionError: The server may or may not have accepted the request.
-            TransportError: The server was not reached. Nothing was sent, and the claim is released.
-            QameraError: The server refused the request.
-            CancelledError: The claim was withdrawn. Nothing was sent.
-
-        """
-        ...
-
-    def withdraw(self, claim: Claim) -> None:
-        """Release a claim that was not sent; end its `send` if provably nothing has left this machine."""
-        ...
-
-    def target(self, request: Request, job: Job[Any] | None, folder: Path) -> Path | None:
-        """Return the file for a result in the folder; None if its name depends on the job, which is None."""
-        ...
-
-    async def download(
-        self, job: Job[Any], record: Record, path: Path, *, overwrite: bool, allow_private: bool
-    ) -> Path:
-        """Download the result of a job, unless the ledger says that the file is complete already."""
-        ...
 
 
 @attrs.define(eq=False)
@@ -111,22 +50,26 @@ class _Item:
 
     Attributes:
         index: The position of the request in the input.
-        request: What was read.
+        request: The request as it was read.
+        task: The task that processes the item; None while `create_task` runs the start of an eager task.
         claimed: Set once the first claim of the request has ended.
         sent: The claim that is being sent or was sent by this batch; None before.
+        receipt: The receipt of that claim; None before.
         job: The job; None before there is one.
         record: The record of the finished job; None before.
-        target: The key of the file that is reserved for the item; None if there is none.
+        target: The key of the target file that is reserved for the item; empty if there is none.
 
     """
 
     index: int
     request: Request
+    task: asyncio.Task[None] | None = None
     claimed: asyncio.Event = attrs.field(factory=asyncio.Event)
     sent: Claim | None = None
-    job: Job[Any] | None = None
+    receipt: Receipt | None = None
+    job: Job[Video] | None = None
     record: Record | None = None
-    target: str | None = None
+    target: str = ""
 
     def outcome(self, path: Path | None = None, error: Exception | None = None) -> Outcome:
         return Outcome(self.index, self.request, self.job, self.record, path, error)
@@ -146,21 +89,22 @@ class Batch:
     The batch stops on 401, 402 and 403, at ``max_credits``, after five ambiguous submissions in a row, when
     its iterable raises, when jobs can't be polled, and when the ledger or the session can't be used. Then
     nothing more is submitted, the outcomes of everything paid for are handed out, and the reason is raised
-    after the last one, or is in `BatchResult.stopped`. While the server is unreachable, the batch pauses and
-    one request at a time tries again.
+    after the last one, or is in `BatchResult.stopped`. While the server is unreachable, the batch pauses, and
+    one request at a time probes the server.
 
-    If the consumer leaves early or is cancelled, nothing more is read or submitted. What is paid for and was
-    not handed out is logged.
+    If the consumer leaves early or is cancelled, nothing more is read or submitted. The log names every
+    submission that is, or may be, paid for and was not handed out.
 
     Args:
-        access: The session, as far as the batch needs it.
+        registrar: Submits the requests and downloads the results.
         requests: An iterable or async iterable of requests.
         retry: The delays while the server is unreachable.
         max_in_flight: How many requests may be submitted and not handed out.
-        max_credits: The most credits that new submissions of the batch may cost; None means no limit. Only a
-            request whose price is not known before its receipt can exceed the limit. Requests that differ in
-            kind, provider, number of images or ``extra_body`` may differ in price.
-        retry_failed: Whether to submit again what the ledger knows to have failed.
+        max_credits: How many credits the batch may spend; None means no limit. Requests with the same kind,
+            provider, number of images and ``extra_body`` form a price class, and are expected to cost the
+            same. Only the first request of each class may exceed the limit, since its price is not known
+            before its receipt.
+        retry_failed: Whether to submit requests again that failed according to the ledger.
         download_to: The folder for the results. It is created if missing, and ``~`` is expanded. None means
             no downloads.
         overwrite: Whether downloads replace existing files. If not, a request whose file exists is refused
@@ -169,7 +113,7 @@ class Batch:
         max_downloads: How many downloads may run at once.
 
     Raises:
-        ConfigurationError: A setting is invalid, or ``requests`` is no iterable.
+        ConfigurationError: An argument is invalid.
 
     Example:
         ::
@@ -182,7 +126,7 @@ class Batch:
 
     def __init__(
         self,
-        access: BatchAccess,
+        registrar: Registrar,
         requests: Iterable[Request] | AsyncIterable[Request],
         *,
         retry: RetryPolicy,
@@ -194,39 +138,39 @@ class Batch:
         allow_private: bool = False,
         max_downloads: int = 4,
     ) -> None:
-        kinds = ("__aiter__", "__iter__", "__getitem__")
-        if isinstance(requests, str | bytes) or not any([hasattr(requests, name) for name in kinds]):
+        methods = ("__aiter__", "__iter__", "__getitem__")
+        if isinstance(requests, str | bytes) or not any([hasattr(requests, name) for name in methods]):
             raise ConfigurationError(
                 f"requests must be an iterable or async iterable of requests, not {short_repr(requests)}."
             )
         if max_credits is not None:
             _check_whole_number("max_credits", max_credits, 0)
-        self._access = access
+        self._registrar = registrar
         self._requests = requests
         self._credits = CreditLimit(max_credits)
         self._limit = SubmissionLimit(retry)
         self._max_in_flight = _check_whole_number("max_in_flight", max_in_flight, 1)
-        self._retry_failed = retry_failed
+        self._retry_failed = _check_bool("retry_failed", retry_failed)
         self._folder = _check_folder(download_to)
-        self._overwrite = overwrite
-        self._allow_private = allow_private
+        self._overwrite = _check_bool("overwrite", overwrite)
+        self._allow_private = _check_bool("allow_private", allow_private)
         self._downloads = asyncio.Semaphore(_check_whole_number("max_downloads", max_downloads, 1))
         self._consumed = False
         self._leaving = False
+        self._reason_raised = False
         self._main: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._items: dict[_Item, asyncio.Task[None]] = {}
+        self._items: set[_Item] = set()
         self._waiting = 0  # items that are claimed and not yet sent
-        self._targets: set[str] = set()  # the keys of the files that are reserved
+        self._targets: set[str] = set()  # the keys of the target files that are reserved
         self._ready: deque[Outcome] = deque()
-        self._abandoned: list[Outcome] = []
         self._changed = asyncio.Event()  # something that a task waits for
         self._refunded = 0
         self.submitted = 0
         """How many submissions of this batch the server has accepted. Earlier jobs don't count."""
         self.finished = 0
-        """How many requests have an outcome, handed out or not."""
-        self.stopped: BaseException | None = None
+        """How many requests have an outcome, whether it was handed out or not."""
+        self.stopped: Exception | None = None
         """Why the batch submits nothing more; None while it goes on, or if it has read all requests."""
 
     @property
@@ -239,39 +183,71 @@ class Batch:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Read and submit nothing more, and wait until no task of the batch is left."""
-        self._consumed = True
-        await self._leave()
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         """Iterate over the outcomes as they finish.
-
-        Raises:
-            RuntimeError: The batch was consumed before, or an iteration that was left early is continued.
-            BaseException: Why the batch stopped; raised after the last outcome.
-
-        """
-        self._consume()
-        return _Outcomes(self, self._next, self._leave, self._leave_soon)
-
-    def __await__(self) -> Generator[object, None, BatchResult]:
-        """Return all outcomes, in the order of the input.
 
         Raises:
             RuntimeError: The batch was consumed before.
 
         """
         self._consume()
+        iteration = _Iteration(self)
+        weakref.finalize(iteration, self._leave).atexit = False
+        return iteration
+
+    async def __anext__(self) -> Outcome:
+        """Return the next outcome as soon as there is one. A call that is cancelled leaves the batch.
+
+        Raises:
+            ConfigurationError: The folder can't be created or written. Nothing was read.
+            RuntimeError: The batch was left before its last outcome.
+            Exception: Why the batch stopped; raised once, after the last outcome.
+
+        """
+        try:
+            outcome = await self._next()
+        except BaseException:
+            await self.aclose()
+            raise
+        if outcome is not None:
+            return outcome
+        if self.stopped is None or self._reason_raised:
+            raise StopAsyncIteration
+        self._reason_raised = True
+        raise self.stopped
+
+    def __await__(self) -> Generator[object, None, BatchResult]:
+        """Return all outcomes, in the order of the input.
+
+        Raises:
+            ConfigurationError: The folder can't be created or written. Nothing was read.
+            RuntimeError: The batch was consumed before, or was left before its last outcome.
+
+        """
+        self._consume()
         return self._collect().__await__()
 
+    async def aclose(self) -> None:
+        """Read and submit nothing more, and wait until no task of the batch is left. Idempotent.
+
+        Raises:
+            asyncio.CancelledError: The caller was cancelled; raised after all tasks have ended.
+
+        """
+        self._leave()
+        if self._main is not None:
+            try:
+                await asyncio.wait([self._main])
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+        self._log_abandoned()
+
     def _consume(self) -> None:
-        if self._consumed:
+        if self._consumed or self._leaving:
             raise RuntimeError("A batch can be consumed once: make another one.")
         self._consumed = True
 
@@ -282,82 +258,47 @@ class Batch:
                 outcomes.append(outcome)
         except BaseException:
             self._ready.extend(outcomes)  # no consumer gets them, so they are logged
-            await self._leave()
+            await self.aclose()
             raise
         outcomes.sort(key=lambda outcome: outcome.index)
         return BatchResult(tuple(outcomes), self.stopped, self.credits_reserved, self._refunded)
 
     async def _next(self) -> Outcome | None:
-        """Return the next outcome; None after the last one. The first call starts the batch.
-
-        Raises:
-            ConfigurationError: The folder can't be created or written. Nothing was read.
-            RuntimeError: The batch was left before its last outcome.
-
-        """
+        """Return the next outcome; None after the last one. The first call starts the batch."""
+        self._consumed = True
         if self._main is None and self._folder is not None and not self._leaving:
             await _prepare_directory(self._folder)
         if self._main is None and not self._leaving:
             self._main = asyncio.create_task(self._run(), name="qamera-batch")
             self._main.add_done_callback(lambda _: self._changed.set())
-        while True:
-            if self._leaving or self._main is None:
-                raise RuntimeError(
-                    "The batch was left early, before its last outcome. Make another one to go on."
-                )
+        while self._main is not None and not self._leaving:
             if self._ready:
                 self._changed.set()
                 return self._ready.popleft()
             if self._main.done():
                 return None
             await self._wait_for_change()
+        raise RuntimeError("The batch was left early, before its last outcome. Make another one to go on.")
 
-    async def _leave(self) -> None:
-        """Read and submit nothing more, and wait until all tasks have ended. Idempotent.
-
-        Raises:
-            CancelledError: The caller was cancelled meanwhile; raised after all tasks have ended.
-
-        """
-        if not self._ended:
-            self._leaving = True
-            self._cancel()
-        cancelled: asyncio.CancelledError | None = None
-        while self._main is not None and not self._main.done():
-            try:
-                await asyncio.wait([self._main])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-
-    def _leave_soon(self) -> None:
-        """Read and submit nothing more. Any thread may call this."""
-        if self._ended:
+    def _leave(self) -> None:
+        """Read and submit nothing more. Any thread may call this. Idempotent."""
+        if self._leaving or (self._main is not None and self._main.done() and not self._ready):
             return
         self._leaving = True
         if self._main is not None:
-            # A loop that is closed has ended all its tasks.
-            with contextlib.suppress(RuntimeError):
-                self._main.get_loop().call_soon_threadsafe(self._cancel)
+            try:
+                self._main.get_loop().call_soon_threadsafe(self._cancel, self._main)
+            except RuntimeError:
+                self._log_abandoned()  # the loop is closed, so its tasks have ended
 
-    @property
-    def _ended(self) -> bool:
-        return self._main is not None and self._main.done() and not self._ready
-
-    def _cancel(self) -> None:
-        if self._main is not None and not self._main.done():
-            self._main.cancel()
-        else:
+    def _cancel(self, main: asyncio.Task[None]) -> None:
+        if not main.cancel():
             self._log_abandoned()
 
     def _log_abandoned(self) -> None:
-        """Log what is paid for, or may be, and that no consumer will get."""
-        if self._leaving:
-            self._abandoned += self._ready
-            self._ready.clear()
-        log_abandoned(self._abandoned, has_ledger=self._access.has_ledger)
-        self._abandoned.clear()
+        """Log the outcomes that no consumer gets, as far as they are, or may be, paid for."""
+        log_abandoned(self._ready, has_ledger=self._registrar.has_ledger)
+        self._ready.clear()
 
     async def _wait_for_change(self, seconds: float | None = None) -> None:
         self._changed.clear()
@@ -368,38 +309,40 @@ class Batch:
     async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                self._reader = group.create_task(self._read(group), name="qamera-batch-reader")
-        except BaseException as error:
-            self._stop(error)  # no effect if the batch is being left
-        finally:
+                group.create_task(self._read(group), name="qamera-batch-reader")
+        except asyncio.CancelledError as error:
+            # The consumer has left, or the event loop is being closed.
+            self._stop(error)
             self._log_abandoned()
+        except BaseException as error:
+            self._stop(error)
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         """Start a task for each request, until the iterable ends or the batch stops."""
-        requests = _read_all(self._requests)
+        self._reader = asyncio.current_task()
+        index = 0
         try:
-            for index in itertools.count():
-                # While the batch is being left, this task waits to be cancelled: a cancellation that came
-                # after the loop would interrupt the closing of the iterable.
-                while not self._may_read():
-                    await self._wait_for_change()
-                request = await anext(requests, _END)
-                if request is _END:
-                    return
-                if self._ending:
-                    continue
-                item = _Item(index, cast("Request", request))
-                self._items[item] = group.create_task(self._process(item), name=f"qamera-batch-{index}")
-                await _wait(item.claimed, CLAIM_WAIT)
-        except GeneratorExit as error:
-            self._stop(RuntimeError(f"The iterable of a batch's requests raised {error!r}."))
-        except (Exception, asyncio.CancelledError) as error:
+            async with contextlib.aclosing(_read_all(self._requests)) as requests:
+                async for request in requests:
+                    if not self._ending:
+                        item = _Item(index, cast("Request", request))
+                        index += 1
+                        self._items.add(item)
+                        item.task = group.create_task(self._process(item), name=f"qamera-batch-{item.index}")
+                        await _wait(item.claimed, SLOW_CLAIM_SECONDS)
+                    # Wait here for the cancellation while the consumer leaves. A later cancellation would
+                    # interrupt `requests.aclose()`.
+                    while not self._may_read():
+                        await self._wait_for_change()
+        except (Exception, asyncio.CancelledError, GeneratorExit) as error:
             self._stop(error)  # no effect if the batch itself cancelled this task
-        finally:
-            await requests.aclose()
 
     def _may_read(self) -> bool:
-        """Tell whether one more request could be sent at once; in an outage, whether no other one can."""
+        """Tell whether to read a request.
+
+        A request is read if it can be sent at once. In an outage, a request is read only if no other request
+        can probe the server.
+        """
         if self._ending or len(self._items) + len(self._ready) >= self._max_in_flight:
             return False
         if self._limit.outage:
@@ -412,35 +355,32 @@ class Batch:
         """Submit a request, wait for its job and download the result."""
         try:
             job = await self._submit(item)
-            result = await job
-            item.record = cast("Record", result[0] if isinstance(result, tuple) else result)
-            path = (
-                None if self._folder is None else await self._download(item, job, item.record, self._folder)
-            )
+            item.record = await job
+            path = await self._download(item, job, item.record)
         except asyncio.CancelledError as error:
-            self._abandoned.append(item.outcome())
             self._stop(error)  # no effect if the batch itself cancelled this task
+            if item.job is not None:
+                self._finish(item.outcome(error=self.stopped))
             raise
         except Exception as error:
             self._fail(item, error)
         else:
             self._finish(item.outcome(path))
         finally:
-            self._items.pop(item, None)
+            self._items.discard(item)
             item.claimed.set()
             self._changed.set()
 
     def _fail(self, item: _Item, error: Exception) -> None:
-        """Note an error; it is no outcome if it stops the batch and nothing was paid for."""
+        """Count an error, and hand it out unless it stops the batch and nothing was paid for."""
         submitting = item.job is None
-        unpaid = submitting and unsaved_receipt(error) is None
+        unpaid = submitting and item.receipt is None
         fatal = is_fatal(error, submitting=submitting, polling=not submitting and item.record is None)
         if fatal:
             self._stop(error)
-        if item.sent is not None and item.job is not None and isinstance(error, JobFailedError):
-            receipt = item.job.receipt
-            self._refunded += max((receipt and receipt.credits_reserved) or 0, 0)
-        if unpaid and item.target is not None and not isinstance(error, AmbiguousSubmissionError):
+        if item.receipt is not None and isinstance(error, JobFailedError):
+            self._refunded += item.receipt.credits_reserved or 0
+        if unpaid and not isinstance(error, AmbiguousSubmissionError):
             self._targets.discard(item.target)
         if not (fatal and unpaid):
             self._finish(item.outcome(error=error))
@@ -449,10 +389,10 @@ class Batch:
         self.finished += 1
         self._ready.append(outcome)
 
-    async def _submit(self, item: _Item) -> Job[Any]:
+    async def _submit(self, item: _Item) -> Job[Video]:
         """Return the job of a request; submit it again as often as it provably did not reach the server."""
         while item.job is None:
-            claimed = await self._access.claim(item.request, retry_failed=self._retry_failed)
+            claimed = await self._registrar.claim(item.request, retry_failed=self._retry_failed)
             item.claimed.set()
             if isinstance(claimed, Job):
                 item.job = claimed
@@ -464,72 +404,74 @@ class Batch:
 
     async def _wait_to_send(self, item: _Item, claim: Claim) -> PriceClass:
         """Wait until all limits permit a claimed request; release the claim if it can't be sent."""
-        price_class: PriceClass | None = None
         self._waiting += 1
         try:
             await self._reserve_target(item)
-            while price_class is None:
-                if self._ending:
-                    raise asyncio.CancelledError
-                if self._limit.permits():
-                    price_class = self._credits.reserve(item.request)
-                if price_class is None:
-                    await self._wait_for_change(self._limit.seconds_to_probe)
+            while (price_class := self._reserve_submission(item)) is None:
+                await self._wait_for_change(self._limit.seconds_to_probe)
+        except BaseException:
+            self._registrar.withdraw(claim)
+            raise
+        else:
             return price_class
         finally:
             self._waiting -= 1
-            if price_class is None:
-                self._access.withdraw(claim)
+
+    def _reserve_submission(self, item: _Item) -> PriceClass | None:
+        """Reserve the price of a request if all limits permit sending it now; otherwise return None.
+
+        Raises:
+            CreditLimitError: The request would exceed ``max_credits``.
+            asyncio.CancelledError: Nothing more is submitted.
+
+        """
+        if self._ending:
+            raise asyncio.CancelledError
+        return self._credits.reserve(item.request) if self._limit.permits() else None
 
     async def _send(self, item: _Item, claim: Claim, price_class: PriceClass) -> None:
         """Send a request. It has no job afterwards if it provably did not reach the server."""
         number = self._limit.sent()
         item.sent = claim
-        error: BaseException | None = None
-        receipt: Receipt | None = None
         try:
-            item.job = await self._access.send(claim)
-            receipt = item.job.receipt
-        except BaseException as caught:
-            error, receipt = caught, unsaved_receipt(caught)
-            if not is_unreachable(caught):
+            item.receipt = await self._registrar.send(claim)
+        except BaseException as error:
+            item.receipt = unsaved_receipt(error)
+            self._report_submission(number, price_class, item.receipt or error)
+            if not is_unreachable(error):
                 raise
             item.sent = None
-        finally:
-            self._settle(number, price_class, receipt, error)
-
-    def _settle(
-        self, number: int, price_class: PriceClass, receipt: Receipt | None, error: BaseException | None
-    ) -> None:
-        """Tell the limits how a submission ended."""
-        if receipt is not None or error is None:
-            self.submitted += 1
-            self._credits.spend(price_class, None if receipt is None else receipt.credits_reserved)
-            error = None
-        elif isinstance(error, AmbiguousSubmissionError):
-            self._credits.spend(price_class, None, error)
         else:
-            self._credits.release(price_class)
-        if (limit := self._limit.ended(number, error)) is not None:
+            self._report_submission(number, price_class, item.receipt)
+            item.job = self._registrar.new_job(claim, item.receipt)
+
+    def _report_submission(
+        self, number: int, price_class: PriceClass, result: Receipt | BaseException
+    ) -> None:
+        """Report the result of a submission to the limits."""
+        if isinstance(result, Receipt):
+            self.submitted += 1
+        self._credits.ended(price_class, result)
+        if (limit := self._limit.ended(number, result)) is not None:
             self._stop(limit)
         self._changed.set()
 
     # --- files ----------------------------------------------------------------------------------
 
     async def _reserve_target(self, item: _Item) -> None:
-        """Reserve the file of an item. Unless it has a job, check that its result can get the file.
+        """Reserve the target file of an item. Without a job, check first that the file is still available.
 
         Raises:
             InvalidRequestError: Another request of the batch has the same target file.
             TargetExistsError: The file exists, and ``overwrite`` is false.
 
         """
-        if self._folder is None or item.target is not None:
+        if self._folder is None or item.target:
             return
-        path = self._access.target(item.request, item.job, self._folder)
+        path = self._registrar.target(item.request, item.job, self._folder)
         if path is None:
             return
-        # File systems may take names for the same one that differ in case or in normalisation.
+        # Some file systems treat names as equal that differ only in case or in Unicode normalisation.
         key = unicodedata.normalize("NFC", path.name).casefold()
         if item.job is None and key in self._targets:
             raise InvalidRequestError(
@@ -545,11 +487,14 @@ class Batch:
                 path=str(path),
             )
 
-    async def _download(self, item: _Item, job: Job[Any], record: Record, folder: Path) -> Path:
+    async def _download(self, item: _Item, job: Job[Video], record: Record) -> Path | None:
+        """Download the result of an item; return None if the batch has no folder."""
+        if self._folder is None:
+            return None
         async with self._downloads:
-            path = self._access.target(item.request, job, folder)
+            path = self._registrar.target(item.request, job, self._folder)
             assert path is not None  # noqa: S101 - a job has record ids, so its result has a name
-            return await self._access.download(
+            return await self._registrar.download(
                 job, record, path, overwrite=self._overwrite, allow_private=self._allow_private
             )
 
@@ -560,67 +505,51 @@ class Batch:
         return self._leaving or self.stopped is not None
 
     def _stop(self, reason: BaseException) -> None:
-        """Read and submit nothing more; what is on the wire or paid for goes on."""
+        """Read and submit nothing more. Submissions on the wire and jobs continue."""
         if self._ending:
             return
+        if not isinstance(reason, Exception):
+            # Raised as it is, it would look like a cancellation of the consumer.
+            reason = BatchStoppedError(
+                f"{reason!r} interrupted the batch: its iterable raised that, or a task of the batch was "
+                "cancelled. Run the remaining requests again."
+            )
         self.stopped = reason
         current = asyncio.current_task()
         if self._reader is not None and self._reader is not current:
             self._reader.cancel()
-        for item, task in list(self._items.items()):
+        for item in self._items:
             if item.sent is not None:
-                self._access.withdraw(item.sent)  # no effect on what may have reached the server
-            elif item.job is None and task is not current:
-                task.cancel()
+                self._registrar.withdraw(item.sent)  # no effect on what may have reached the server
+            elif item.job is None and item.task is not None and item.task is not current:
+                item.task.cancel()
 
 
-class _Outcomes:
-    """The iterator of one ``async for``; once it is forgotten, the batch reads and submits nothing more."""
+class _Iteration:
+    """The iterator of one ``async for``. It is finalized at the end of the loop; a batch may live longer."""
 
-    def __init__(
-        self,
-        batch: Batch,
-        next_outcome: Callable[[], Awaitable[Outcome | None]],
-        leave: Callable[[], Awaitable[None]],
-        leave_soon: Callable[[], None],
-    ) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._next_outcome = next_outcome
-        self._leave = leave
-        self._reason_raised = False
-        weakref.finalize(self, leave_soon).atexit = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Outcome:
-        try:
-            outcome = await self._next_outcome()
-        except BaseException:
-            await self._leave()
-            raise
-        if outcome is not None:
-            return outcome
-        if self._batch.stopped is None or self._reason_raised:
-            raise StopAsyncIteration
-        self._reason_raised = True
-        raise self._batch.stopped
+        return await anext(self._batch)
 
     async def aclose(self) -> None:
-        """Read and submit nothing more, and wait until no task of the batch is left. Idempotent."""
-        await self._leave()
+        """Leave the batch, as `Batch.aclose` does."""
+        await self._batch.aclose()
 
 
 async def _read_all(requests: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[object]:
-    """Yield the items of an iterable; at the end, close it if it is a generator."""
-    iterator: Iterator[object] | AsyncIterator[object] | None = None
+    """Yield the items of an iterable. At the end, close its iterator if that is a generator."""
+    iterator = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
     try:
-        if isinstance(requests, AsyncIterable):
-            iterator = aiter(requests)
+        if isinstance(iterator, AsyncIterator):
             async for request in iterator:
                 yield request
         else:
-            iterator = iter(requests)
             for request in iterator:
                 yield request
     finally:
@@ -630,7 +559,7 @@ async def _read_all(requests: Iterable[object] | AsyncIterable[object]) -> Async
             elif inspect.isgenerator(iterator):
                 iterator.close()
         except Exception:
-            _log.exception("The iterable of a batch's requests raised when it was closed.")
+            _log.exception("The iterable of a batch's requests raised an exception when it was closed.")
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:
@@ -658,7 +587,7 @@ async def _prepare_directory(folder: Path) -> None:
         await asyncio.to_thread(create_and_remove_file)
     except OSError as error:
         raise ConfigurationError(
-            f"download_to: {folder} is no folder that can be created or written ({error.strerror or error})."
+            f"download_to: can't create or write the folder {folder} ({error.strerror or error})."
         ) from error
 
 
@@ -667,6 +596,12 @@ def _check_whole_number(name: str, value: object, least: int) -> int:
         raise ConfigurationError(
             f"{name} must be a whole number of at least {least}, not {short_repr(value)}."
         )
+    return value
+
+
+def _check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {short_repr(value)}.")
     return value
 
 

@@ -11,20 +11,17 @@ from typing import Final, TypeGuard, cast
 import attrs
 
 from .._config import RetryPolicy
-from .._models import Request
+from .._models import Receipt, Request
 from ..errors import (
     AmbiguityLimitError,
     AmbiguousSubmissionError,
     ApiError,
-    AuthenticationError,
     BatchStoppedError,
     CreditLimitError,
     InsufficientCreditsError,
     LedgerError,
-    PermissionDeniedError,
     QameraError,
     RefConflictError,
-    SessionClosedError,
     TransportError,
     is_permanent,
 )
@@ -32,9 +29,9 @@ from ..errors import (
 _log = logging.getLogger("qamera_async")
 
 MAX_UNDECIDED: Final = 5
-"""How many submissions may be undecided at once, and how many ambiguous ones in a row stop a batch."""
+"""The most submissions that are undecided at once. As many ambiguous submissions in a row stop a batch."""
 
-_PROXY_AUTHENTICATION_REQUIRED: Final = 407
+_CAUSED_BY_ONE_REQUEST: Final = frozenset({400, 404})  # unless the status answers a poll
 _WITHOUT_EFFECT_ON_PRICE: Final = frozenset({"ref", "suggestion", "image_id", "generated_image_id"})
 
 
@@ -46,16 +43,15 @@ class PriceClass:
     """Requests of one type that are expected to have the same price.
 
     Attributes:
-        kind: The type of the requests.
+        request_type: The type of the requests.
         price: The highest price that a receipt has stated for the class, in credits; None before the first.
-        reservations: How many requests of the class are being submitted.
-        unstated: How many requests of the class are paid for, or may be, although no receipt states their
-            credits.
+        reservations: Number of requests of the class that are being submitted.
+        unstated: Number of accepted or ambiguous requests without a stated price.
         cause: The last ambiguous submission among these; None if there was none.
 
     """
 
-    kind: type
+    request_type: type
     price: int | None = None
     reservations: int = 0
     unstated: int = 0
@@ -81,7 +77,7 @@ class CreditLimit:
 
     An ambiguous submission, or a receipt without credits, leaves a price unknown. If the class has no price
     then, that request may already have exceeded the limit by any amount. So no further request without a
-    known price is permitted in the type, and classes with a known price go on.
+    known price is permitted in the type. Requests of classes with a known price are still permitted.
 
     The rules assume that the price of a class does not rise while requests of the class are being submitted.
 
@@ -101,8 +97,8 @@ class CreditLimit:
         """Reserve the price of a new request.
 
         Returns:
-            The price class of the request, for `spend` or `release`. None if the answer to a request that is
-            being submitted has to be awaited first.
+            The price class of the request, for `ended`. None if the response to a request that is being
+            submitted has to be awaited first.
 
         Raises:
             CreditLimitError: The request would exceed the limit even if all requests that are being submitted
@@ -117,66 +113,58 @@ class CreditLimit:
         price_class.reservations += 1
         return price_class
 
-    def release(self, price_class: PriceClass) -> None:
-        """End the reservation of a request that was refused or not sent."""
-        price_class.reservations -= 1
-
-    def spend(
-        self,
-        price_class: PriceClass,
-        credits: int | None,  # noqa: A002 - the API's word
-        cause: AmbiguousSubmissionError | None = None,
-    ) -> None:
-        """End the reservation of a request that is paid for, or may be.
+    def ended(self, price_class: PriceClass, result: Receipt | BaseException) -> None:
+        """End the reservation of a request, and count what the request costs.
 
         Args:
             price_class: The class of the request.
-            credits: The credits that the receipt states. With None or a negative number the request counts at
-                the estimate of its class.
-            cause: The error of an ambiguous submission; None if there is a receipt.
+            result: The receipt, or why there is none. An ambiguous submission, or a receipt without credits,
+                counts at the estimate of the class. Any other error means that the request costs nothing.
 
         """
         price_class.reservations -= 1
-        if credits is None or credits < 0:
+        if isinstance(result, Receipt) and result.credits_reserved is not None:
+            request_type, price = price_class.request_type, result.credits_reserved
+            self.stated += price
+            price_class.price = max(price_class.price or 0, price)
+            self._highest[request_type] = max(self._highest.get(request_type, 0), price)
+        elif isinstance(result, Receipt | AmbiguousSubmissionError):
             price_class.unstated += 1
-            price_class.cause = cause
-        else:
-            self.stated += credits
-            price_class.price = max(price_class.price or 0, credits)
-            self._highest[price_class.kind] = max(self._highest.get(price_class.kind, 0), credits)
+            if not isinstance(result, Receipt):
+                price_class.cause = result
 
     def _estimate(self, price_class: PriceClass) -> int:
         """Return the credits to reserve: the price of the class, or the highest price of its type, or 0."""
-        return self._highest.get(price_class.kind, 0) if price_class.price is None else price_class.price
+        return (
+            self._highest.get(price_class.request_type, 0) if price_class.price is None else price_class.price
+        )
 
     def _fits(self, price_class: PriceClass, limit: int) -> bool:
-        classes, price, name = self._classes.values(), price_class.price, price_class.kind.__name__
-        unpriced = [other for other in classes if other.kind is price_class.kind and other.price is None]
+        classes, request_type = self._classes.values(), price_class.request_type
+        unpriced = [other for other in classes if other.request_type is request_type and other.price is None]
         if any([other.reservations for other in unpriced]):
             return False
         spent = self.stated + sum(other.unstated * self._estimate(other) for other in classes)
-        if price is None and (unstated := [other for other in unpriced if other.unstated]):
+        if price_class.price is None and (unstated := [other for other in unpriced if other.unstated]):
             causes = [other.cause for other in unstated if other.cause is not None]
             reason = "its submission is ambiguous" if causes else "its receipt states no credits"
             raise CreditLimitError(
-                f"max_credits={limit} can't be kept: the price of the next {name} is not known, and an "
-                f"earlier {name} has no known price either, since {reason}.",
+                f"max_credits={limit} can't be kept: the price of the next {request_type.__name__} is not "
+                f"known, and an earlier one has no known price either, since {reason}.",
                 max_credits=limit,
                 spent=spent,
                 cause=causes[-1] if causes else None,
             )
         # A request with an unknown price costs something.
-        needed = max(self._estimate(price_class), 1) if price is None else price
+        needed = max(self._estimate(price_class), 1) if price_class.price is None else price_class.price
         if spent + needed > limit:
-            known = self._highest.get(price_class.kind) if price is None else price
-            estimate = "" if known is None else f", estimated at {known}"
-            cost = f"an unknown number{estimate}" if price is None else price
+            price = self._highest.get(request_type) if price_class.price is None else price_class.price
             raise CreditLimitError(
-                f"The next {name} would exceed max_credits={limit}: {spent} credits are spent, "
-                f"and the request costs {cost}.",
+                f"The next {request_type.__name__} would exceed max_credits={limit}: {spent} credits are "
+                f"spent, and its price is {'not known' if price is None else f'estimated at {price}'}.",
                 max_credits=limit,
                 spent=spent,
-                price=known,
+                price=price,
             )
         reserved = sum(other.reservations * self._estimate(other) for other in classes)
         return spent + reserved + needed <= limit
@@ -201,46 +189,46 @@ def _price_factors(request: Request) -> str:
 class SubmissionLimit:
     """Limits what a failing server can cost a batch.
 
-    A submission is undecided while it is on the wire or being reconciled. At most five submissions are
-    undecided or ambiguous in a row, so no more than five can become a row. The fifth ambiguous submission in
-    a row is the reason to stop the batch. A row is counted in the order of sending: a submission is known to
-    be ambiguous only after it was reconciled, when later ones may have been answered long ago.
+    At most five submissions are on the wire, being reconciled, or ambiguous in a row. So a failing server
+    makes at most five submissions ambiguous. The fifth ambiguous submission in a row is the reason to stop
+    the batch. Submissions follow each other in the order of sending, because a submission is known to be
+    ambiguous only after it was reconciled, when the responses to later submissions may have arrived long ago.
 
     An outage begins with a submission that provably did not reach the server. Until it ends, one submission
     at a time probes the server, after a delay that grows with each failure. A probe that reaches the server
     ends the outage.
 
     Args:
-        retry: Gives the delays before the probes; they begin anew with each outage.
+        retry: Gives the delays before the probes. Each outage begins with the first delay.
 
     """
 
     def __init__(self, retry: RetryPolicy) -> None:
         self._retry = retry
         self._sent = 0
-        self._undecided = 0
+        self._undecided = 0  # on the wire or being reconciled
         self._last_answered = 0
-        self._row: dict[int, AmbiguousSubmissionError] = {}
+        self._consecutive_ambiguous: dict[int, AmbiguousSubmissionError] = {}
         self._delays: Iterator[float] | None = None  # set during an outage
         self._probe: int | None = None
         self._next_probe_at = 0.0
 
     @property
     def outage(self) -> bool:
-        """Whether the server was unreachable for the last submission that tried."""
+        """Whether the server is unreachable, as far as this batch knows."""
         return self._delays is not None
 
     @property
     def seconds_to_probe(self) -> float | None:
-        """How long to wait for the next probe, in seconds; None unless only time is missing."""
+        """Seconds until the next probe may be sent; None unless the batch only has to wait for that time."""
         seconds = self._next_probe_at - time.monotonic()
         return seconds if self.outage and self._probe is None and seconds > 0 else None
 
     def permits(self, number: int = 1) -> bool:
-        """Tell whether so many more submissions may be sent now, should all of them end ambiguous."""
+        """Tell whether this number of further submissions may be sent, even if all of them are ambiguous."""
         if self.outage and (self._probe is not None or time.monotonic() < self._next_probe_at):
             return False
-        return len(self._row) + self._undecided + number <= MAX_UNDECIDED
+        return len(self._consecutive_ambiguous) + self._undecided + number <= MAX_UNDECIDED
 
     def sent(self) -> int:
         """Count a submission that is sent now; return its number in the order of sending."""
@@ -250,12 +238,12 @@ class SubmissionLimit:
             self._probe = self._sent
         return self._sent
 
-    def ended(self, number: int, error: BaseException | None) -> AmbiguityLimitError | None:
-        """Note how a submission ended.
+    def ended(self, number: int, result: Receipt | BaseException) -> AmbiguityLimitError | None:
+        """Count the result of a submission.
 
         Args:
             number: The number of the submission.
-            error: Why it has no receipt; None if it has one.
+            result: The receipt, or why there is none.
 
         Returns:
             The reason to stop, if this is the fifth ambiguous submission in a row.
@@ -265,34 +253,33 @@ class SubmissionLimit:
         probed = number == self._probe
         if probed:
             self._probe = None
-        if isinstance(error, AmbiguousSubmissionError):
-            if number > self._last_answered:
-                self._row[number] = error
-        elif error is None or isinstance(error, ApiError):
+        if isinstance(result, AmbiguousSubmissionError):
+            self._consecutive_ambiguous[number] = result
+        elif isinstance(result, Receipt | ApiError):
             self._last_answered = max(self._last_answered, number)
-            self._row = {sent: error for sent, error in self._row.items() if sent > self._last_answered}
         else:
-            if is_unreachable(error):
-                self._pause(error, probed=probed)
+            if is_unreachable(result) and (probed or not self.outage):
+                self._pause(result)
             return None
+        self._consecutive_ambiguous = {
+            sent: error for sent, error in self._consecutive_ambiguous.items() if sent > self._last_answered
+        }
         if probed:
             self._delays = None
             _log.info("The server is reachable again; the batch continues.")
-        if len(self._row) < MAX_UNDECIDED:
+        if len(self._consecutive_ambiguous) < MAX_UNDECIDED:
             return None
         return AmbiguityLimitError(
-            f"{len(self._row)} submissions in a row are ambiguous: they may or may not have been paid for.",
-            errors=tuple(self._row.values()),
+            f"{MAX_UNDECIDED} submissions in a row are ambiguous: they may or may not have been paid for.",
+            errors=tuple(self._consecutive_ambiguous.values()),
         )
 
-    def _pause(self, error: TransportError, *, probed: bool) -> None:
-        """Begin an outage, or prolong the outage after a failed probe."""
+    def _pause(self, error: TransportError) -> None:
+        """Begin an outage, or prolong it after a failed probe."""
         if self._delays is None:
             self._delays = self._retry.delays()
             reason = error.message.removesuffix(".")
             _log.warning("The server is unreachable: %s. The batch pauses and continues by itself.", reason)
-        elif not probed:
-            return
         self._next_probe_at = time.monotonic() + next(self._delays)
 
 
@@ -300,7 +287,7 @@ class SubmissionLimit:
 
 
 def is_unreachable(error: BaseException) -> TypeGuard[TransportError]:
-    """Tell whether a submission provably did not reach the server, and may if it is sent again."""
+    """Tell whether a submission provably did not reach the server, and another attempt may reach it."""
     return isinstance(error, TransportError) and not error.sent and not error.permanent
 
 
@@ -308,20 +295,16 @@ def is_fatal(error: Exception, *, submitting: bool = False, polling: bool = Fals
     """Tell whether every other request of a batch would meet the same error.
 
     Args:
-        error: What one request met.
-        submitting: Whether it was met while the request was claimed or sent.
-        polling: Whether it was met while the job was awaited. A batch whose jobs can't be polled must not
+        error: The error of one request.
+        submitting: Whether it was raised while the request was claimed or sent.
+        polling: Whether it was raised while the job was awaited. A batch whose jobs can't be polled must not
             pay for more of them.
 
     """
-    if polling and isinstance(error, QameraError) and is_permanent(error):
-        return True
-    if isinstance(error, AuthenticationError | PermissionDeniedError | InsufficientCreditsError):
-        return not error.foreign
-    if isinstance(error, ApiError):
-        return error.status == _PROXY_AUTHENTICATION_REQUIRED
-    if isinstance(error, TransportError):
-        return error.permanent
     if isinstance(error, LedgerError):
         return submitting and not isinstance(error, RefConflictError)
-    return isinstance(error, BatchStoppedError | SessionClosedError)
+    if isinstance(error, InsufficientCreditsError):
+        return not error.foreign
+    if isinstance(error, ApiError) and error.status in _CAUSED_BY_ONE_REQUEST and not polling:
+        return False
+    return isinstance(error, BatchStoppedError) or (isinstance(error, QameraError) and is_permanent(error))

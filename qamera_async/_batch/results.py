@@ -1,4 +1,4 @@
-"""The outcomes of a batch, and the log of those that no consumer gets."""
+"""The outcomes of a batch. Outcomes that no consumer gets are logged if they are, or may be, paid for."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Outcome:
 
     Args:
         index: The position of the request in the input, from 0.
-        request: The request as it was read. An input that is no request has an `InvalidRequestError`.
+        request: The request as it was read. If the input was not a request, `error` is an
+            `InvalidRequestError`.
         job: The job; None if the request was not accepted, or if it is ambiguous.
-        record: The record of the finished job, the first one if there are several; None if there is none.
+        record: The record of the finished job; None if there is none.
         path: The downloaded file; None if there is none.
         error: Why the request has no result; None if it has one.
 
@@ -60,15 +61,15 @@ class BatchResult:
     """All outcomes of a batch.
 
     Args:
-        outcomes: One for each request that was submitted or can't be, in the order of the input.
+        outcomes: One for each request that was submitted or refused, in the order of the input.
         stopped: Why the batch stopped before the end of its input; None if it read all requests.
         credits_reserved: The credits that the receipts of this batch state. Earlier jobs don't count.
-        credits_refunded: The credits of those jobs of this batch that failed.
+        credits_refunded: The credits that the receipts of the failed jobs of this batch state.
 
     """
 
     outcomes: tuple[Outcome, ...]
-    stopped: BaseException | None = None
+    stopped: Exception | None = None
     credits_reserved: int = 0
     credits_refunded: int = 0
 
@@ -100,10 +101,10 @@ def unsaved_receipt(error: BaseException | None) -> Receipt | None:
 
 
 def log_abandoned(outcomes: Iterable[Outcome], *, has_ledger: bool) -> None:
-    """Log what is paid for, or may be, and that no consumer will get.
+    """Log the outcomes that are, or may be, paid for and that no consumer gets.
 
     Args:
-        outcomes: What was not handed out.
+        outcomes: The outcomes that were not handed out.
         has_ledger: Whether a rerun finds the jobs of requests with a ref again.
 
     """
@@ -116,12 +117,12 @@ def log_abandoned(outcomes: Iterable[Outcome], *, has_ledger: bool) -> None:
             what = "an ambiguous submission"
         else:
             continue
-        # Without a ref the ledger takes the same request for a new one.
+        # A rerun submits a request without a ref as a new request.
         if has_ledger and receipt is None and outcome.request.ref is not None:
             resumable += 1
         else:
             _log.warning(
-                "A batch was left early. Paid for, or possibly, and not handed out: %s (ref %r)",
+                "A batch was left early. This was not handed out and is, or may be, paid for: %s (ref %r)",
                 what,
                 outcome.request.ref,
             )

@@ -78,6 +78,8 @@ class Submitter:
     reconciler: Reconciler = attrs.field(init=False)
     submissions: int = attrs.field(default=0, init=False)
     """The number of submissions that the server has accepted."""
+    credits_reserved: int = attrs.field(default=0, init=False)
+    """The sum of the credits that the receipts of these submissions state."""
 
     def __attrs_post_init__(self) -> None:
         self.reconciler = Reconciler(self._pollers, self._ledger, self._timeouts, self._claims)
@@ -334,6 +336,7 @@ class Submitter:
     async def _accept(self, claim: Claim, receipt: Receipt) -> Receipt:
         """Record a receipt in the ledger, or in the log if the ledger fails, and emit `Submitted`."""
         self.submissions += 1
+        self.credits_reserved += receipt.credits_reserved or 0
         try:
             self.reconciler.add_receipt(receipt)
             await self._wait_until_stored(self._ledger.submitted(claim.intent, receipt))

@@ -23,8 +23,8 @@ LAYERS = [
     "_submission",
     "download",
     "_jobs",
-    "_batch",
     "_registration",
+    "_batch",
     "_session",
 ]
 ABOVE_ALL = {"_version", "_boot"}

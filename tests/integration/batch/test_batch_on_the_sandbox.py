@@ -1,8 +1,11 @@
 """A batch of a session on the sandbox: results, files, the rate limit, and a second run with a ledger."""
 
 import asyncio
+import itertools
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from batch_helpers import collect, posts, until, videos
 
 import qamera_async as q
@@ -121,3 +124,60 @@ async def test_counters_change_while_the_batch_runs(session, sandbox):
         assert outcome.ok
         await until(lambda: batch.submitted == 4)
         assert (batch.finished, batch.credits_reserved, batch.stopped) == (1, 40, None)
+
+
+async def test_a_session_of_another_event_loop_sends_nothing(session, sandbox):
+    async with session(ledger=None) as qamera:
+        result = await asyncio.to_thread(lambda: asyncio.run(collect(qamera.batch(videos(3)))))
+
+    assert isinstance(result.stopped, q.SessionClosedError)
+    assert result.outcomes == ()
+    assert posts(sandbox) == []
+
+
+async def test_a_batch_binds_its_session_to_the_event_loop(session, sandbox):
+    qamera = session(ledger=None)
+    await qamera.batch(videos(1))
+
+    with pytest.raises(q.SessionClosedError):
+        await asyncio.to_thread(lambda: asyncio.run(qamera.list_videos()))
+    await qamera.aclose()
+    assert len(posts(sandbox)) == 1
+
+
+async def test_receipts_count_in_the_statistics_after_their_callers_were_cancelled(session, sandbox):
+    sandbox.trouble("slow", seconds=0.1, times=3)
+    async with session(ledger=None) as qamera:
+        running = asyncio.ensure_future(collect(qamera.batch(videos(3))))
+        await until(lambda: len(posts(sandbox)) == 3)
+        running.cancel()
+        await until(lambda: qamera.statistics().submissions == 3)
+
+        assert qamera.statistics().credits_reserved == 30
+
+
+async def test_the_price_is_that_of_the_new_receipt_if_the_server_repeats_a_record_id(quick):
+    """The job is then the earlier job, which has the earlier receipt."""
+    credits_reserved = itertools.chain([10], itertools.repeat(30))
+
+    async def register(request):
+        await request.read()
+        receipt = {"createdRecordIds": ["vid_1"], "creditsReserved": next(credits_reserved)}
+        return web.json_response(receipt)
+
+    async def list_videos(request):
+        return web.json_response({"videos": [{"id": "vid_1", "status": "FAILED"}], "count": 1})
+
+    application = web.Application()
+    application.router.add_post("/{path:.*}", register)
+    application.router.add_get("/{path:.*}", list_videos)
+    async with (
+        TestServer(application) as server,
+        q.QameraSession("mk_live_a.b", base_url=str(server.make_url("/")), **quick) as qamera,
+    ):
+        held = await qamera.register_video(image_id="i")
+        result = await qamera.batch(videos(3), max_credits=50, max_in_flight=1)
+
+    assert held.receipt.credits_reserved == 10
+    assert (result.credits_reserved, result.credits_refunded) == (30, 30)
+    assert isinstance(result.stopped, q.CreditLimitError)

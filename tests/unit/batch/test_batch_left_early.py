@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from batch_helpers import Counted, batch_tasks, collect, until, videos
-from fake_access import Answer, FakeAccess, FakeJob, ambiguous, idle, make_batch, refused, script
+from fake_registrar import Answer, FakeJob, FakeRegistrar, ambiguous, idle, make_batch, refused, script
 
 import qamera_async as q
 from qamera_async import LedgerUnavailableError
@@ -24,9 +24,9 @@ def log_lines(caplog):
     return [(record.levelname, record.getMessage()) for record in lines]
 
 
-def assert_nothing_lost(access, caplog, handed_out):
+def assert_nothing_lost(registrar, caplog, handed_out):
     told = {record_id for outcome in handed_out for record_id in outcome.job.record_ids}
-    for job in access.jobs:
+    for job in registrar.jobs:
         assert job.record_ids[0] in told or job.record_ids[0] in warnings(caplog)
 
 
@@ -54,11 +54,11 @@ class Generator:
             self.closed += 1
 
 
-async def leave_with_all_but_one_ready(access, requests):
-    batch = make_batch(access, requests)
+async def leave_with_all_but_one_ready(registrar, requests):
+    batch = make_batch(registrar, requests)
     async with batch:
         async for outcome in batch:
-            await until(lambda: batch.finished == len(requests) and not access.on_wire)
+            await until(lambda: batch.finished == len(requests) and not registrar.on_wire)
             return outcome
     raise AssertionError("no outcome")
 
@@ -69,24 +69,24 @@ async def leave_with_all_but_one_ready(access, requests):
 @pytest.mark.parametrize("kind", ["sync", "asynchronous"])
 @pytest.mark.parametrize("after", [1, 7])
 async def test_leaving_the_loop_submits_nothing_more_and_leaves_no_task(caplog, after, kind):
-    source, access, given = Generator(), FakeAccess(), []
-    async for outcome in make_batch(access, getattr(source, kind)(), max_in_flight=20):
+    source, registrar, given = Generator(), FakeRegistrar(), []
+    async for outcome in make_batch(registrar, getattr(source, kind)(), max_in_flight=20):
         given.append(outcome)
         if len(given) == after:
             break
-    read, posts = source.read, len(access.posts)
+    read, posts = source.read, len(registrar.posts)
     await idle()
 
     assert source.closed == 1
     assert source.read == read
-    assert len(access.posts) == posts
-    assert_nothing_lost(access, caplog, given)
+    assert len(registrar.posts) == posts
+    assert_nothing_lost(registrar, caplog, given)
 
 
 @pytest.mark.parametrize("kind", ["sync", "asynchronous"])
 async def test_leaving_the_context_waits_until_no_task_is_left(caplog, kind):
-    source, access, given = Generator(), FakeAccess(), []
-    async with make_batch(access, getattr(source, kind)(), max_in_flight=20) as batch:
+    source, registrar, given = Generator(), FakeRegistrar(), []
+    async with make_batch(registrar, getattr(source, kind)(), max_in_flight=20) as batch:
         async for outcome in batch:
             given.append(outcome)
             if len(given) == 7:
@@ -95,13 +95,13 @@ async def test_leaving_the_context_waits_until_no_task_is_left(caplog, kind):
     assert batch_tasks() == []
     assert source.closed == 1
     await idle()
-    assert_nothing_lost(access, caplog, given)
+    assert_nothing_lost(registrar, caplog, given)
 
 
 async def test_an_exception_in_the_context_leaves_the_batch():
-    source, access = Generator(), FakeAccess()
+    source, registrar = Generator(), FakeRegistrar()
     with pytest.raises(KeyError):
-        async with make_batch(access, source.sync()) as batch:
+        async with make_batch(registrar, source.sync()) as batch:
             async for _ in batch:
                 raise KeyError
 
@@ -110,7 +110,7 @@ async def test_an_exception_in_the_context_leaves_the_batch():
 
 
 async def test_a_batch_can_not_be_consumed_after_its_context():
-    async with make_batch(FakeAccess(), videos(3)) as batch:
+    async with make_batch(FakeRegistrar(), videos(3)) as batch:
         pass
     with pytest.raises(RuntimeError):
         await batch
@@ -120,7 +120,7 @@ async def test_a_batch_can_not_be_consumed_after_its_context():
 
 @pytest.mark.parametrize("form", ["await", "for"])
 async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form):
-    async with make_batch(FakeAccess(), videos(5)) as batch:
+    async with make_batch(FakeRegistrar(), videos(5)) as batch:
         if form == "await":
             await batch
         else:
@@ -132,7 +132,7 @@ async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form
 
 
 async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
-    outcomes = aiter(make_batch(FakeAccess(), videos(1)))
+    outcomes = aiter(make_batch(FakeRegistrar(), videos(1)))
     given = await anext(outcomes)
     await outcomes.aclose()
 
@@ -142,8 +142,8 @@ async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
 
 async def test_an_iterator_that_was_left_early_raises():
     """A time limit, or aclose(), must not look like the end of the batch."""
-    access = FakeAccess(job_seconds=None)
-    late, closed, unused = (aiter(make_batch(access, videos(3))) for _ in range(3))
+    registrar = FakeRegistrar(job_seconds=None)
+    late, closed, unused = (aiter(make_batch(registrar, videos(3))) for _ in range(3))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(late), 0.02)
     asking = asyncio.ensure_future(anext(closed))
@@ -161,21 +161,21 @@ async def test_an_iterator_that_was_left_early_raises():
 
 
 async def test_a_batch_that_is_left_while_its_folder_is_created_submits_nothing(tmp_path):
-    access = FakeAccess()
-    outcomes = aiter(make_batch(access, videos(3), download_to=tmp_path / "clips"))
+    registrar = FakeRegistrar()
+    outcomes = aiter(make_batch(registrar, videos(3), download_to=tmp_path / "clips"))
     asking = asyncio.ensure_future(anext(outcomes))
     await asyncio.sleep(0)
     await outcomes.aclose()
 
     with pytest.raises(RuntimeError, match="left early"):
         await asking
-    assert batch_tasks() == access.claims == []
+    assert batch_tasks() == registrar.claims == []
 
 
 async def test_an_iterator_that_came_to_its_end_stays_there():
-    whole = aiter(make_batch(FakeAccess(), videos(3)))
+    whole = aiter(make_batch(FakeRegistrar(), videos(3)))
     assert len([outcome async for outcome in whole]) == 3
-    stopped = aiter(make_batch(FakeAccess(lambda _: refused(401)), videos(3)))
+    stopped = aiter(make_batch(FakeRegistrar(lambda _: refused(401)), videos(3)))
     with pytest.raises(q.AuthenticationError):
         await anext(stopped)
 
@@ -187,7 +187,7 @@ async def test_an_iterator_that_came_to_its_end_stays_there():
 
 
 async def test_an_iterator_that_is_kept_can_be_continued():
-    outcomes = aiter(make_batch(FakeAccess(), videos(5)))
+    outcomes = aiter(make_batch(FakeRegistrar(), videos(5)))
     async for _ in outcomes:
         break
 
@@ -195,8 +195,8 @@ async def test_an_iterator_that_is_kept_can_be_continued():
 
 
 async def test_a_forgotten_iterator_stops_the_batch(caplog):
-    source, access = Generator(), FakeAccess()
-    outcomes = aiter(make_batch(access, source.sync(), max_in_flight=10))
+    source, registrar = Generator(), FakeRegistrar()
+    outcomes = aiter(make_batch(registrar, source.sync(), max_in_flight=10))
     given = [await anext(outcomes)]
     cycle = [outcomes]
     cycle.append(cycle)
@@ -206,15 +206,15 @@ async def test_a_forgotten_iterator_stops_the_batch(caplog):
 
     assert source.closed == 1
     assert source.read <= 11
-    assert_nothing_lost(access, caplog, given)
+    assert_nothing_lost(registrar, caplog, given)
 
 
 async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
-    source, access = Generator(), FakeAccess(job_seconds=None)
-    kept = [aiter(make_batch(access, source.sync(), max_in_flight=10))]
+    source, registrar = Generator(), FakeRegistrar(job_seconds=None)
+    kept = [aiter(make_batch(registrar, source.sync(), max_in_flight=10))]
     asking = asyncio.ensure_future(anext(kept[0]))
-    await until(lambda: len(access.jobs) == 10)
-    access.jobs[0].finish()
+    await until(lambda: len(registrar.jobs) == 10)
+    registrar.jobs[0].finish()
     given = [await asking]
     del asking
     await asyncio.sleep(0)
@@ -224,12 +224,12 @@ async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
     await idle()
 
     assert source.closed == 1
-    assert_nothing_lost(access, caplog, given)
+    assert_nothing_lost(registrar, caplog, given)
 
 
 async def test_only_generators_are_closed_on_leaving():
     source = Counted(videos(100))
-    async with make_batch(FakeAccess(), source, max_in_flight=1) as batch:
+    async with make_batch(FakeRegistrar(), source, max_in_flight=1) as batch:
         async for _ in batch:
             break
 
@@ -243,8 +243,8 @@ async def test_only_generators_are_closed_on_leaving():
 async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, form):
     for moment in range(80):
         caplog.clear()
-        access, given, source = FakeAccess(job_seconds=0.001), [], Generator()
-        batch = make_batch(access, source.sync(), max_in_flight=6)
+        registrar, given, source = FakeRegistrar(job_seconds=0.001), [], Generator()
+        batch = make_batch(registrar, source.sync(), max_in_flight=6)
 
         async def consume_it(batch=batch, given=given):
             if form == "await":
@@ -270,29 +270,29 @@ async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, for
         del task
         await idle()
         assert source.closed == (1 if source.read else 0)
-        assert_nothing_lost(access, caplog, given)
+        assert_nothing_lost(registrar, caplog, given)
 
 
 async def test_a_cancelled_await_logs_what_it_had_collected(caplog):
-    access = FakeAccess()
+    registrar = FakeRegistrar()
 
     async def source():
         for request in videos(3):
             yield request
         await asyncio.sleep(1e6)
 
-    batch = make_batch(access, source())
+    batch = make_batch(registrar, source())
     task = asyncio.ensure_future(collect(batch))
     await until(lambda: batch.finished == 3)
     task.cancel()
     await asyncio.wait([task])
 
-    assert_nothing_lost(access, caplog, [])
+    assert_nothing_lost(registrar, caplog, [])
     assert "sku-2" in warnings(caplog)
 
 
 async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
-    closed, access = [], FakeAccess()
+    closed, registrar = [], FakeRegistrar()
 
     async def source():
         try:
@@ -302,8 +302,8 @@ async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
             await asyncio.sleep(0.05)
             closed.append(True)
 
-    task = asyncio.ensure_future(collect(make_batch(access, source())))
-    await until(lambda: access.posts)
+    task = asyncio.ensure_future(collect(make_batch(registrar, source())))
+    await until(lambda: registrar.posts)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0.005)
@@ -327,7 +327,7 @@ async def test_leaving_the_context_can_be_cancelled_and_still_ends_all_tasks():
             closed.append(True)
 
     async def leave():
-        async with make_batch(FakeAccess(), source()) as batch:
+        async with make_batch(FakeRegistrar(), source()) as batch:
             async for _ in batch:
                 break
 
@@ -343,32 +343,71 @@ async def test_leaving_the_context_can_be_cancelled_and_still_ends_all_tasks():
 
 @pytest.mark.parametrize("victim", ["qamera-batch", "qamera-batch-reader", "qamera-batch-1"])
 async def test_a_batch_whose_tasks_are_cancelled_from_outside_says_so(caplog, victim):
-    access = FakeAccess(job_seconds=0.05)
-    running = asyncio.ensure_future(collect(make_batch(access, videos(3), max_in_flight=2)))
-    await until(lambda: len(access.jobs) == 2)
+    registrar = FakeRegistrar(job_seconds=0.05)
+    running = asyncio.ensure_future(collect(make_batch(registrar, videos(3), max_in_flight=2)))
+    await until(lambda: len(registrar.jobs) == 2)
     for task in asyncio.all_tasks():
         if task.get_name() == victim:
             task.cancel()
     result = await running
 
-    assert isinstance(result.stopped, asyncio.CancelledError)
-    assert len(access.posts) == 2
-    assert_nothing_lost(access, caplog, result.outcomes)
+    assert type(result.stopped) is q.BatchStoppedError
+    assert "CancelledError" in str(result.stopped)
+    assert len(registrar.posts) == 2
+    assert not [outcome for outcome in result.outcomes if outcome.ok and outcome.record is None]
+    assert_nothing_lost(registrar, caplog, result.outcomes)
+
+
+def test_results_are_logged_if_the_event_loop_ends_before_the_iteration(caplog):
+    kept = []
+
+    async def main():
+        registrar = FakeRegistrar(job_seconds=None)
+        batch = make_batch(registrar, videos(3))
+        kept.append(aiter(batch))
+        asking = asyncio.ensure_future(anext(kept[0]))
+        await until(lambda: len(registrar.jobs) == 3)
+        registrar.jobs[0].finish()
+        await asking
+        registrar.jobs[1].finish()
+        await until(lambda: batch.finished == 2)
+
+    asyncio.run(main())
+
+    assert len(log_lines(caplog)) == 2
+    assert "vid_002" in warnings(caplog)
+    assert "vid_003" in warnings(caplog)
+
+
+def test_results_are_logged_if_the_iterator_is_forgotten_after_the_event_loop_ended(caplog):
+    kept = []
+
+    async def main():
+        batch = make_batch(FakeRegistrar(), videos(2))
+        kept.append(aiter(batch))
+        await anext(kept[0])
+        await until(lambda: batch.finished == 2 and not batch_tasks())
+
+    asyncio.run(main())
+    kept.clear()
+    gc.collect()
+
+    assert len(log_lines(caplog)) == 1
 
 
 # --- the log ----------------------------------------------------------------------------------------
 
 
 async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not(caplog):
-    access = FakeAccess(job_seconds=None)
-    batch = make_batch(access, videos(5))
+    registrar = FakeRegistrar(job_seconds=None)
+    batch = make_batch(registrar, videos(5))
     async with batch:
         outcomes = aiter(batch)
         asking = asyncio.ensure_future(anext(outcomes))
-        await until(lambda: len(access.jobs) == 5)
-        access.jobs[0].finish()
+        await until(lambda: len(registrar.jobs) == 5)
+        registrar.jobs[0].finish()
         given = await asking
-        access.jobs[1].finish()
+        registrar.jobs[1].finish()
         await until(lambda: batch.finished == 2)
     lines = log_lines(caplog)
 
@@ -379,18 +418,18 @@ async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not
 
 
 async def test_without_a_ledger_each_outcome_is_logged(caplog):
-    access = FakeAccess()
-    given = await leave_with_all_but_one_ready(access, videos(50))
+    registrar = FakeRegistrar()
+    given = await leave_with_all_but_one_ready(registrar, videos(50))
 
     assert [line.count("vid_") for _, line in log_lines(caplog)] == [1] * 49
     assert {level for level, _ in log_lines(caplog)} == {"WARNING"}
-    assert_nothing_lost(access, caplog, [given])
+    assert_nothing_lost(registrar, caplog, [given])
 
 
 async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
-    access = FakeAccess(script(ambiguous(), Answer()), has_ledger=True)
-    await leave_with_all_but_one_ready(access, videos(30))
+    registrar = FakeRegistrar(script(ambiguous(), Answer()), has_ledger=True)
+    await leave_with_all_but_one_ready(registrar, videos(30))
     ((level, line),) = log_lines(caplog)
 
     assert level == "INFO"
@@ -401,12 +440,14 @@ async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
 
 async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
     caplog.set_level("INFO", "qamera_async")
-    access = FakeAccess(has_ledger=True)
+    registrar = FakeRegistrar(has_ledger=True)
     requests = [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")]
-    first = await leave_with_all_but_one_ready(access, requests)
+    first = await leave_with_all_but_one_ready(registrar, requests)
 
     unnamed = {
-        job.record_ids[0] for job, post in zip(access.jobs, access.posts, strict=True) if post.ref is None
+        job.record_ids[0]
+        for job, post in zip(registrar.jobs, registrar.posts, strict=True)
+        if post.ref is None
     }
     unnamed -= set(first.job.record_ids)
     assert unnamed
@@ -418,29 +459,29 @@ async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
 @pytest.mark.parametrize("has_ledger", [True, False])
 async def test_a_receipt_that_was_neither_saved_nor_handed_out_is_logged(caplog, has_ledger):
     error = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x", "vid_y")))
-    access = FakeAccess(lambda _: Answer(error, seconds=0.005), has_ledger=has_ledger)
-    await leave_with_all_but_one_ready(access, videos(2))
+    registrar = FakeRegistrar(lambda _: Answer(error, seconds=0.005), has_ledger=has_ledger)
+    await leave_with_all_but_one_ready(registrar, videos(2))
 
     assert "vid_x, vid_y (ref 'sku-1')" in warnings(caplog)
 
 
 async def test_an_ambiguous_submission_that_was_not_handed_out_is_logged(caplog):
-    access = FakeAccess(script(Answer(), ambiguous(), Answer()))
-    await leave_with_all_but_one_ready(access, videos(4))
+    registrar = FakeRegistrar(script(Answer(), ambiguous(), Answer()))
+    await leave_with_all_but_one_ready(registrar, videos(4))
 
     assert "ambiguous submission (ref 'sku-1')" in warnings(caplog)
 
 
 async def test_a_cancelled_await_with_a_ledger_says_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
-    access = FakeAccess(has_ledger=True)
+    registrar = FakeRegistrar(has_ledger=True)
 
     async def source():
         for request in videos(3):
             yield request
         await asyncio.sleep(1e6)
 
-    batch = make_batch(access, source())
+    batch = make_batch(registrar, source())
     task = asyncio.ensure_future(collect(batch))
     await until(lambda: batch.finished == 3)
     task.cancel()
@@ -453,7 +494,7 @@ async def test_earlier_jobs_that_were_not_handed_out_are_logged(caplog):
     known = {f"sku-{n}": FakeJob(f"vid_{n}") for n in range(3)}
     for job in known.values():
         job.finish()
-    given = await leave_with_all_but_one_ready(FakeAccess(known=known), videos(3))
+    given = await leave_with_all_but_one_ready(FakeRegistrar(known=known), videos(3))
 
     assert warnings(caplog).count("vid_") == 2
     assert given.job.record_ids[0] not in warnings(caplog)

@@ -5,23 +5,23 @@ import asyncio
 import pytest
 import uvloop
 from batch_helpers import consume, videos
-from fake_access import Answer, FakeAccess, ambiguous, idle, make_batch, refused, script, unreachable
+from fake_registrar import Answer, FakeRegistrar, ambiguous, idle, make_batch, refused, script, unreachable
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_pauses_stops_and_leaves_on_any_event_loop(loop_factory, tmp_path):
     async def run():
         answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
-        access = FakeAccess(answers)
+        registrar = FakeRegistrar(answers)
         outcomes, reason = await consume(
-            make_batch(access, videos(20), max_in_flight=10, max_credits=None, download_to=tmp_path)
+            make_batch(registrar, videos(20), max_in_flight=10, max_credits=None, download_to=tmp_path)
         )
         assert len(outcomes) == 9
         assert reason.status == 401
-        async with make_batch(FakeAccess(), videos(100), max_in_flight=10) as batch:
+        async with make_batch(FakeRegistrar(), videos(100), max_in_flight=10) as batch:
             async for _ in batch:
                 break
-        async for _ in make_batch(FakeAccess(), videos(100), max_in_flight=10):
+        async for _ in make_batch(FakeRegistrar(), videos(100), max_in_flight=10):
             break
         await idle()
 

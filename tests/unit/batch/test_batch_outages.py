@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from batch_helpers import Counted, consume, until, videos
-from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, unreachable
+from fake_registrar import Answer, FakeJob, FakeRegistrar, ambiguous, make_batch, unreachable
 
 import qamera_async as q
 
@@ -39,7 +39,7 @@ class Outage:
 async def test_in_an_outage_one_request_tries_at_a_time_and_nothing_is_read():
     trying, tries = 0, []
 
-    class Access(FakeAccess):
+    class SpecialRegistrar(FakeRegistrar):
         async def send(self, claim):
             nonlocal trying
             trying += 1
@@ -49,7 +49,7 @@ async def test_in_an_outage_one_request_tries_at_a_time_and_nothing_is_read():
             raise q.ConnectionFailedError("refused")
 
     source = Counted(videos(100))
-    async with make_batch(Access(), source, retry=Delays()) as batch:
+    async with make_batch(SpecialRegistrar(), source, retry=Delays()) as batch:
         running = asyncio.ensure_future(consume(batch))
         await until(lambda: len(tries) > 50)
         running.cancel()
@@ -62,31 +62,31 @@ async def test_in_an_outage_one_request_tries_at_a_time_and_nothing_is_read():
 
 async def test_each_outage_follows_the_delays_from_the_first_on():
     retry, outage = Delays(), Outage(12)
-    access = FakeAccess(outage)
-    first, _ = await consume(make_batch(access, videos(10), retry=retry))
+    registrar = FakeRegistrar(outage)
+    first, _ = await consume(make_batch(registrar, videos(10), retry=retry))
     given = list(retry.given)
     outage.left = 7
-    second, _ = await consume(make_batch(access, videos(10), retry=retry))
+    second, _ = await consume(make_batch(registrar, videos(10), retry=retry))
 
     assert [outcome.ok for outcome in [*first, *second]] == [True] * 20
     assert given == list(range(1, len(given) + 1))
     assert retry.given[len(given) :] == list(range(1, len(retry.given) - len(given) + 1))
     assert 3 <= len(retry.given) - len(given) < len(given) <= 12
-    assert len(access.posts) == 20
+    assert len(registrar.posts) == 20
 
 
 async def test_a_request_is_claimed_again_for_each_try():
-    access = FakeAccess(Outage(3))
-    outcomes, _ = await consume(make_batch(access, videos(1)))
+    registrar = FakeRegistrar(Outage(3))
+    outcomes, _ = await consume(make_batch(registrar, videos(1)))
 
     assert [outcome.ok for outcome in outcomes] == [True]
-    assert len(access.claims) == 4
-    assert len(access.posts) == 1
+    assert len(registrar.claims) == 4
+    assert len(registrar.posts) == 1
 
 
 async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog):
     caplog.set_level("INFO", "qamera_async")
-    await consume(make_batch(FakeAccess(Outage(12)), videos(10)))
+    await consume(make_batch(FakeRegistrar(Outage(12)), videos(10)))
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
 
     assert [level for level, _ in lines] == ["WARNING", "INFO"]
@@ -95,25 +95,25 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog):
 
 async def test_a_batch_without_an_outage_logs_none(caplog):
     caplog.set_level("INFO", "qamera_async")
-    await consume(make_batch(FakeAccess(), videos(3)))
+    await consume(make_batch(FakeRegistrar(), videos(3)))
 
     assert caplog.text == ""
 
 
 async def test_a_batch_can_be_stopped_in_an_outage():
     old = FakeJob("vid_old")
-    access = FakeAccess(lambda _: unreachable(), known={"old": old})
+    registrar = FakeRegistrar(lambda _: unreachable(), known={"old": old})
     retry = q.RetryPolicy(base=1000.0, max_delay=1000.0)
     requests = [q.VideoRequest("i", ref="old"), *videos(20)]
-    running = asyncio.ensure_future(consume(make_batch(access, requests, retry=retry)))
+    running = asyncio.ensure_future(consume(make_batch(registrar, requests, retry=retry)))
     await asyncio.sleep(0.02)
     old.fail(q.AuthenticationError("revoked", status=401))
     outcomes, reason = await asyncio.wait_for(running, 5)
 
     assert isinstance(reason, q.AuthenticationError)
     assert [outcome.job for outcome in outcomes] == [old]
-    assert access.posts == []
-    assert all(claim.released or claim.task for claim in access.claims)
+    assert registrar.posts == []
+    assert all(claim.released or claim.task for claim in registrar.claims)
 
 
 async def test_in_an_outage_a_slow_source_is_not_asked_for_more(caplog):
@@ -126,8 +126,8 @@ async def test_in_an_outage_a_slow_source_is_not_asked_for_more(caplog):
             await asyncio.sleep(0.005)
 
     outage = Outage(10**6)
-    access = FakeAccess(outage)
-    running = asyncio.ensure_future(consume(make_batch(access, source())))
+    registrar = FakeRegistrar(outage)
+    running = asyncio.ensure_future(consume(make_batch(registrar, source())))
     await until(lambda: caplog.text)
     at_first = len(read)
     await asyncio.sleep(0.1)
@@ -137,13 +137,13 @@ async def test_in_an_outage_a_slow_source_is_not_asked_for_more(caplog):
 
     assert at_last <= at_first + 1 < 10  # the source may have been asked for one when the outage began
     assert (len(outcomes), reason) == (10, None)
-    assert len(access.posts) == 10
+    assert len(registrar.posts) == 10
 
 
 async def test_the_next_request_tries_if_the_only_one_ends_otherwise():
     """Another process submits the request that waits for the network."""
 
-    class Access(FakeAccess):
+    class SpecialRegistrar(FakeRegistrar):
         async def send(self, claim):
             if claim.request.ref == "sku-0":
                 job = self.known["sku-0"] = FakeJob("vid_elsewhere")
@@ -151,38 +151,40 @@ async def test_the_next_request_tries_if_the_only_one_ends_otherwise():
                 raise q.ConnectionFailedError("refused")
             return await super().send(claim)
 
-    access = Access()
-    outcomes, reason = await asyncio.wait_for(consume(make_batch(access, videos(3), max_in_flight=1)), 5)
+    registrar = SpecialRegistrar()
+    outcomes, reason = await asyncio.wait_for(consume(make_batch(registrar, videos(3), max_in_flight=1)), 5)
 
     assert [outcome.ok for outcome in outcomes] == [True] * 3
     assert reason is None
-    assert len(access.posts) == 2
+    assert len(registrar.posts) == 2
 
 
 async def test_a_request_that_may_have_been_sent_is_not_sent_again():
     error = q.RequestTimeoutError("half of it was sent", sent=True)
-    access = FakeAccess(lambda request: Answer(error if request.ref == "sku-1" else None))
-    outcomes, _ = await consume(make_batch(access, videos(3)))
+    registrar = FakeRegistrar(lambda request: Answer(error if request.ref == "sku-1" else None))
+    outcomes, _ = await consume(make_batch(registrar, videos(3)))
 
     assert {outcome.index: outcome.error for outcome in outcomes} == {0: None, 1: error, 2: None}
-    assert len(access.posts) == 3
+    assert len(registrar.posts) == 3
 
 
 async def test_an_outage_keeps_the_credit_limit_and_the_target_files(tmp_path):
-    access = FakeAccess(Outage(12))
-    batch = make_batch(access, [*videos(3), *videos(3)], max_credits=1000, download_to=tmp_path)
+    registrar = FakeRegistrar(Outage(12))
+    batch = make_batch(registrar, [*videos(3), *videos(3)], max_credits=1000, download_to=tmp_path)
     outcomes, reason = await consume(batch)
 
     assert reason is None
-    assert sum(outcome.ok for outcome in outcomes) == len(access.posts) == len(list(tmp_path.iterdir())) == 3
-    assert batch.credits_reserved == access.paid == 30
+    assert (
+        sum(outcome.ok for outcome in outcomes) == len(registrar.posts) == len(list(tmp_path.iterdir())) == 3
+    )
+    assert batch.credits_reserved == registrar.paid == 30
 
 
 async def test_an_outage_ends_with_an_ambiguous_submission_too():
     answers = iter([unreachable(), ambiguous()])
-    access = FakeAccess(lambda _: next(answers, Answer(seconds=0.01)))
+    registrar = FakeRegistrar(lambda _: next(answers, Answer(seconds=0.01)))
     outcomes, reason = await consume(
-        make_batch(access, videos(4), retry=(retry := Delays()), max_in_flight=1)
+        make_batch(registrar, videos(4), retry=(retry := Delays()), max_in_flight=1)
     )
 
     assert reason is None

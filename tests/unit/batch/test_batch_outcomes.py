@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 from batch_helpers import Counted, collect, consume, until, videos
-from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, script
+from fake_registrar import Answer, FakeJob, FakeRegistrar, ambiguous, make_batch, script
 
 import qamera_async as q
 from qamera_async import BatchResult, Outcome
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
 async def test_awaiting_returns_all_outcomes_in_the_order_of_the_input():
-    access = FakeAccess(job_seconds=None)
+    registrar = FakeRegistrar(job_seconds=None)
     requests = [*videos(6), q.ReelRequest(["a", "b"])]
-    running = asyncio.ensure_future(collect(make_batch(access, requests)))
-    await until(lambda: len(access.jobs) == 7)
-    access.jobs[3].fail()
-    for job in reversed(access.jobs):
+    running = asyncio.ensure_future(collect(make_batch(registrar, requests)))
+    await until(lambda: len(registrar.jobs) == 7)
+    registrar.jobs[3].fail()
+    for job in reversed(registrar.jobs):
         job.finish()
     result = await running
 
@@ -33,13 +33,13 @@ async def test_awaiting_returns_all_outcomes_in_the_order_of_the_input():
 
 
 async def test_iterating_yields_outcomes_as_they_finish():
-    access = FakeAccess(job_seconds=None)
-    outcomes = aiter(make_batch(access, videos(3)))
+    registrar = FakeRegistrar(job_seconds=None)
+    outcomes = aiter(make_batch(registrar, videos(3)))
     given = []
     for place in (2, 0, 1):
         asking = asyncio.ensure_future(anext(outcomes))
-        await until(lambda: len(access.jobs) == 3)
-        access.jobs[place].finish()
+        await until(lambda: len(registrar.jobs) == 3)
+        registrar.jobs[place].finish()
         given.append((await asking).record.id)
     with pytest.raises(StopAsyncIteration):
         await anext(outcomes)
@@ -59,14 +59,14 @@ async def test_accepts_any_iterable(kind):
             return videos(3)[index]
 
     requests = {"list": videos(3), "iterator": iter(videos(3)), "async": asynchronous(), "indexed": Indexed()}
-    result = await make_batch(FakeAccess(), requests[kind])
+    result = await make_batch(FakeRegistrar(), requests[kind])
 
     assert [outcome.request.ref for outcome in result.outcomes] == ["sku-0", "sku-1", "sku-2"]
 
 
 @pytest.mark.parametrize("requests", [[], iter(())])
 async def test_an_empty_input_has_an_empty_result(requests):
-    assert await make_batch(FakeAccess(), requests) == BatchResult(())
+    assert await make_batch(FakeRegistrar(), requests) == BatchResult(())
 
 
 @pytest.mark.parametrize(
@@ -78,26 +78,29 @@ async def test_an_empty_input_has_an_empty_result(requests):
         *({"max_in_flight": bad} for bad in (0, -1, True, 1.0, None, "1")),
         *({"max_downloads": bad} for bad in (0, True, 2.5, None)),
         *({"max_credits": bad} for bad in (-1, False, 10.0, "10")),
+        *({"retry_failed": bad} for bad in (0, 1, "no", None)),
+        *({"overwrite": bad} for bad in (0, 1, "no", None)),
+        *({"allow_private": bad} for bad in (0, 1, "no", None)),
         *({"download_to": bad} for bad in (3, "", b"", b"a", "a\0b", "\ud800", "a/\udcff")),
     ],
 )
 def test_refuses_invalid_settings_when_it_is_built(options):
     with pytest.raises(q.ConfigurationError):
-        make_batch(FakeAccess.__new__(FakeAccess), **{"requests": []} | options)
+        make_batch(FakeRegistrar.__new__(FakeRegistrar), **{"requests": []} | options)
 
 
 async def test_an_input_that_is_no_request_is_one_failed_outcome():
-    access = FakeAccess()
-    result = await make_batch(access, [*videos(1), "img_2", None, *videos(1)])
+    registrar = FakeRegistrar()
+    result = await make_batch(registrar, [*videos(1), "img_2", None, *videos(1)])
 
     assert [type(outcome.error) for outcome in result.failures] == [q.InvalidRequestError] * 2
     assert [outcome.request for outcome in result.failures] == ["img_2", None]
-    assert len(access.posts) == 2
+    assert len(registrar.posts) == 2
 
 
 async def test_a_batch_is_consumed_once():
-    access = FakeAccess()
-    first, second = make_batch(access, videos(1)), make_batch(access, videos(1))
+    registrar = FakeRegistrar()
+    first, second = make_batch(registrar, videos(1)), make_batch(registrar, videos(1))
     await first
     assert [outcome.ok async for outcome in second] == [True]
     for batch in (first, second):
@@ -106,90 +109,90 @@ async def test_a_batch_is_consumed_once():
         with pytest.raises(RuntimeError, match="once"):
             aiter(batch)
 
-    assert len(access.posts) == 2
+    assert len(registrar.posts) == 2
 
 
 async def test_nothing_is_read_before_the_batch_is_consumed():
-    source, access = Counted(videos(3)), FakeAccess()
-    async with make_batch(access, source):
+    source, registrar = Counted(videos(3)), FakeRegistrar()
+    async with make_batch(registrar, source):
         await asyncio.sleep(0.02)
 
     assert source.read == 0
-    assert access.claims == []
+    assert registrar.claims == []
 
 
 async def test_keeps_no_more_than_max_in_flight():
-    source, access = Counted(videos(300)), FakeAccess(job_seconds=0.005)
+    source, registrar = Counted(videos(300)), FakeRegistrar(job_seconds=0.005)
     handed, ahead = 0, []
-    async for outcome in make_batch(access, source, max_in_flight=10):
+    async for outcome in make_batch(registrar, source, max_in_flight=10):
         assert outcome.ok
         handed += 1
         ahead.append(source.read - handed + 1)
 
-    assert handed == len(access.posts) == 300
+    assert handed == len(registrar.posts) == 300
     assert max(ahead) == 10
 
 
 async def test_a_slow_consumer_slows_the_batch_down():
-    source, access = Counted(videos(20)), FakeAccess()
+    source, registrar = Counted(videos(20)), FakeRegistrar()
     handed = 0
-    async for _ in make_batch(access, source, max_in_flight=4):
+    async for _ in make_batch(registrar, source, max_in_flight=4):
         handed += 1
-        await until(lambda: len(access.posts) == min(handed + 4, 20))  # noqa: B023 - awaited here
+        await until(lambda: len(registrar.posts) == min(handed + 4, 20))  # noqa: B023 - awaited here
         await asyncio.sleep(0.005)
-        assert source.read == len(access.posts)
+        assert source.read == len(registrar.posts)
 
     assert handed == 20
 
 
 async def test_sends_at_most_five_posts_at_once():
-    access = FakeAccess(lambda _: Answer(seconds=0.002))
-    result = await make_batch(access, videos(40))
+    registrar = FakeRegistrar(lambda _: Answer(seconds=0.002))
+    result = await make_batch(registrar, videos(40))
 
     assert len(result.records) == 40
-    assert access.most_on_wire == 5
+    assert registrar.most_on_wire == 5
 
 
 async def test_reads_no_further_than_it_can_send():
-    source, access = Counted(videos(100)), FakeAccess()
-    access.rate_limit.clear()
-    async with make_batch(access, source) as batch:
+    source, registrar = Counted(videos(100)), FakeRegistrar()
+    registrar.rate_limit.clear()
+    async with make_batch(registrar, source) as batch:
         running = asyncio.ensure_future(collect(batch))
-        await until(lambda: access.waiting == 5)
+        await until(lambda: registrar.waiting == 5)
         await asyncio.sleep(0.01)
 
         assert source.read == 5
-        access.rate_limit.set()
+        registrar.rate_limit.set()
         assert len((await running).records) == 100
 
 
 async def test_counters_change_while_the_batch_runs():
-    access = FakeAccess(job_seconds=None, known={"sku-0": (earlier := FakeJob("vid_0"))})
+    registrar = FakeRegistrar(job_seconds=None, known={"sku-0": (earlier := FakeJob("vid_0"))})
     earlier.finish()
-    batch = make_batch(access, videos(4))
+    batch = make_batch(registrar, videos(4))
     assert (batch.submitted, batch.finished, batch.credits_reserved, batch.stopped) == (0, 0, 0, None)
     outcomes = aiter(batch)
     assert (await anext(outcomes)).job is earlier
     await until(lambda: batch.submitted == 3)
 
     assert (batch.finished, batch.credits_reserved, batch.stopped) == (1, 30, None)
-    access.jobs[0].finish()
+    registrar.jobs[0].finish()
     await anext(outcomes)
     assert batch.finished == 2
     await outcomes.aclose()
 
 
 async def test_stopped_is_known_before_the_last_outcome():
-    access = FakeAccess(
+    registrar = FakeRegistrar(
         script(Answer(), then=Answer(q.AuthenticationError("revoked", status=401))), job_seconds=None
     )
-    batch = make_batch(access, videos(9))
+    batch = make_batch(registrar, videos(9))
     running = asyncio.ensure_future(consume(batch))
     await until(lambda: batch.stopped)
 
     assert isinstance(batch.stopped, q.AuthenticationError)
     assert not running.done()
-    access.jobs[0].finish()
+    registrar.jobs[0].finish()
     outcomes, reason = await running
     assert (len(outcomes), reason) == (1, batch.stopped)
 
@@ -201,9 +204,9 @@ async def test_iterating_keeps_only_what_is_in_flight():
         before = tracemalloc.get_traced_memory()[0]
         job = FakeJob("vid_1")
         job.finish()
-        access = FakeAccess(known=type("Everything", (), {"get": lambda _, ref: job})())
+        registrar = FakeRegistrar(known=type("Everything", (), {"get": lambda _, ref: job})())
         requests = (q.VideoRequest("i", ref=str(n)) for n in range(rows))
-        async for outcome in make_batch(access, requests, max_in_flight=20):
+        async for outcome in make_batch(registrar, requests, max_in_flight=20):
             assert outcome.ok
         return tracemalloc.get_traced_memory()[1] - before
 
@@ -221,36 +224,36 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
     job, failed = FakeJob("vid_a"), FakeJob("vid_b", receipt=q.Receipt(("vid_b",), credits_reserved=10))
     job.finish()
     failed.fail()
-    access = FakeAccess(known={"sku-0": job, "sku-1": failed})
-    result = await make_batch(access, videos(3))
+    registrar = FakeRegistrar(known={"sku-0": job, "sku-1": failed})
+    result = await make_batch(registrar, videos(3))
 
     assert [outcome.ok for outcome in result.outcomes] == [True, False, True]
-    assert len(access.posts) == 1
+    assert len(registrar.posts) == 1
     assert (result.credits_reserved, result.credits_refunded) == (10, 0)
 
 
 async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.01)
-    access = FakeAccess()
-    access.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
-    outcomes = aiter(make_batch(access, videos(30)))
+    monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.01)
+    registrar = FakeRegistrar()
+    registrar.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
+    outcomes = aiter(make_batch(registrar, videos(30)))
     first = [await anext(outcomes) for _ in range(10)]
 
     assert sorted(outcome.index for outcome in first) == list(range(20, 30))
-    for n, event in enumerate(access.elsewhere.values()):
-        access.known[f"sku-{n}"] = job = FakeJob(f"vid_{n}")
+    for n, event in enumerate(registrar.elsewhere.values()):
+        registrar.known[f"sku-{n}"] = job = FakeJob(f"vid_{n}")
         job.finish()
         event.set()
     assert sorted([outcome.index async for outcome in outcomes]) == list(range(20))
-    assert len(access.posts) == 10
+    assert len(registrar.posts) == 10
 
 
 async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch):
-    monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.001)
-    access = FakeAccess(lambda _: Answer(seconds=0.002))
+    monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.001)
+    registrar = FakeRegistrar(lambda _: Answer(seconds=0.002))
     granted = asyncio.Event()
-    access.elsewhere = {f"sku-{n}": granted for n in range(30)}
-    batch = make_batch(access, source := Counted(videos(90)), max_in_flight=30)
+    registrar.elsewhere = {f"sku-{n}": granted for n in range(30)}
+    batch = make_batch(registrar, source := Counted(videos(90)), max_in_flight=30)
     outcomes = aiter(batch)
     asking = asyncio.ensure_future(anext(outcomes))
     await until(lambda: source.read == 30)
@@ -258,27 +261,27 @@ async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch)
     await asking
     for _ in range(29):
         await anext(outcomes)
-    await until(lambda: len(access.posts) == 60)
-    access.rate_limit.clear()
+    await until(lambda: len(registrar.posts) == 60)
+    registrar.rate_limit.clear()
     for _ in range(30):
         await anext(outcomes)
-    await until(lambda: access.waiting == 5)
+    await until(lambda: registrar.waiting == 5)
     await asyncio.sleep(0.01)
 
-    assert access.most_on_wire == 5
+    assert registrar.most_on_wire == 5
     assert source.read == 65
     await outcomes.aclose()
 
 
 @pytest.mark.parametrize("retry_failed", [True, False])
 async def test_retry_failed_is_passed_to_the_claim(retry_failed):
-    class Access(FakeAccess):
+    class SpecialRegistrar(FakeRegistrar):
         async def claim(self, request, *, retry_failed):
             asked.append(retry_failed)
             return await super().claim(request, retry_failed=retry_failed)
 
     asked = []
-    await make_batch(Access(), videos(1), retry_failed=retry_failed)
+    await make_batch(SpecialRegistrar(), videos(1), retry_failed=retry_failed)
 
     assert asked == [retry_failed]
 

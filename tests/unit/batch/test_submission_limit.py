@@ -1,7 +1,7 @@
 """How many submissions of a batch may be undecided, in whatever order the answers come, and outages."""
 
 import pytest
-from fake_access import ambiguous, refused, unreachable
+from fake_registrar import ambiguous, refused, unreachable
 
 import qamera_async as q
 from qamera_async._batch.limits import MAX_UNDECIDED, SubmissionLimit
@@ -10,6 +10,9 @@ from qamera_async._batch.limits import MAX_UNDECIDED, SubmissionLimit
 @pytest.fixture
 def limit():
     return SubmissionLimit(q.RetryPolicy(base=1e-9, max_delay=1e-9))
+
+
+RECEIPT = q.Receipt(("vid_1",))
 
 
 def error():
@@ -36,7 +39,7 @@ def test_permits_only_as_many_as_may_all_end_ambiguous(limit):
     assert not limit.permits(3)
 
 
-@pytest.mark.parametrize("answer", [None, refused().error])
+@pytest.mark.parametrize("answer", [RECEIPT, refused().error])
 def test_an_answer_permits_one_more_submission(limit, answer):
     numbers = send(limit, MAX_UNDECIDED)
     limit.ended(numbers[-1], answer)
@@ -45,7 +48,7 @@ def test_an_answer_permits_one_more_submission(limit, answer):
     assert not limit.permits(2)
 
 
-@pytest.mark.parametrize("answer", [None, refused().error])
+@pytest.mark.parametrize("answer", [RECEIPT, refused().error])
 def test_an_answer_ends_the_row_of_all_that_were_sent_before(limit, answer):
     early = send(limit, MAX_UNDECIDED)
     limit.ended(early[0], error())
@@ -63,9 +66,9 @@ def test_an_answer_ends_the_row_of_all_that_were_sent_before(limit, answer):
 def test_a_late_answer_to_an_early_submission_ends_no_later_row(limit):
     early, *others, last = send(limit, MAX_UNDECIDED)
     limit.ended(last, error())
-    limit.ended(early, None)
+    limit.ended(early, RECEIPT)
     for number in others:
-        limit.ended(number, None)
+        limit.ended(number, RECEIPT)
 
     assert limit.permits(MAX_UNDECIDED - 1)
     assert not limit.permits(MAX_UNDECIDED)
@@ -83,11 +86,11 @@ def test_a_submission_without_an_answer_ends_no_row(limit, end):
     assert not limit.permits(MAX_UNDECIDED - 1)
 
 
-@pytest.mark.parametrize("answer", [None, refused().error, error()])
+@pytest.mark.parametrize("answer", [RECEIPT, refused().error, error()])
 def test_an_outage_permits_one_probe_at_a_time_and_ends_with_its_answer(limit, answer):
     numbers = send(limit, 2)
     limit.ended(numbers[0], unreachable().error)
-    limit.ended(numbers[1], None)
+    limit.ended(numbers[1], RECEIPT)
     assert limit.outage
 
     (probe,) = send(limit, 1)

@@ -1,4 +1,4 @@
-"""A session as a batch sees it, without a server: it claims, sends and downloads, and counts the cost."""
+"""A registrar without a server: it claims, sends and downloads, and counts the cost."""
 
 import asyncio
 import logging
@@ -75,8 +75,8 @@ def record_of(job):
     return q.Video(job.record_ids[0], "DONE", q.JobState.DONE)
 
 
-class FakeAccess:
-    """What a batch needs of a session.
+class FakeRegistrar:
+    """Replaces the `Registrar` of a session.
 
     Args:
         answer: Gives the answer to a request that is sent now; the receipts state 10 credits by default.
@@ -129,6 +129,12 @@ class FakeAccess:
                 self.withdraw(claim)
             raise
 
+    def new_job(self, claim, receipt):
+        (job,) = [job for job in self.jobs if job.receipt is receipt]
+        if self.job_seconds is not None:
+            asyncio.get_running_loop().call_later(self.job_seconds, job.finish)
+        return job
+
     def withdraw(self, claim):
         claim.released = claim.task is None
         if claim.task is not None and not claim.on_wire:
@@ -162,11 +168,8 @@ class FakeAccess:
             raise answer.error
         self.paid += answer.price or 0
         receipt = q.Receipt((f"vid_{len(self.jobs) + 1:03}",), credits_reserved=answer.price)
-        job = FakeJob(*receipt.record_ids, receipt=receipt)
-        self.jobs.append(job)
-        if self.job_seconds is not None:
-            asyncio.get_running_loop().call_later(self.job_seconds, job.finish)
-        return job
+        self.jobs.append(FakeJob(*receipt.record_ids, receipt=receipt))
+        return receipt
 
     async def _exchange(self, claim, answer):
         claim.on_wire = True
@@ -217,9 +220,9 @@ def unreachable():
     return Answer(q.ConnectionFailedError("No connection to example.com."))
 
 
-def make_batch(access, requests, *, retry=None, **options):
+def make_batch(registrar, requests, *, retry=None, **options):
     return q.Batch(
-        access, requests, retry=retry or q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01), **options
+        registrar, requests, retry=retry or q.RetryPolicy(attempts=3, base=0.001, max_delay=0.01), **options
     )
 
 
