@@ -18,6 +18,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -198,7 +199,7 @@ class QameraSession:
         if not self._built or self._closed:
             return
         # Deferred, because a finalizer may run while this thread holds the limiter's lock.
-        self._limiter.leave_later(self._ledger.release)
+        self._limiter.leave_when_next_session_opens(self._ledger.release)
         if self._loop is not None:
             warnings.warn(
                 f"Unclosed {self!r}: use async with, or await aclose().",
@@ -262,8 +263,9 @@ class QameraSession:
         return self._closing or self._closed
 
     async def _close(self) -> None:
-        self._limiter.stop(SessionClosedError("The session was closed before the request was sent."))
+        closed = SessionClosedError("The session was closed before the request was sent.")
         parts = [
+            partial(self._limiter.stop, closed),
             self._submitter.aclose,
             *(poller.aclose for poller in self._pollers.values()),
             self._download_client.aclose,

@@ -15,8 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import qamera_async as q
 from qamera_async._ratelimit import Priority, session_limiter
-from qamera_async._ratelimit.engine import Engine
-from qamera_async._ratelimit.limiter import limiter_of
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 WINDOW = 8.0  # seconds; it and all others are binary fractions, so that sums are exact
@@ -59,14 +57,14 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @initialize(limit=st.integers(1, 5))
     def begin(self, limit):
-        self.limiter = limiter_of(Engine(limit, WINDOW, self.loop.time))
+        self.limiter = q.RateLimiter(limit, WINDOW)
         self.account = f"machine {next(numbers)}"
         self.sessions = {}
         for owner in (*OWNERS, "poller", "traffic", "last"):
             self.sessions[owner] = self.join()
 
     def join(self):
-        return session_limiter(self.account, self.limiter)
+        return session_limiter(self.account, self.limiter, self.loop.time)
 
     def leave(self, name):
         session = self.sessions.pop(name, None)
@@ -197,7 +195,7 @@ class LimiterMachine(RuleBasedStateMachine):
         else:
             assert self.limiter.cooldown == max(before - now, 0.0)
         self.exhausted = now - self.run_since >= 5 * WINDOW
-        assert not new or self.sessions["one"].exhausted == self.exhausted
+        assert not new or sent.slot.exhausted == self.exhausted
         for _ in range(then):
             self.start(POLL, OWNERS[0])
         self.run_passes(passes)
@@ -228,7 +226,7 @@ class LimiterMachine(RuleBasedStateMachine):
         self.run_passes(1)
         here = [task for task, (whose, _) in self.waiting.items() if whose == owner]
         self.stopped.add(owner)
-        self.loop.call_soon(self.sessions[owner].stop, q.SessionClosedError("closed"))
+        self.loop.create_task(self.sessions[owner].stop(q.SessionClosedError("closed")))
         self.run_passes(6)
         assert all(task.done() for task in here)
         self.stopped.discard(owner)

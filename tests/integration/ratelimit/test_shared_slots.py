@@ -143,7 +143,7 @@ async def test_detached_store_is_not_called():
     waiting = await a.waiting(POLL)
     slot.on_response()
 
-    assert (await waiting).shared == ()
+    assert not (await waiting).shared
     assert store.calls == []
     assert table.slots == {}
 
@@ -187,7 +187,7 @@ async def test_usage_of_two_stores_is_added_up():
     second.attach(other)
     slot = await a.acquire()
     assert a.rate_limiter.used == 3
-    assert [store for store, _ in slot.shared] == [a.store, other]
+    assert [store.slots for store in slot.shared] == [a.store, other]
     second.detach()
 
     assert a.rate_limiter.used == 2
@@ -484,7 +484,7 @@ async def test_store_detached_meanwhile_fails_no_request():
     store.error = RuntimeError("closed")
     store.before.set()
 
-    assert (await taking).shared == ()
+    assert not (await taking).shared
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -497,7 +497,7 @@ async def test_stop_ends_a_request_that_takes_its_slot(times):
     other = asyncio.ensure_future(a.another_session().acquire(SUBMISSION))
     await run_ready()
     for _ in range(times):
-        a.session.stop(SessionClosedError("closed"))
+        await a.session.stop(SessionClosedError("closed"))
         await asyncio.sleep(0)  # the second comes while it is on its way out
     await run_ready()
     with pytest.raises(SessionClosedError):
@@ -517,7 +517,7 @@ async def test_stop_ends_a_granted_request_before_the_store_is_asked():
     slot = await a.acquire()
     mine = await a.waiting()
     slot.give_back()
-    a.session.stop(SessionClosedError("closed"))
+    await a.session.stop(SessionClosedError("closed"))
     await run_ready()
 
     with pytest.raises(SessionClosedError):
@@ -532,7 +532,7 @@ async def test_stop_in_the_moment_of_the_answer_ends_the_request(full):
     a, store = world.processes[0], world.processes[0].store
 
     async def take(*_):
-        a.session.stop(SessionClosedError("closed"))
+        await a.session.stop(SessionClosedError("closed"))
         if full:
             return None, ExternalUsage(submissions_in_flight=1)
         slot_id = object()
