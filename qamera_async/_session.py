@@ -12,6 +12,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Iterable,
     Mapping,
@@ -264,7 +265,7 @@ class QameraSession:
 
     async def _close(self) -> None:
         closed = SessionClosedError("The session was closed before the request was sent.")
-        parts = [
+        parts: list[Callable[[], Awaitable[None]]] = [
             partial(self._limiter.stop, closed),
             self._submitter.aclose,
             *(poller.aclose for poller in self._pollers.values()),

@@ -79,15 +79,6 @@ class Slot:
         self._engine.settle(self, 0.0, refused=(retry_after, policy))
 
 
-class _LoopTimer:
-    """The one timer of an event loop whose tasks wait for slots."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.due = math.inf  # kept here, since timer handles of uvloop don't tell it
-        self.handle: asyncio.TimerHandle | None = None
-
-
 @attrs.define(eq=False)
 class _QueuedRequest:
     """A request that waits for a slot. Its future is resolved after its slot is set."""
@@ -155,7 +146,7 @@ class Engine:
         self.queues = {priority: _Queue() for priority in Priority}
         self.waiting: set[_QueuedRequest] = set()
         self._numbers = count()
-        self._timers: dict[asyncio.AbstractEventLoop, _LoopTimer] = {}
+        self._timers: dict[asyncio.AbstractEventLoop, float] = {}  # when the next timer of each loop fires
         self._next_grant = math.inf  # when time alone may next free a slot, as of the last granting
         self._granting = self._grant_again = False
         self._stores: dict[int, AttachedStore] = {}  # by identity, since a store need not be hashable
@@ -222,7 +213,10 @@ class Engine:
         with self.lock:
             request.slot, request.future = None, request.loop.create_future()
             self.waiting.add(request)
-            self._add_timer(request.loop)
+            if request.loop not in self._timers:
+                self._timers = {loop: due for loop, due in self._timers.items() if not loop.is_closed()}
+                self._timers[request.loop] = math.inf
+                self._set_timer(request.loop)
             queue = self.queues[request.priority]
             queue.add(request)
             if queue.first() is request:  # otherwise it waits for the same as the requests before it
@@ -267,7 +261,7 @@ class Engine:
         if self._granting:  # by the garbage collector, in the middle of the loop below
             self._grant_again = True
             return
-        if not any(queue.requests for queue in self.queues.values()):
+        if not self.waiting:
             return
         self._granting = self._grant_again = True
         try:
@@ -281,8 +275,8 @@ class Engine:
                 self._next_grant = self._find_next_grant(now)
         finally:
             self._granting = False
-        for timer in self._timers.values():
-            self._set_timer(timer)
+        for loop in self._timers:
+            self._set_timer(loop)
 
     def _wake(self, request: _QueuedRequest, slot: Slot) -> None:
         request.slot = slot
@@ -304,41 +298,27 @@ class Engine:
 
     # --- timers (under the lock) ------------------------------------------------------------------
 
-    def _add_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        if loop not in self._timers:
-            for old in [old for old in self._timers if old.is_closed()]:
-                del self._timers[old]
-            timer = self._timers[loop] = _LoopTimer(loop)
-            self._set_timer(timer)
-
-    def _set_timer(self, timer: _LoopTimer) -> None:
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let a loop call `tick` when something may be due. Each loop has a timer, since any may end."""
         readings = [store.read_at + self._read_every for store in self._stores.values()]
         due = min([self._next_grant, *readings])
-        if due < timer.due:  # otherwise an earlier timer is set already, and sets the next one
-            timer.due = due
+        if due < self._timers[loop]:  # otherwise an earlier timer is set already, and sets the next one
+            self._timers[loop] = due
+            delay = max(due - self.clock(), 0.0)
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                timer.loop.call_soon_threadsafe(self._start_timer, timer)
+                loop.call_soon_threadsafe(loop.call_later, delay, self._on_timer, loop, due)
 
-    def _start_timer(self, timer: _LoopTimer) -> None:
+    def _on_timer(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         with self.lock:
-            if timer.handle is not None:
-                timer.handle.cancel()
-                timer.handle = None
-            if math.isfinite(timer.due):
-                delay = max(timer.due - self.clock(), 0.0)
-                timer.handle = timer.loop.call_later(delay, self._on_timer, timer)
-
-    def _on_timer(self, timer: _LoopTimer) -> None:
-        with self.lock:
-            timer.handle, timer.due = None, math.inf
+            if self._timers[loop] == due:  # otherwise an earlier timer was set later
+                self._timers[loop] = math.inf
         self.tick()
 
     def tick(self) -> None:
         """Grant the slots that have become free and refresh the usage of other processes."""
         stale: list[AttachedStore] = []
         with self.lock:
-            if any(queue.requests for queue in self.queues.values()):
+            if self.waiting:
                 now = self.clock()
                 stale = [one for one in self._stores.values() if now >= one.read_at + self._read_every]
                 for store in stale:
@@ -383,22 +363,21 @@ class Engine:
 
     # --- one rate limit for several processes -----------------------------------------------------
 
-    def attach(self, slots: SharedSlots) -> None:
-        """Take each slot in `slots` too from now on. A store attached twice must be detached twice."""
+    def attach(self, session: object, slots: SharedSlots) -> None:
+        """Take each slot in `slots` too from now on."""
         with self.lock:
             store = self._stores.setdefault(id(slots), AttachedStore(slots, self.clock()))
-            store.sessions += 1
+            store.sessions.add(session)
         self._read_usage(store)
 
-    def detach(self, slots: SharedSlots) -> None:
-        """Undo one `attach`. The last one forgets the usage of the other processes."""
+    def detach(self, session: object) -> None:
+        """Undo `attach`. The usage of a store is forgotten when no session has attached it."""
         with self.lock:
-            store = self._stores[id(slots)]
-            store.sessions -= 1
-            if not store.sessions:
-                del self._stores[id(slots)]
-                self.window.set_external(one.usage for one in self._stores.values())
-                self.grant_queued()
+            for store in self._stores.values():
+                store.sessions.discard(session)
+            self._stores = {key: store for key, store in self._stores.items() if store.sessions}
+            self.window.set_external(store.usage for store in self._stores.values())
+            self.grant_queued()
 
     @property
     def _read_every(self) -> float:
@@ -413,8 +392,9 @@ class Engine:
             self.grant_queued()
 
     def _update_usage(self, store: AttachedStore, number: int, usage: ExternalUsage) -> None:
-        store.update(number, usage, self.clock())
-        self.window.set_external(one.usage for one in self._stores.values())
+        if number > store.number:  # otherwise a reading that began later has arrived already
+            store.number, store.usage, store.read_at = number, usage, self.clock()
+            self.window.set_external(one.usage for one in self._stores.values())
 
     async def _take_shared(self, slot: Slot) -> bool:
         """Take the slot in each store; return whether each of them had one left.

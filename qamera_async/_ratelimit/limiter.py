@@ -12,7 +12,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
-from ..errors import ConfigurationError
+import attrs
+
+from ..errors import ConfigurationError, SessionClosedError, is_number
 from .engine import Engine
 from .window import Priority
 
@@ -26,6 +28,7 @@ _LONGEST_WINDOW = 1e9  # seconds
 _STEP = 50  # requests that end in one step of the event loop when a session stops
 
 
+@attrs.frozen(eq=False, repr=False)
 class RateLimiter:
     """The API's rate limit as a live object: at most `limit` requests in any `window` seconds.
 
@@ -49,30 +52,22 @@ class RateLimiter:
         ConfigurationError: `limit` or `window` is out of range.
     """
 
-    __slots__ = ("__weakref__", "_limit", "_window")
+    limit: int = 60
+    """Requests allowed in one window."""
+    window: float = 60.0
+    """Length of the window in seconds."""
 
-    def __init__(self, limit: int = 60, window: float = 60.0) -> None:
-        if type(limit) is not int or limit < 1:
-            raise ConfigurationError(f"limit must be a whole number of at least 1, got {limit!r}.")
-        if not _is_window(window):
+    def __attrs_post_init__(self) -> None:
+        if type(self.limit) is not int or self.limit < 1:
+            raise ConfigurationError(f"limit must be a whole number of at least 1, got {self.limit!r}.")
+        if not is_number(self.window) or not 0 < self.window <= _LONGEST_WINDOW:
             raise ConfigurationError(
-                f"window must be a number of seconds above 0 and at most {_LONGEST_WINDOW:g}, got {window!r}."
+                f"window must be a number of seconds above 0 and at most {_LONGEST_WINDOW:g}, "
+                f"got {self.window!r}."
             )
-        self._limit = limit
-        self._window = float(window)
 
     def __repr__(self) -> str:
         return f"RateLimiter(limit={self.limit}, window={self.window}, used={self.used})"
-
-    @property
-    def limit(self) -> int:
-        """Requests allowed in one window."""
-        return self._limit
-
-    @property
-    def window(self) -> float:
-        """Length of the window in seconds."""
-        return self._window
 
     @property
     def used(self) -> int:
@@ -90,12 +85,6 @@ class RateLimiter:
         return max((engine.cooldown_left for engine in _registry.engines_of(self)), default=0.0)
 
 
-def _is_window(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= _LONGEST_WINDOW
-
-
 class SessionLimiter:
     """One session's access to the rate limiter that it shares with others; made by `session_limiter`.
 
@@ -109,9 +98,9 @@ class SessionLimiter:
         self.rate_limiter = rate_limiter
         self._key = object()  # stands for it in the engine, which must not keep the session's tasks alive
         engine.sessions.add(self._key)
-        self._error: Exception | None = None
+        self._stopped = False
+        self._error: Exception = SessionClosedError("The session is closed.")  # raised once it has stopped
         self._scopes: set[asyncio.Timeout] = set()  # of the requests that wait for a slot
-        self._slots: SharedSlots | None = None
 
     async def acquire(
         self, priority: Priority, on_wait: Callable[[float], None] | None = None, kind: str = ""
@@ -127,26 +116,23 @@ class SessionLimiter:
         Raises:
             Exception: A copy of the error that was passed to `stop`, or an error of the shared slots.
         """
-        if self._error is not None:
-            raise copy.copy(self._error)
-        slot = self.engine.take_free_slot(priority, kind)
-        if slot is not None:
-            return slot
-        scope = asyncio.timeout(None)  # stop() lets it expire
-        self._scopes.add(scope)
-        try:
-            async with scope:
-                slot = await self.engine.wait_for_slot(priority, kind, on_wait)
-        except TimeoutError:
-            if not scope.expired():
-                raise  # an error of the shared slots
-        finally:
-            self._scopes.discard(scope)
-        if slot is not None and self._error is None:
-            return slot
-        if slot is not None:
-            slot.give_back()
-        assert self._error is not None  # noqa: S101 - the scope expires after stop() only
+        if not self._stopped:
+            slot = self.engine.take_free_slot(priority, kind)
+            if slot is not None:
+                return slot
+            scope = asyncio.timeout(None)  # stop() lets it expire
+            self._scopes.add(scope)
+            try:
+                async with scope:
+                    slot = await self.engine.wait_for_slot(priority, kind, on_wait)
+                if not self._stopped:
+                    return slot
+                slot.give_back()
+            except TimeoutError:
+                if not scope.expired():
+                    raise  # an error of the shared slots
+            finally:
+                self._scopes.discard(scope)
         raise copy.copy(self._error)
 
     def poll_delay(self, interval: float, stale_after: float) -> float:
@@ -179,14 +165,11 @@ class SessionLimiter:
 
     def attach(self, slots: SharedSlots) -> None:
         """Share the rate limit with other processes: take each slot in `slots` too from now on."""
-        self._slots = slots
-        self.engine.attach(slots)
+        self.engine.attach(self._key, slots)
 
     def detach(self) -> None:
         """Undo `attach`; idempotent."""
-        slots, self._slots = self._slots, None
-        if slots is not None:
-            self.engine.detach(slots)
+        self.engine.detach(self._key)
 
     @property
     def cooldown(self) -> float:
@@ -199,7 +182,7 @@ class SessionLimiter:
         To be called in the session's event loop. Other tasks run meanwhile: ending 20,000 requests in one
         step of the loop would take seconds.
         """
-        self._error = error
+        self._stopped, self._error = True, error
         for number, scope in enumerate(list(self._scopes), 1):
             if scope in self._scopes and not scope.expired():
                 scope.reschedule(0)
@@ -211,11 +194,10 @@ class SessionLimiter:
         engine = self.engine
         if engine.from_parent_process:
             return
-        self.detach()
         with engine.lock:
             engine.sessions.discard(self._key)
             engine.window.reserve(self._key, None)
-            engine.grant_queued()
+            engine.detach(self._key)
 
     def leave_when_next_session_opens(self, release: Callable[[], None]) -> None:
         """Leave, and call `release`, when the next session is built.
@@ -264,13 +246,15 @@ class _Registry:
             session_left.leave()
             release()
         with self._lock:
-            for other, engine in list(self._engines.items()):
-                if not (engine.sessions or engine.used or engine.cooldown_left):
-                    del self._engines[other]
+            self._engines = {
+                key: engine
+                for key, engine in self._engines.items()
+                if engine.sessions or engine.used or engine.cooldown_left
+            }
             engine = self._engines.get(account)
-            if limiter is None:
-                in_use = engine is not None and engine.sessions
-                limiter = RateLimiter(engine.window.limit, engine.window.length) if in_use else RateLimiter()
+            if limiter is None and engine is not None and engine.sessions:
+                limiter = RateLimiter(engine.window.limit, engine.window.length)
+            limiter = limiter or RateLimiter()
             if engine is None:
                 engine = self._engines[account] = Engine(limiter.limit, limiter.window, clock)
             elif (engine.window.limit, engine.window.length) != (limiter.limit, limiter.window):

@@ -74,28 +74,20 @@ class SharedSlots(Protocol):
         ...
 
 
+@attrs.define(eq=False)
 class AttachedStore:
     """A store that is attached to a rate limiter, and the newest usage read from it.
 
-    Args:
+    Attributes:
         slots: The store.
-        now: The current time in seconds.
+        read_at: When the newest reading began or arrived, in seconds.
+        sessions: The sessions that have attached it.
+        usage: The usage of other processes that the newest reading showed.
+        number: Readings are numbered in the order in which they began; the number of the newest one.
     """
 
-    def __init__(self, slots: SharedSlots, now: float) -> None:
-        self.slots = slots
-        self.sessions = 0  # how many sessions have attached it
-        self.usage = ExternalUsage()
-        self.read_at = now
-        self._newest = -1
-
-    def update(self, number: int, usage: ExternalUsage, now: float) -> None:
-        """Keep a reading, unless a reading that began later has arrived already.
-
-        Args:
-            number: Readings are numbered in the order in which they began.
-            usage: What the reading showed.
-            now: The current time in seconds.
-        """
-        if number > self._newest:
-            self._newest, self.usage, self.read_at = number, usage, now
+    slots: SharedSlots
+    read_at: float
+    sessions: set[object] = attrs.field(factory=set[object])
+    usage: ExternalUsage = attrs.field(factory=ExternalUsage)
+    number: int = -1
