@@ -304,9 +304,11 @@ class Engine:
         due = min([self._next_grant, *readings])
         if due < self._timers[loop]:  # otherwise an earlier timer is set already, and sets the next one
             self._timers[loop] = due
-            delay = max(due - self.clock(), 0.0)
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(loop.call_later, delay, self._on_timer, loop, due)
+                loop.call_soon_threadsafe(self._start_timer, loop, due)
+
+    def _start_timer(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        loop.call_later(max(due - self.clock(), 0.0), self._on_timer, loop, due)
 
     def _on_timer(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         with self.lock:
