@@ -292,7 +292,8 @@ class Engine:
     def _find_next_grant(self, now: float) -> float:
         if now < self.cooldown.until:
             return self.cooldown.until
-        if self.queues[Priority.SUBMISSION].requests and self.window.free(now) > 0:
+        free = self.window.free(now)
+        if self.queues[Priority.SUBMISSION].requests and free > 0:
             return min(self.window.next_free, self.window.next_submission(now))
         return self.window.next_free
 

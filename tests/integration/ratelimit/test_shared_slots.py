@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import uvloop
+from fake_loop import FakeLoop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from limiters import POLICY, POLL, SUBMISSION, Clock, Limited, drop, run_ready
@@ -600,6 +601,38 @@ def test_timer_reads_the_usage(run):
         session.leave()
 
     run(main())
+
+
+def test_slow_store_does_not_keep_the_loop_busy():
+    """Also when slots become free while the only request takes its slot in the store."""
+    loop, calls = FakeLoop(), 0
+    store = Store(Table(loop))
+
+    def clock():
+        nonlocal calls
+        calls += 1
+        return loop.now
+
+    async def main():
+        nonlocal calls
+        session = session_limiter("busy", RateLimiter(5, LENGTH), clock)
+        session.attach(store)
+        (await session.acquire(SUBMISSION)).on_response()
+        store.before.clear()
+        taking = asyncio.ensure_future(session.acquire(SUBMISSION))
+        await run_ready()
+        loop.now += LENGTH + 1
+        await run_ready()
+        calls = 0
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await drop(taking)
+        session.leave()
+
+    loop.run_until_complete(main())
+    loop.close()
+
+    assert calls < 20
 
 
 async def test_reading_in_another_thread_wakes_the_waiter():
