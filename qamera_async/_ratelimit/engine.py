@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import heapq
 import math
-import os
 import threading
 from functools import partial
 from itertools import count
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
     from .._config import RetryPolicy
     from .shared import ExternalUsage, SharedSlots
+
+    _Refusal = tuple[float | None, RetryPolicy]
 
 _READ_EVERY = 1.0  # seconds between readings of shared slots while a request waits
 
@@ -76,7 +77,7 @@ class Slot:
             retry_after: The seconds that the server asks for; None if it asks for none.
             policy: The first and the longest pause.
         """
-        self._engine.settle(self, 0.0, refused=(retry_after, policy))
+        self._engine.settle(self, 0.0, (retry_after, policy))
 
 
 @attrs.define(eq=False)
@@ -129,6 +130,8 @@ class Engine:
 
     Attributes:
         sessions: The open sessions that use it.
+        from_parent_process: Whether it was made before a fork. Then a thread of the parent process may hold
+            its lock, and its slots belong to the parent process.
         lock: Protects `window`, `cooldown` and `queues`.
         waiting: The requests that wait for a slot here or in a store.
     """
@@ -138,7 +141,7 @@ class Engine:
     def __init__(self, limit: int, length: float, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.sessions: set[object] = set()
-        self._pid = os.getpid()
+        self.from_parent_process = False
         # Reentrant: the garbage collector may settle the slot of a coroutine that was never finished.
         self.lock = threading.RLock()
         self.window = Window(limit, length)
@@ -150,11 +153,6 @@ class Engine:
         self._next_grant = math.inf  # when time alone may next free a slot, as of the last granting
         self._granting = self._grant_again = False
         self._stores: dict[int, AttachedStore] = {}  # by identity, since a store need not be hashable
-
-    @property
-    def from_parent_process(self) -> bool:
-        """Whether it was made before a fork: then its lock may be held by a thread of the parent process."""
-        return self._pid != os.getpid()
 
     @property
     def used(self) -> int:
@@ -203,7 +201,11 @@ class Engine:
                     return slot
                 self._take_back(slot, full=not taken)
         except BaseException:
-            self._withdraw(request)
+            if not self.from_parent_process:
+                with self.lock:
+                    self.queues[priority].remove(request)
+                if request.slot is not None:
+                    request.slot.give_back()
             raise
         finally:
             self.waiting.discard(request)
@@ -222,14 +224,6 @@ class Engine:
             if queue.first() is request:  # otherwise it waits for the same as the requests before it
                 self.grant_queued()
             return max(self._next_grant - self.clock(), 0.0)
-
-    def _withdraw(self, request: _QueuedRequest) -> None:
-        if self.from_parent_process:
-            return
-        with self.lock:
-            self.queues[request.priority].remove(request)
-        if request.slot is not None:
-            request.slot.give_back()
 
     # --- granting (under the lock) --------------------------------------------------------------
 
@@ -336,9 +330,9 @@ class Engine:
         self,
         slot: Slot,
         counted_for: float | None,
+        refused: _Refusal | None = None,
         *,
         succeeded: bool = False,
-        refused: tuple[float | None, RetryPolicy] | None = None,
     ) -> None:
         """Settle a slot, unless it is settled or belongs to the parent process; for the methods of `Slot`.
 
@@ -346,8 +340,8 @@ class Engine:
             slot: The slot.
             counted_for: How many seconds from now the server may still count the request; None means that
                 the request never left.
+            refused: After a 429: what `Slot.on_429` got.
             succeeded: Whether there was a response other than 429.
-            refused: After a 429, what `Slot.on_429` got.
         """
         if slot.settled or self.from_parent_process:
             return

@@ -229,7 +229,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._engines: dict[str, Engine] = {}  # by account
+        self.engines: dict[str, Engine] = {}  # by account
         self._shown: WeakKeyDictionary[RateLimiter, WeakSet[Engine]] = WeakKeyDictionary()
         # Of sessions that were never closed: their limiters, and what releases the rest of them.
         self.abandoned: deque[tuple[SessionLimiter, Callable[[], None]]] = deque()
@@ -246,17 +246,17 @@ class _Registry:
             session_left.leave()
             release()
         with self._lock:
-            self._engines = {
+            self.engines = {
                 key: engine
-                for key, engine in self._engines.items()
+                for key, engine in self.engines.items()
                 if engine.sessions or engine.used or engine.cooldown_left
             }
-            engine = self._engines.get(account)
+            engine = self.engines.get(account)
             if limiter is None and engine is not None and engine.sessions:
                 limiter = RateLimiter(engine.window.limit, engine.window.length)
             limiter = limiter or RateLimiter()
             if engine is None:
-                engine = self._engines[account] = Engine(limiter.limit, limiter.window, clock)
+                engine = self.engines[account] = Engine(limiter.limit, limiter.window, clock)
             elif (engine.window.limit, engine.window.length) != (limiter.limit, limiter.window):
                 if engine.sessions:
                     raise ConfigurationError(
@@ -274,6 +274,8 @@ _registry = _Registry()
 def _reset_after_fork() -> None:
     """Forget the state of the parent process without touching it: its threads may hold the locks."""
     global _registry  # noqa: PLW0603
+    for engine in _registry.engines.values():
+        engine.from_parent_process = True
     _registry = _Registry()
 
 
