@@ -12,12 +12,14 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -200,7 +202,7 @@ class QameraSession:
         if not self._built or self._closed:
             return
         # Deferred, because a finalizer may run while this thread holds the limiter's lock.
-        self._limiter.leave_later(self._ledger.release)
+        self._limiter.leave_when_next_session_opens(self._ledger.release)
         if self._loop is not None:
             warnings.warn(
                 f"Unclosed {self!r}: use async with, or await aclose().",
@@ -264,8 +266,9 @@ class QameraSession:
         return self._closing or self._closed
 
     async def _close(self) -> None:
-        self._limiter.stop(SessionClosedError("The session was closed before the request was sent."))
-        parts = [
+        closed = SessionClosedError("The session was closed before the request was sent.")
+        parts: list[Callable[[], Awaitable[None]]] = [
+            partial(self._limiter.stop, closed),
             self._submitter.aclose,
             *(poller.aclose for poller in self._pollers.values()),
             self._download_client.aclose,

@@ -124,7 +124,13 @@ class ServedApi:
 class FakeSlot:
     """A slot that remembers whether it was given back."""
 
-    given_back = False
+    def __init__(self, limiter):
+        self._limiter = limiter
+        self.given_back = False
+
+    @property
+    def exhausted(self):
+        return self._limiter.exhausted
 
     def give_back(self):
         self.given_back = True
@@ -139,12 +145,12 @@ class FakeLimiter:
         self.blocked = False
         self.slots = []
 
-    async def acquire(self, priority, on_wait=None):
+    async def acquire(self, priority, on_wait=None, kind=""):
         if self.blocked:
             if on_wait is not None:
                 on_wait(60.0)
             await asyncio.get_running_loop().create_future()
-        self.slots.append((priority, FakeSlot()))
+        self.slots.append((priority, FakeSlot(self)))
         return self.slots[-1][1]
 
     def poll_delay(self, interval, stale_after):

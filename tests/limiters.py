@@ -5,8 +5,6 @@ from itertools import count
 
 from qamera_async import RateLimiter, RetryPolicy
 from qamera_async._ratelimit import Priority, session_limiter
-from qamera_async._ratelimit.engine import Engine
-from qamera_async._ratelimit.limiter import limiter_of
 
 SUBMISSION, POLL = Priority.SUBMISSION, Priority.POLL
 POLICY = RetryPolicy(base=1.0, max_delay=60.0)
@@ -23,11 +21,6 @@ class Clock:
         return self.now
 
 
-def limiter_on(clock, limit=60, window=60.0) -> RateLimiter:
-    """Return a RateLimiter that goes by a clock."""
-    return limiter_of(Engine(limit, window, clock))
-
-
 async def run_ready():
     """Let every task that can go on do so."""
     for _ in range(8):
@@ -39,14 +32,13 @@ class Limited:
 
     def __init__(self, limit=60, window=60.0, clock=None):
         self.clock = clock or Clock()
-        self.engine = Engine(limit, window, self.clock)
-        self.rate_limiter = limiter_of(self.engine)
+        self.rate_limiter = RateLimiter(limit, window)
         self.account = f"account {next(_numbers)}"
         self.session = self.another_session()
 
     def another_session(self):
         """Return the limiter of another session of the same account."""
-        return session_limiter(self.account, self.rate_limiter)
+        return session_limiter(self.account, self.rate_limiter, self.clock)
 
     async def acquire(self, priority=SUBMISSION, **options):
         """Acquire a slot in the first session."""
@@ -61,7 +53,7 @@ class Limited:
     async def pass_time(self, seconds):
         """Move the clock, and do what is due then."""
         self.clock.now += seconds
-        self.engine.tick()
+        self.session.engine.tick()
         await run_ready()
 
     @property

@@ -136,8 +136,13 @@ class Pause:
 class FakeSlot:
     """Remembers how it was settled."""
 
-    def __init__(self):
+    def __init__(self, limiter):
+        self._limiter = limiter
         self.settled = []
+
+    @property
+    def exhausted(self):
+        return self._limiter.exhausted
 
     def on_response(self):
         self.settled.append("response")
@@ -164,7 +169,7 @@ class FakeLimiter:
         self.open.set()
         self.waiting = 0
 
-    async def acquire(self, priority, on_wait=None):
+    async def acquire(self, priority, on_wait=None, kind=""):
         self.waiting += 1
         try:
             if not self.open.is_set() and on_wait is not None:
@@ -174,7 +179,7 @@ class FakeLimiter:
         finally:
             self.waiting -= 1
         self._log.append("slot")
-        self.slots.append(FakeSlot())
+        self.slots.append(FakeSlot(self))
         return self.slots[-1]
 
     @property

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .._config import PollPolicy, RetryPolicy, StatusRules, Timeouts
     from .._protocol import RecordListSpec
-    from .._ratelimit import SessionLimiter
+    from .._ratelimit import SessionLimiter, Slot
     from .._transport.api import ApiClient
     from ..events import Emit
     from ..ledger.board import Board, Look
@@ -356,11 +356,11 @@ class Poller:
 
     async def _fetch_list(self) -> RecordList:
         while True:
-            slot = await self._limiter.acquire(Priority.SUBMISSION, self._on_wait)
+            slot = await self._limiter.acquire(Priority.SUBMISSION, self._on_wait, self._spec.key)
             response = await self._api.send(list_request(self._spec), slot)
             if response.status != _TOO_MANY_REQUESTS:
                 break
-            if self._limiter.exhausted:
+            if slot.exhausted:
                 raise parse_error(response)
             self._emit(RateLimitWait(self._limiter.cooldown))
         return self._parse(response)
@@ -457,7 +457,7 @@ class Poller:
         """Send one poll, unless another process polls, and notify the waiters."""
         # A poll of another process that ends while this one waits for its slot replaces this one.
         last_seq = 0 if self._shared is None else self._shared.last_seq
-        slot = await self._limiter.acquire(Priority.POLL, self._on_wait)
+        slot = await self._limiter.acquire(Priority.POLL, self._on_wait, self._spec.key)
         loop = asyncio.get_running_loop()
         may_poll = False
         try:
@@ -475,7 +475,7 @@ class Poller:
             known = self._latest if sent_at - self._last_200_at <= _ETAG_TRUST else None
             response = await self._api.send(list_request(self._spec, known), slot)
             if response.status == _TOO_MANY_REQUESTS:
-                self._on_429(response)
+                self._on_429(response, slot)
                 return
             is_long = len(response.body) > _LONG_BODY
             if is_long:
@@ -500,10 +500,10 @@ class Poller:
     def _on_wait(self, seconds: float) -> None:
         self._emit(RateLimitWait(seconds))
 
-    def _on_429(self, response: Response) -> None:
+    def _on_429(self, response: Response, slot: Slot) -> None:
         """Note a 429. The limiter delays the next poll, which is sent only if a waiter is left."""
         self.last_error = parse_error(response)
-        if self._limiter.exhausted:
+        if slot.exhausted:
             self._fail_all(self.last_error)
         elif self._needed:
             self._emit(RateLimitWait(self._limiter.cooldown))

@@ -1,6 +1,6 @@
-"""The state behind a rate limiter: the queue of waiting requests, and when each of them gets its slot.
+"""The state that the sessions of a key and origin share: which requests wait, and when each gets its slot.
 
-The public face is ``RateLimiter`` in ``limiter``; other packages use ``SessionLimiter``.
+The public face is `RateLimiter` in `limiter`; other packages use `SessionLimiter`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import heapq
 import math
-import os
 import threading
-import time
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
-from .shared import Attachment
+import attrs
+
+from .shared import AttachedStore
 from .window import Cooldown, Priority, Window
 
 if TYPE_CHECKING:
@@ -25,23 +25,34 @@ if TYPE_CHECKING:
     from .._config import RetryPolicy
     from .shared import ExternalUsage, SharedSlots
 
+    _Refusal = tuple[float | None, RetryPolicy]
+
 _READ_EVERY = 1.0  # seconds between readings of shared slots while a request waits
 
 
+@attrs.define(eq=False, repr=False)
 class Slot:
     """The right to send one request. The first call of one of its methods settles it; later ones do nothing.
 
-    ``granted_at`` is when the request got the slot, in seconds of ``time.monotonic()``.
+    Attributes:
+        priority: Priority of the request.
+        kind: Kind of the request.
+        granted_at: When the request got the slot, in seconds of `time.monotonic()`.
+        settled: Whether the slot is settled.
+        shared: Its id in each store of slots that processes share.
     """
 
-    __slots__ = ("_engine", "granted_at", "priority", "settled", "shared")
+    _engine: Engine
+    priority: Priority
+    kind: str
+    granted_at: float
+    settled: bool = False
+    shared: dict[AttachedStore, object] = attrs.field(factory=dict[AttachedStore, object])
 
-    def __init__(self, engine: Engine, priority: Priority, granted_at: float) -> None:
-        self._engine = engine
-        self.settled = False
-        self.priority = priority
-        self.granted_at = granted_at
-        self.shared: tuple[tuple[SharedSlots, object], ...] = ()  # its id in each store
+    @property
+    def exhausted(self) -> bool:
+        """Whether all responses of the last five windows were 429, or all to requests of this kind."""
+        return self._engine.cooldown.exhausted(self.kind)
 
     def on_response(self) -> None:
         """Settle after a response other than 429: the slot becomes free one window from now."""
@@ -51,7 +62,7 @@ class Slot:
         """Settle a request that was sent and gets no response.
 
         Args:
-            grace: for how many seconds from now the server may still receive the request.
+            grace: For how many seconds from now the server may still receive the request.
         """
         self._engine.settle(self, grace)
 
@@ -63,490 +74,373 @@ class Slot:
         """Settle after a 429 and begin a cooldown for all requests of the rate limiter.
 
         Args:
-            retry_after: the seconds that the server asks for; None if it asks for none.
-            policy: the first and the longest pause.
+            retry_after: The seconds that the server asks for; None if it asks for none.
+            policy: The first and the longest pause.
         """
-        self._engine.on_429(self, retry_after, policy)
+        self._engine.settle(self, 0.0, (retry_after, policy))
 
 
-class _LoopTimer:
-    """The one timer of an event loop whose tasks wait for slots."""
+@attrs.define(eq=False)
+class _QueuedRequest:
+    """A request that waits for a slot. Its future is resolved after its slot is set."""
 
-    __slots__ = ("due", "handle", "loop", "waiters")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.waiters = 0
-        self.due = math.inf  # kept here, since timer handles of uvloop don't tell it
-        self.handle: asyncio.TimerHandle | None = None
-
-
-class _Waiter:
-    """A request that waits for a slot."""
-
-    __slots__ = ("future", "number", "priority", "slot", "timer")
-
-    def __init__(self, number: int, priority: Priority, timer: _LoopTimer) -> None:
-        self.number = number
-        self.priority = priority
-        self.timer = timer
-        self.slot: Slot | None = None
-        self.future: asyncio.Future[None] = timer.loop.create_future()
-
-    def wait_again(self) -> None:
-        """Wait for another slot."""
-        self.slot = None
-        self.future = self.timer.loop.create_future()
+    number: int
+    priority: Priority
+    kind: str
+    loop: asyncio.AbstractEventLoop
+    slot: Slot | None = None
+    future: asyncio.Future[None] = attrs.field(init=False)
 
 
 class _Queue:
-    """The waiters of one priority in the order in which they arrived. Each operation is O(log n)."""
+    """The queued requests of one priority in the order of their numbers. Each operation is O(log n)."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, _Waiter]] = []  # also has waiters that were removed
-        self.waiters: dict[int, _Waiter] = {}
+        self.requests: dict[int, _QueuedRequest] = {}
+        self._order: list[int] = []  # a heap of numbers; those of removed requests are dropped later
 
-    def first(self) -> _Waiter | None:
-        """Return the waiter that arrived first."""
-        while self._heap and self._heap[0][0] not in self.waiters:
-            heapq.heappop(self._heap)
-        return self._heap[0][1] if self._heap else None
+    def first(self) -> _QueuedRequest | None:
+        """Return the request with the lowest number."""
+        while self._order and self._order[0] not in self.requests:
+            heapq.heappop(self._order)
+        return self.requests[self._order[0]] if self._order else None
 
-    def add(self, waiter: _Waiter) -> None:
-        """Add a waiter. A waiter that was in the queue before gets its old place again."""
-        if len(self._heap) > 2 * len(self.waiters) + 16:
-            self._heap = [(number, waiter) for number, waiter in self._heap if number in self.waiters]
-            heapq.heapify(self._heap)
-        self.waiters[waiter.number] = waiter
-        heapq.heappush(self._heap, (waiter.number, waiter))
-        waiter.timer.waiters += 1
+    def add(self, request: _QueuedRequest) -> None:
+        """Add a request. A request that was in the queue before gets its old place again."""
+        if len(self._order) > 2 * len(self.requests) + 16:
+            self._order = sorted(self.requests)
+        self.requests[request.number] = request
+        heapq.heappush(self._order, request.number)
 
-    def remove(self, waiter: _Waiter) -> None:
-        """Remove a waiter, if it is in the queue."""
-        if self.waiters.pop(waiter.number, None) is not None:
-            waiter.timer.waiters -= 1
+    def remove(self, request: _QueuedRequest) -> None:
+        """Remove a request, if it is in the queue."""
+        self.requests.pop(request.number, None)
 
 
 class Engine:
     """Grants slots: an exact window, two priorities, one cooldown. Safe across threads.
 
-    Each waiter belongs to the event loop it waits in. No method of a ``SharedSlots`` is called while the lock
-    is held, since a store may have a lock of its own.
+    Each queued request belongs to the event loop that it waits in. No method of a `SharedSlots` is called
+    while the lock is held, since a store may have a lock of its own.
 
     Args:
-        limit: slots in a window.
-        window: length of the window in seconds.
-        clock: a monotonic clock in seconds. Tests pass their own one and call ``tick`` after moving it.
+        limit: Slots in a window.
+        length: Length of the window in seconds.
+        clock: A monotonic clock in seconds. Tests pass their own one and call `tick` after moving it.
+
+    Attributes:
+        sessions: The open sessions that use it.
+        from_parent_process: Whether it was made before a fork. Then a thread of the parent process may hold
+            its lock, and its slots belong to the parent process.
+        lock: Protects `window`, `cooldown` and `queues`.
+        waiting: The requests that wait for a slot here or in a store.
     """
 
     # The clock must stop while the machine is suspended: a request that waits in a network buffer is then no
     # closer to the server, and its slot must not become free.
-    def __init__(self, limit: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limit: int, length: float, clock: Callable[[], float]) -> None:
         self.clock = clock
-        self._pid = os.getpid()
+        self.sessions: set[object] = set()
+        self.from_parent_process = False
         # Reentrant: the garbage collector may settle the slot of a coroutine that was never finished.
-        self._lock = threading.RLock()
-        self._window = Window(limit, window)
-        self._cooldown = Cooldown(window)
-        self._submissions, self._polls = _Queue(), _Queue()
+        self.lock = threading.RLock()
+        self.window = Window(limit, length)
+        self.cooldown = Cooldown(length)
+        self.queues = {priority: _Queue() for priority in Priority}
+        self.waiting: set[_QueuedRequest] = set()
         self._numbers = count()
-        self._timers: dict[asyncio.AbstractEventLoop, _LoopTimer] = {}
+        self._timers: dict[asyncio.AbstractEventLoop, float] = {}  # when the next timer of each loop fires
         self._next_grant = math.inf  # when time alone may next free a slot, as of the last granting
         self._granting = self._grant_again = False
-        self._attachments: list[Attachment] = []
-        self._taking: set[_Waiter] = set()  # granted here, and not yet taken in the shared slots
-        self._read_every = min(_READ_EVERY, window / 20)
-
-    @property
-    def limit(self) -> int:
-        """Slots in a window."""
-        return self._window.limit
-
-    @property
-    def window(self) -> float:
-        """Length of the window in seconds."""
-        return self._window.length
-
-    @property
-    def inherited(self) -> bool:
-        """Whether it was made before a fork: then its lock may be held by a thread of the parent process."""
-        return self._pid != os.getpid()
+        self._stores: dict[int, AttachedStore] = {}  # by identity, since a store need not be hashable
 
     @property
     def used(self) -> int:
         """Slots taken now: requests in flight and those of the last window."""
-        with self._lock:
-            self._window.expire(self.clock())
-            return self._window.used
+        with self.lock:
+            return self.window.limit - self.window.free(self.clock())
 
     @property
-    def waiting(self) -> int:
-        """Requests that wait for a slot."""
-        with self._lock:
-            return len(self._submissions.waiters) + len(self._polls.waiters) + len(self._taking)
-
-    @property
-    def cooldown(self) -> float:
+    def cooldown_left(self) -> float:
         """Seconds until the cooldown after a 429 ends; 0 if there is none."""
-        return max(0.0, self._cooldown.until - self.clock())
+        return max(0.0, self.cooldown.until - self.clock())
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether all responses of the last five windows were 429."""
-        return self._cooldown.exhausted
+    def resize(self, limit: int, length: float) -> None:
+        """Change the numbers of the rate limit, while no session is open."""
+        with self.lock:
+            self.window.resize(limit, length)
+            self.cooldown.window = length
 
     # --- taking a slot ------------------------------------------------------------------------
 
-    def acquire_nowait(self, priority: Priority) -> Slot | None:
+    def take_free_slot(self, priority: Priority, kind: str) -> Slot | None:
         """Return a slot if one is free, no request waits and no store has to be asked; else None."""
-        with self._lock:
-            if self._attachments or self._submissions.waiters or self._polls.waiters:
-                return None
+        with self.lock:
             now = self.clock()
-            self._window.expire(now)
-            if not self._may_grant(priority, now):
+            if self.waiting or self._stores or not self._may_grant(priority, now):
                 return None
-            self._window.take(priority, now)
-            return Slot(self, priority, now)
+            self.window.take(priority, now)
+            return Slot(self, priority, kind, now)
 
-    async def acquire(self, priority: Priority, on_wait: Callable[[float], None] | None = None) -> Slot:
-        """Wait for a slot. Cancelling leaks none.
-
-        Args:
-            priority: whether to wait with the submissions or with the polls.
-            on_wait: called with a lower bound of the seconds to wait, if no slot is free.
-        """
-        with self._lock:
-            waiter = _Waiter(next(self._numbers), priority, self._timer(asyncio.get_running_loop()))
-            expected = self._enqueue(waiter)
+    async def wait_for_slot(
+        self, priority: Priority, kind: str, on_wait: Callable[[float], None] | None
+    ) -> Slot:
+        """Wait for a slot; see `SessionLimiter.acquire`. Cancelling leaks none."""
+        request = _QueuedRequest(next(self._numbers), priority, kind, asyncio.get_running_loop())
         try:
             while True:
-                if waiter.slot is None:
-                    if on_wait is not None and math.isfinite(expected):
-                        on_wait(expected)
-                    await waiter.future
-                slot = waiter.slot
+                seconds = self._enqueue(request)
+                if request.slot is None:
+                    if on_wait is not None and math.isfinite(seconds):
+                        on_wait(seconds)
+                    await request.future
+                slot = request.slot
                 assert slot is not None  # noqa: S101 - the future is resolved after the slot is set
-                taken = await self._take_shared(slot) if self._attachments else True
-                if taken and (not slot.shared or self._may_use(slot)):
+                taken = await self._take_shared(slot)
+                if taken and (not slot.shared or self._still_allowed(slot)):
                     return slot
-                expected = self._enqueue_again(waiter, slot, full=not taken)
+                self._take_back(slot, full=not taken)
         except BaseException:
-            self._give_up(waiter)
+            if not self.from_parent_process:
+                with self.lock:
+                    self.queues[priority].remove(request)
+                if request.slot is not None:
+                    request.slot.give_back()
             raise
         finally:
-            if not self.inherited:
-                with self._lock:
-                    self._taking.discard(waiter)
+            self.waiting.discard(request)
 
-    def _give_up(self, waiter: _Waiter) -> None:
-        if self.inherited:
-            return
-        with self._lock:
-            slot = waiter.slot
-            if slot is None:
-                self._queue(waiter.priority).remove(waiter)
-        if slot is not None:
-            slot.give_back()
-
-    def _queue(self, priority: Priority) -> _Queue:
-        return self._submissions if priority is Priority.SUBMISSION else self._polls
-
-    def _enqueue(self, waiter: _Waiter) -> float:
-        """Queue a waiter, grant what can be granted, and return the least seconds that it will wait."""
-        queue = self._queue(waiter.priority)
-        queue.add(waiter)
-        if queue.first() is waiter:
-            self._grant_waiters()
-        else:  # what those before it wait for, it waits for as well
-            self._set_timer(waiter.timer)
-        return max(self._next_grant - self.clock(), 0.0)
+    def _enqueue(self, request: _QueuedRequest) -> float:
+        """Queue a request, grant what can be granted, and return the least seconds that it will wait."""
+        with self.lock:
+            request.slot, request.future = None, request.loop.create_future()
+            self.waiting.add(request)
+            if request.loop not in self._timers:
+                self._timers = {loop: due for loop, due in self._timers.items() if not loop.is_closed()}
+                self._timers[request.loop] = math.inf
+                self._set_timer(request.loop)
+            queue = self.queues[request.priority]
+            queue.add(request)
+            if queue.first() is request:  # otherwise it waits for the same as the requests before it
+                self.grant_queued()
+            return max(self._next_grant - self.clock(), 0.0)
 
     # --- granting (under the lock) --------------------------------------------------------------
 
     def _may_grant(self, priority: Priority, now: float) -> bool:
-        if now < self._cooldown.until or self._window.free <= 0:
+        if now < self.cooldown.until or self.window.free(now) <= 0:
             return False
-        if self._cooldown.run_began is not None and self._window.in_flight:
+        if self.cooldown.first_429_at is not None and self.window.in_flight:
             return False  # after a cooldown one request goes first
-        return priority is Priority.POLL or self._window.may_submit(now)
+        return priority is Priority.POLL or self.window.may_submit(now)
 
-    def _next_waiter(self, now: float) -> _Waiter | None:
-        for queue, priority in ((self._submissions, Priority.SUBMISSION), (self._polls, Priority.POLL)):
-            if queue.waiters and self._may_grant(priority, now):
-                return queue.first()
+    def _next_request(self, now: float) -> _QueuedRequest | None:
+        """Return the request that gets a slot now. Submissions are served first.
+
+        Slots reserved for polls are not given to submissions. Of the requests that go first after cooldowns,
+        every other one is a poll while a poll waits. Otherwise a submission that is refused each time would
+        stop the polls.
+        """
+        order = [Priority.SUBMISSION, Priority.POLL]
+        if self.cooldown.first_429_at is not None and self.window.last_taken is Priority.SUBMISSION:
+            order.reverse()
+        for priority in order:
+            request = self.queues[priority].first()
+            if request is not None and self._may_grant(priority, now):
+                return request
         return None
 
-    def _grant_waiters(self) -> None:
+    def grant_queued(self) -> None:
         """Grant all slots that can be granted, and set the timers for the next ones."""
         if self._granting:  # by the garbage collector, in the middle of the loop below
             self._grant_again = True
             return
-        if not self._submissions.waiters and not self._polls.waiters:
+        if not self.waiting:
             return
         self._granting = self._grant_again = True
         try:
             while self._grant_again:
                 self._grant_again = False
                 now = self.clock()
-                self._window.expire(now)
-                while (waiter := self._next_waiter(now)) is not None:
-                    self._queue(waiter.priority).remove(waiter)
-                    self._window.take(waiter.priority, now)
-                    self._wake(waiter, Slot(self, waiter.priority, now))
+                while (request := self._next_request(now)) is not None:
+                    self.queues[request.priority].remove(request)
+                    self.window.take(request.priority, now)
+                    self._wake(request, Slot(self, request.priority, request.kind, now))
                 self._next_grant = self._find_next_grant(now)
         finally:
             self._granting = False
-        for timer in self._timers.values():
-            if timer.waiters:
-                self._set_timer(timer)
+        for loop in self._timers:
+            self._set_timer(loop)
 
-    def _wake(self, waiter: _Waiter, slot: Slot) -> None:
-        waiter.slot = slot
-        if self._attachments:
-            self._taking.add(waiter)
-        if waiter.timer.loop is _running_loop():
-            _resolve(waiter.future)
-            return
+    def _wake(self, request: _QueuedRequest, slot: Slot) -> None:
+        request.slot = slot
+        if not self._stores:
+            self.waiting.discard(request)
         try:
-            waiter.timer.loop.call_soon_threadsafe(_resolve, waiter.future)
+            request.loop.call_soon_threadsafe(_resolve, request.future)
         except RuntimeError:  # its loop is closed
-            self._window.settle(slot.priority, None)
-            self._taking.discard(waiter)
+            slot.settled = True
+            self.window.settle(slot.priority, None)
+            self.waiting.discard(request)
 
     def _find_next_grant(self, now: float) -> float:
-        if now < self._cooldown.until:
-            return self._cooldown.until
-        if self._submissions.waiters and self._window.free > 0:
-            return min(self._window.next_free, self._window.next_submission(now))
-        return self._window.next_free
+        if now < self.cooldown.until:
+            return self.cooldown.until
+        free = self.window.free(now)
+        if self.queues[Priority.SUBMISSION].requests and free > 0:
+            return min(self.window.next_free, self.window.next_submission(now))
+        return self.window.next_free
 
     # --- timers (under the lock) ------------------------------------------------------------------
 
-    def _timer(self, loop: asyncio.AbstractEventLoop) -> _LoopTimer:
-        timer = self._timers.get(loop)
-        if timer is None:
-            for old in [old for old in self._timers if old.is_closed()]:
-                del self._timers[old]
-            timer = self._timers[loop] = _LoopTimer(loop)
-        return timer
-
-    def _set_timer(self, timer: _LoopTimer) -> None:
-        """Let a loop call ``tick`` when something may be due. Each loop has a timer, since any may end."""
-        due = self._next_grant
-        if self._attachments:
-            due = min(due, self._next_reading())
-        if due >= timer.due:
-            return  # an earlier timer is set already, and sets the next one
-        timer.due = due
-        if timer.loop is _running_loop():
-            self._start_timer(timer)
-        else:
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a loop call `tick` when something may be due. Each loop has a timer, since any may end."""
+        readings = [store.read_at + self._read_every for store in self._stores.values()]
+        due = min([self._next_grant, *readings])
+        if due < self._timers[loop]:  # otherwise an earlier timer is set already, and sets the next one
+            self._timers[loop] = due
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                timer.loop.call_soon_threadsafe(self._start_timer, timer)
+                loop.call_soon_threadsafe(self._start_timer, loop, due)
 
-    def _start_timer(self, timer: _LoopTimer) -> None:
-        with self._lock:
-            if timer.handle is not None:
-                timer.handle.cancel()
-                timer.handle = None
-            if math.isfinite(timer.due):
-                delay = max(timer.due - self.clock(), 0.0)
-                timer.handle = timer.loop.call_later(delay, self._on_timer, timer)
+    def _start_timer(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        loop.call_later(max(due - self.clock(), 0.0), self._on_timer, loop, due)
 
-    def _on_timer(self, timer: _LoopTimer) -> None:
-        with self._lock:
-            timer.handle, timer.due = None, math.inf
+    def _on_timer(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        with self.lock:
+            if self._timers[loop] == due:  # otherwise an earlier timer was set later
+                self._timers[loop] = math.inf
         self.tick()
 
     def tick(self) -> None:
-        """Do what is due by the clock: grant the slots that became free, read the usage of others."""
-        with self._lock:
-            stale: list[Attachment] = []
-            if self._submissions.waiters or self._polls.waiters:
+        """Grant the slots that have become free and refresh the usage of other processes."""
+        stale: list[AttachedStore] = []
+        with self.lock:
+            if self.waiting:
                 now = self.clock()
-                stale = [one for one in self._attachments if now >= one.read_at + self._read_every]
-                for attachment in stale:
-                    attachment.read_at = now
-                self._grant_waiters()
-        for attachment in stale:
-            self._read_usage(attachment)
+                stale = [one for one in self._stores.values() if now >= one.read_at + self._read_every]
+                for store in stale:
+                    store.read_at = now
+                self.grant_queued()
+        for store in stale:
+            self._read_usage(store)
 
     # --- settling a slot ------------------------------------------------------------------------
 
-    def settle(self, slot: Slot, counted_for: float | None, *, succeeded: bool = False) -> None:
-        """Settle a slot, unless it is settled or belongs to the parent process; for the methods of ``Slot``.
+    def settle(
+        self,
+        slot: Slot,
+        counted_for: float | None,
+        refused: _Refusal | None = None,
+        *,
+        succeeded: bool = False,
+    ) -> None:
+        """Settle a slot, unless it is settled or belongs to the parent process; for the methods of `Slot`.
 
         Args:
-            slot: the slot.
-            counted_for: how many seconds from now the server may still count the request; None means that
+            slot: The slot.
+            counted_for: How many seconds from now the server may still count the request; None means that
                 the request never left.
-            succeeded: whether there was a response other than 429.
+            refused: After a 429: what `Slot.on_429` got.
+            succeeded: Whether there was a response other than 429.
         """
-        if slot.settled or self._pid != os.getpid():
+        if slot.settled or self.from_parent_process:
             return
         slot.settled = True
-        counted_until = None if counted_for is None else self.clock() + counted_for
-        for shared, slot_id in slot.shared:
-            shared.settle(slot_id, None if counted_until is None else counted_until + self.window)
-        with self._lock:
-            self._window.settle(slot.priority, counted_until)
+        now = self.clock()
+        counted_until = None if counted_for is None else now + counted_for
+        for store, slot_id in slot.shared.items():
+            store.slots.settle(slot_id, None if counted_until is None else counted_until + self.window.length)
+        with self.lock:
+            self.window.settle(slot.priority, counted_until)
             if succeeded:
-                self._cooldown.on_success(slot.granted_at)
-            self._grant_waiters()
-
-    def on_429(self, slot: Slot, retry_after: float | None, policy: RetryPolicy) -> None:
-        """Begin a cooldown and settle the slot; for ``Slot.on_429``."""
-        if slot.settled or self.inherited:
-            return
-        with self._lock:
-            self._cooldown.on_429(slot.granted_at, self.clock(), retry_after, policy)
-        self.settle(slot, 0.0)
-
-    # --- polls ------------------------------------------------------------------------------------
-
-    def poll_delay(self, interval: float, stale_after: float) -> float:
-        """Return the seconds to pause before the next poll; see ``SessionLimiter.poll_delay``."""
-        with self._lock:
-            now = self.clock()
-            self._window.expire(now)
-            if self._submissions.waiters:
-                return max(interval, stale_after)
-            free, next_free = self._window.free, self._window.next_free
-            if math.isinf(next_free):
-                return interval
-            return max(interval, min((next_free - now) / max(free, 1), stale_after))
-
-    def reserve(self, owner: object, stale_after: float) -> None:
-        """Keep slots for the polls of ``owner``: one for each ``stale_after`` seconds of a window."""
-        with self._lock:
-            self._window.reserve(owner, stale_after)
-
-    def release(self, owner: object) -> None:
-        """Undo ``reserve``."""
-        with self._lock:
-            self._window.release(owner)
-            self._grant_waiters()
+                self.cooldown.on_success(slot.granted_at, slot.kind)
+            if refused is not None:
+                self.cooldown.on_429(slot.granted_at, now, *refused, slot.kind)
+            self.grant_queued()
 
     # --- one rate limit for several processes -----------------------------------------------------
 
-    def attach(self, slots: SharedSlots) -> None:
-        """Take each slot in ``slots`` too from now on. A store attached twice must be detached twice."""
-        with self._lock:
-            attachment = self._attachment(slots)
-            if attachment is None:
-                attachment = Attachment(slots, self.clock())
-                self._attachments.append(attachment)
-            attachment.count += 1
-        self._read_usage(attachment)
+    def attach(self, session: object, slots: SharedSlots) -> None:
+        """Take each slot in `slots` too from now on."""
+        with self.lock:
+            store = self._stores.setdefault(id(slots), AttachedStore(slots, self.clock()))
+            store.sessions.add(session)
+        self._read_usage(store)
 
-    def detach(self, slots: SharedSlots) -> None:
-        """Undo one ``attach``. The last one forgets the usage of the other processes."""
-        with self._lock:
-            attachment = self._attachment(slots)
-            if attachment is None:
-                return
-            attachment.count -= 1
-            if not attachment.count:
-                self._attachments.remove(attachment)
-                self._window.set_external(one.usage for one in self._attachments)
-                self._grant_waiters()
+    def detach(self, session: object) -> None:
+        """Undo `attach`. The usage of a store is forgotten when no session has attached it."""
+        with self.lock:
+            for store in self._stores.values():
+                store.sessions.discard(session)
+            self._stores = {key: store for key, store in self._stores.items() if store.sessions}
+            self.window.set_external(store.usage for store in self._stores.values())
+            self.grant_queued()
 
-    def _attachment(self, slots: SharedSlots) -> Attachment | None:
-        # By identity: a store need not be hashable.
-        return next((one for one in self._attachments if one.slots is slots), None)
+    @property
+    def _read_every(self) -> float:
+        return min(_READ_EVERY, self.window.length / 20)
 
-    def _next_reading(self) -> float:
-        return min(one.read_at for one in self._attachments) + self._read_every
+    def _read_usage(self, store: AttachedStore) -> None:
+        store.slots.fetch_usage(partial(self._on_usage, store, next(self._numbers)))
 
-    def _read_usage(self, attachment: Attachment) -> None:
-        attachment.slots.fetch_usage(partial(self._on_usage, attachment, next(self._numbers)))
+    def _on_usage(self, store: AttachedStore, number: int, usage: ExternalUsage) -> None:
+        with self.lock:
+            self._update_usage(store, number, usage)
+            self.grant_queued()
 
-    def _on_usage(self, attachment: Attachment, number: int, usage: ExternalUsage) -> None:
-        with self._lock:
-            self._update_usage(attachment, number, usage)
-            self._grant_waiters()
-
-    def _update_usage(self, attachment: Attachment, number: int, usage: ExternalUsage) -> None:
-        attachment.update(number, usage, self.clock())
-        self._window.set_external(one.usage for one in self._attachments)
+    def _update_usage(self, store: AttachedStore, number: int, usage: ExternalUsage) -> None:
+        if number > store.number:  # otherwise a reading that began later has arrived already
+            store.number, store.usage, store.read_at = number, usage, self.clock()
+            self.window.set_external(one.usage for one in self._stores.values())
 
     async def _take_shared(self, slot: Slot) -> bool:
         """Take the slot in each store; return whether each of them had one left.
 
         Raises:
-            Exception: an error of a store.
+            Exception: An error of a store.
         """
-        while (attachment := self._next_store(slot)) is not None:
-            number = next(self._numbers)
-            with self._lock:
-                reserve = self._window.own_reserve
+        while True:
+            with self.lock:
+                missing = [store for store in self._stores.values() if store not in slot.shared]
+                reserve = self.window.own_reserve
+            if not missing:
+                return True
+            store, number = missing[0], next(self._numbers)
+            limit, length = self.window.limit, self.window.length
             try:
-                slot_id, usage = await attachment.slots.take(slot.priority, self.limit, self.window, reserve)
+                slot_id, usage = await store.slots.take(slot.priority, limit, length, reserve)
             except Exception:
-                with self._lock:
-                    if attachment in self._attachments:
+                with self.lock:
+                    if store in self._stores.values():
                         raise
                 continue  # detached meanwhile and perhaps closed, so its error concerns no request
             if slot_id is None:
-                with self._lock:
+                with self.lock:
                     # Nothing is granted yet: a later request must not get the slot that this one has here.
-                    self._update_usage(attachment, number, usage)
+                    self._update_usage(store, number, usage)
                 return False
-            slot.shared += ((attachment.slots, slot_id),)
-            self._on_usage(attachment, number, usage)
-        return True
+            slot.shared[store] = slot_id
+            self._on_usage(store, number, usage)
 
-    def _may_use(self, slot: Slot) -> bool:
+    def _still_allowed(self, slot: Slot) -> bool:
         """Return whether a slot that was taken in the stores may still be used."""
-        with self._lock:
+        with self.lock:
             now = slot.granted_at = self.clock()
-            self._window.expire(now)
             # A cooldown may have begun, and the usage of others was not known when the slot was granted.
-            return now >= self._cooldown.until and (
-                slot.priority is Priority.POLL or self._window.may_keep_submitting(now)
+            return now >= self.cooldown.until and (
+                slot.priority is Priority.POLL or self.window.may_submit(now, taken=True)
             )
 
-    def _next_store(self, slot: Slot) -> Attachment | None:
-        with self._lock:
-            taken = {id(shared) for shared, _ in slot.shared}
-            return next((one for one in self._attachments if id(one.slots) not in taken), None)
-
-    def _enqueue_again(self, waiter: _Waiter, slot: Slot, *, full: bool) -> float:
-        """Return a slot that can't be used now, and put its waiter back at its old place in the queue."""
-        for shared, slot_id in slot.shared:
-            shared.settle(slot_id, None)
-        with self._lock:
-            self._taking.discard(waiter)
-            self._window.settle(slot.priority, None)
-            waiter.wait_again()
+    def _take_back(self, slot: Slot, *, full: bool) -> None:
+        """Take back a slot that can't be used now, and grant it to no other request yet."""
+        slot.settled = True
+        for store, slot_id in slot.shared.items():
+            store.slots.settle(slot_id, None)
+        with self.lock:
+            self.window.settle(slot.priority, None)
             if full:  # the usage of the store may not show why: ask again after a pause
-                self._window.assume_full(self.clock() + self._read_every)
-            return self._enqueue(waiter)
-
-    # --- replacing an engine ----------------------------------------------------------------------
-
-    def take_over(self, other: Engine, *, move: bool) -> None:
-        """Count the slots that another engine of the same key counts, and continue its cooldown.
-
-        Args:
-            other: the other engine.
-            move: whether ``other`` stops counting them.
-        """
-        with other._lock, self._lock:
-            other._window.expire(other.clock())
-            shift = self.clock() - other.clock()
-            self._window.copy_settled(other._window, shift)
-            self._cooldown.copy(other._cooldown, shift)
-            if move:
-                other._window.forget_settled()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+                now = self.clock()
+                self.window.mark_full(now, now + self._read_every)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

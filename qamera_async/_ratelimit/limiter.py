@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import os
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
-from ..errors import ConfigurationError
+import attrs
+
+from ..errors import ConfigurationError, SessionClosedError, is_number
 from .engine import Engine
+from .window import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .engine import Slot
     from .shared import SharedSlots
-    from .window import Priority
 
 _LONGEST_WINDOW = 1e9  # seconds
+_STEP = 50  # requests that end in one step of the event loop when a session stops
 
 
+@attrs.frozen(eq=False, repr=False)
 class RateLimiter:
-    """The API's rate limit as a live object: at most ``limit`` requests in any ``window`` seconds.
+    """The API's rate limit as a live object: at most `limit` requests in any `window` seconds.
 
     The defaults are those of the API, section "Every request": all requests of a key count, GET and POST.
-    Sessions of one process with the same key and origin share one rate limiter by themselves, and two rate
-    limiters with equal numbers count as one. It may be used from any thread. A forked process begins with an
-    unused one.
+    Sessions of one process with the same key and origin share one rate limiter by themselves, and passing
+    two rate limiters with equal numbers is the same as passing one. A rate limiter that was passed to
+    sessions with several keys counts for each key by itself: `used` and `waiting` are then the sums,
+    and `cooldown` is the longest. It may be used from any thread. A forked process begins with an unused
+    one.
 
     Example:
         >>> limiter = RateLimiter(limit=30)
@@ -37,121 +45,94 @@ class RateLimiter:
         (30, 0, 0.0)
 
     Args:
-        limit: requests in a window, at least 1.
-        window: length of the window in seconds, at most 1e9.
+        limit: Requests in a window, at least 1.
+        window: Length of the window in seconds, at most 1e9.
 
     Raises:
-        ConfigurationError: ``limit`` or ``window`` is out of range.
+        ConfigurationError: `limit` or `window` is out of range.
     """
 
-    __slots__ = ("__weakref__", "_limit", "_window")
+    limit: int = 60
+    """Requests allowed in one window."""
+    window: float = 60.0
+    """Length of the window in seconds."""
 
-    def __init__(self, limit: int = 60, window: float = 60.0) -> None:
-        if type(limit) is not int or limit < 1:
-            raise ConfigurationError(f"limit must be a whole number of at least 1, got {limit!r}.")
-        if not _is_window(window):
+    def __attrs_post_init__(self) -> None:
+        if type(self.limit) is not int or self.limit < 1:
+            raise ConfigurationError(f"limit must be a whole number of at least 1, got {self.limit!r}.")
+        if not is_number(self.window) or not 0 < self.window <= _LONGEST_WINDOW:
             raise ConfigurationError(
-                f"window must be a number of seconds above 0 and at most {_LONGEST_WINDOW:g}, got {window!r}."
+                f"window must be a number of seconds above 0 and at most {_LONGEST_WINDOW:g}, "
+                f"got {self.window!r}."
             )
-        self._limit = limit
-        self._window = float(window)
 
     def __repr__(self) -> str:
         return f"RateLimiter(limit={self.limit}, window={self.window}, used={self.used})"
 
     @property
-    def limit(self) -> int:
-        """Requests allowed in one window."""
-        return self._limit
-
-    @property
-    def window(self) -> float:
-        """Length of the window in seconds."""
-        return self._window
-
-    @property
     def used(self) -> int:
         """Slots that are taken now: requests in flight and those of the last window."""
-        return _registry.engine(self).used
+        return sum(engine.used for engine in _registry.engines_of(self))
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a slot."""
-        return _registry.engine(self).waiting
+        return sum(len(engine.waiting) for engine in _registry.engines_of(self))
 
     @property
     def cooldown(self) -> float:
         """Seconds until the pause after a 429 ends; 0 if there is none."""
-        return _registry.engine(self).cooldown
-
-
-def _is_window(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= _LONGEST_WINDOW
-
-
-def limiter_of(engine: Engine) -> RateLimiter:
-    """Return a RateLimiter that shows an engine; tests pass an engine with a clock of their own."""
-    limiter = RateLimiter(engine.limit, engine.window)
-    _registry.assign(limiter, engine)
-    return limiter
+        return max((engine.cooldown_left for engine in _registry.engines_of(self)), default=0.0)
 
 
 class SessionLimiter:
-    """One session's access to the rate limiter that it shares with others; made by ``session_limiter``.
-
-    ``rate_limiter`` shows the shared state.
+    """One session's access to the rate limiter that it shares with others; made by `session_limiter`.
 
     Args:
-        account: a name for the key and origin that reveals neither.
-        rate_limiter: the rate limiter that was passed to the session; None if none was.
-
-    Raises:
-        ConfigurationError: an open session with this key and origin has different numbers.
+        engine: What the sessions of its key and origin share.
+        rate_limiter: Shows the shared state.
     """
 
-    def __init__(self, account: str, rate_limiter: RateLimiter | None) -> None:
-        self._account = account
-        self._error: Exception | None = None
-        self._pending: set[asyncio.Timeout] = set()
-        self._slots: SharedSlots | None = None
-        self._open = True
-        self._registry = _registry
-        self.rate_limiter, self._engine = self._registry.join(account, rate_limiter)
+    def __init__(self, engine: Engine, rate_limiter: RateLimiter) -> None:
+        self.engine = engine
+        self.rate_limiter = rate_limiter
+        self._key = object()  # stands for it in the engine, which must not keep the session's tasks alive
+        engine.sessions.add(self._key)
+        self._stopped = False
+        self._error: Exception = SessionClosedError("The session is closed.")  # raised once it has stopped
+        self._scopes: set[asyncio.Timeout] = set()  # of the requests that wait for a slot
 
-    async def acquire(self, priority: Priority, on_wait: Callable[[float], None] | None = None) -> Slot:
+    async def acquire(
+        self, priority: Priority, on_wait: Callable[[float], None] | None = None, kind: str = ""
+    ) -> Slot:
         """Wait for a slot. Cancelling leaks none.
 
         Args:
-            priority: SUBMISSION goes first; some slots are kept for POLL all the same.
-            on_wait: called with a lower bound of the seconds to wait, if no slot is free. It may be called
+            priority: Submissions are served first. Slots reserved for polls are not given to submissions.
+            on_wait: Called with a lower bound of the seconds to wait, if no slot is free. It may be called
                 again when another process took the slot.
+            kind: Requests of one kind are refused with 429 for the same reason; see `Slot.exhausted`.
 
         Raises:
-            Exception: a copy of the error that was passed to ``stop``, or an error of the shared slots.
+            Exception: A copy of the error that was passed to `stop`, or an error of the shared slots.
         """
-        if self._error is not None:
-            raise copy.copy(self._error)
-        engine = self._engine
-        slot = engine.acquire_nowait(priority)
-        if slot is not None:
-            return slot
-        scope = asyncio.timeout(None)  # stop() lets it expire
-        self._pending.add(scope)
-        try:
-            async with scope:
-                slot = await engine.acquire(priority, on_wait)
-        except TimeoutError:
-            if not scope.expired():
-                raise  # an error of the shared slots
-        finally:
-            self._pending.discard(scope)
-        if slot is not None and self._error is None:
-            return slot
-        if slot is not None:
-            slot.give_back()
-        assert self._error is not None  # noqa: S101 - the scope expires after stop() only
+        if not self._stopped:
+            slot = self.engine.take_free_slot(priority, kind)
+            if slot is not None:
+                return slot
+            scope = asyncio.timeout(None)  # stop() lets it expire
+            self._scopes.add(scope)
+            try:
+                async with scope:
+                    slot = await self.engine.wait_for_slot(priority, kind, on_wait)
+                if not self._stopped:
+                    return slot
+                slot.give_back()
+            except TimeoutError:
+                if not scope.expired():
+                    raise  # an error of the shared slots
+            finally:
+                self._scopes.discard(scope)
         raise copy.copy(self._error)
 
     def poll_delay(self, interval: float, stale_after: float) -> float:
@@ -160,173 +141,131 @@ class SessionLimiter:
         The pause is the time to the next free slot divided by the free slots, between the two arguments.
 
         Args:
-            interval: the pause while enough slots are free, in seconds.
-            stale_after: the longest pause that the rate limit may cause, in seconds.
+            interval: The pause while enough slots are free, in seconds.
+            stale_after: The longest pause that the rate limit may cause, in seconds.
         """
-        return self._engine.poll_delay(interval, stale_after)
+        engine = self.engine
+        with engine.lock:
+            if engine.queues[Priority.SUBMISSION].requests:
+                return max(interval, stale_after)
+            now = engine.clock()
+            free, next_free = engine.window.free(now), engine.window.next_free
+        if math.isinf(next_free):
+            return interval
+        return max(interval, min((next_free - now) / max(free, 1), stale_after))
 
     def reserve_polls(self, stale_after: float) -> None:
-        """Keep ``min(window / stale_after, limit // 2)`` slots of each window for polls; idempotent.
+        """Keep `min(window / stale_after, limit // 2)` slots of each window for polls; idempotent.
 
         Args:
-            stale_after: the age in seconds up to which a list may get while submissions wait.
+            stale_after: The age in seconds up to which a list may get while submissions wait.
         """
-        self._engine.reserve(self, stale_after)
+        with self.engine.lock:
+            self.engine.window.reserve(self._key, stale_after)
 
     def attach(self, slots: SharedSlots) -> None:
-        """Share the rate limit with other processes: take each slot in ``slots`` too from now on."""
-        engine = self._engine
-        self.detach()
-        self._slots = slots
-        engine.attach(slots)
+        """Share the rate limit with other processes: take each slot in `slots` too from now on."""
+        self.engine.attach(self._key, slots)
 
     def detach(self) -> None:
-        """Undo ``attach``; idempotent."""
-        engine = self._engine
-        slots, self._slots = self._slots, None
-        if slots is not None:
-            engine.detach(slots)
+        """Undo `attach`; idempotent."""
+        self.engine.detach(self._key)
 
     @property
     def cooldown(self) -> float:
         """Seconds until the pause after a 429 ends; 0 if there is none."""
-        return self._engine.cooldown
+        return self.engine.cooldown_left
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether all responses of the last five windows were 429: give up with RateLimitError."""
-        return self._engine.exhausted
+    async def stop(self, error: Exception) -> None:
+        """Let pending and later calls of `acquire` raise a copy of `error`; return when all are told.
 
-    def stop(self, error: Exception) -> None:
-        """Let pending and later calls of ``acquire`` raise a copy of ``error``.
-
-        To be called in the session's event loop.
+        To be called in the session's event loop. Other tasks run meanwhile: ending 20,000 requests in one
+        step of the loop would take seconds.
         """
-        self._error = error
-        for scope in self._pending:
-            if not scope.expired():
+        self._stopped, self._error = True, error
+        for number, scope in enumerate(list(self._scopes), 1):
+            if scope in self._scopes and not scope.expired():
                 scope.reschedule(0)
+            if not number % _STEP:
+                await asyncio.sleep(0)
 
     def leave(self) -> None:
-        """Undo ``reserve_polls`` and ``attach``, and leave the sessions that share it; idempotent."""
-        if not self._open:
+        """Undo `reserve_polls` and `attach`, and leave the sessions that share it; idempotent."""
+        engine = self.engine
+        if engine.from_parent_process:
             return
-        self._open = False
-        if self._registry is not _registry:
-            return  # forked since: this process never joined
-        self.detach()
-        self._engine.release(self)
-        self._registry.leave(self._account)
+        with engine.lock:
+            engine.sessions.discard(self._key)
+            engine.window.reserve(self._key, None)
+            engine.detach(self._key)
 
-    def leave_later(self, release: Callable[[], None]) -> None:
-        """Leave, and call ``release``, when the next session is built.
+    def leave_when_next_session_opens(self, release: Callable[[], None]) -> None:
+        """Leave, and call `release`, when the next session is built.
 
         Safe in a finalizer, which may run while a lock is held.
         """
-        self._registry.abandoned.append((self, release))
+        _registry.abandoned.append((self, release))
 
 
-def session_limiter(account: str, rate_limiter: RateLimiter | None) -> SessionLimiter:
+def session_limiter(
+    account: str, rate_limiter: RateLimiter | None, clock: Callable[[], float] = time.monotonic
+) -> SessionLimiter:
     """Return a session's access to the rate limiter of its key and origin.
 
     Args:
-        account: a name for the key and origin that reveals neither.
-        rate_limiter: the rate limiter passed to the session. None means the one of the open sessions with
-            this key and origin, or one with the API's numbers.
+        account: A name for the key and origin that reveals neither.
+        rate_limiter: The rate limiter passed to the session. None means the numbers of the open sessions
+            with this key and origin, or those of the API.
+        clock: A monotonic clock in seconds, for the first session of the account. Tests pass their own one.
 
     Raises:
-        ConfigurationError: an open session with this key and origin has different numbers.
+        ConfigurationError: An open session with this key and origin has different numbers.
     """
-    return SessionLimiter(account, rate_limiter)
-
-
-# --- which sessions share a rate limiter ----------------------------------------------------------
-
-
-class _Entry:
-    """The engine of a key and origin. It outlives its sessions by one window."""
-
-    __slots__ = ("engine", "sessions")
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.sessions = 0
+    return _registry.join(account, rate_limiter, clock)
 
 
 class _Registry:
-    """The engines of this process: those of rate limiters, and those of keys and origins."""
+    """The rate limit of each key and origin in this process. It outlives its sessions by one window."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._engines: WeakKeyDictionary[RateLimiter, Engine] = WeakKeyDictionary()
-        self._entries: dict[str, _Entry] = {}
+        self.engines: dict[str, Engine] = {}  # by account
+        self._shown: WeakKeyDictionary[RateLimiter, WeakSet[Engine]] = WeakKeyDictionary()
         # Of sessions that were never closed: their limiters, and what releases the rest of them.
         self.abandoned: deque[tuple[SessionLimiter, Callable[[], None]]] = deque()
 
-    def engine(self, limiter: RateLimiter) -> Engine:
-        """Return the engine of a limiter."""
+    def engines_of(self, limiter: RateLimiter) -> list[Engine]:
+        """Return the engine of each account that a rate limiter was passed for."""
         with self._lock:
-            engine = self._engines.get(limiter)
-            if engine is None:
-                engine = self._engines[limiter] = Engine(limiter.limit, limiter.window)
-            return engine
+            return list(self._shown.get(limiter, ()))
 
-    def assign(self, limiter: RateLimiter, engine: Engine) -> None:
-        """Let a limiter show another engine."""
-        with self._lock:
-            self._engines[limiter] = engine
-
-    def join(self, account: str, limiter: RateLimiter | None) -> tuple[RateLimiter, Engine]:
-        """Count one more session, and return its limiter and engine."""
+    def join(self, account: str, limiter: RateLimiter | None, clock: Callable[[], float]) -> SessionLimiter:
+        """Return the limiter of one more session; see `session_limiter`."""
         while self.abandoned:
-            limiter_left, release = self.abandoned.popleft()
-            limiter_left.leave()
+            session_left, release = self.abandoned.popleft()
+            session_left.leave()
             release()
         with self._lock:
-            self._drop_idle(account)
-            entry = self._entries.get(account)
-            if limiter is None:
-                open_entry = entry is not None and entry.sessions
-                limiter = limiter_of(entry.engine) if entry is not None and open_entry else RateLimiter()
-            if entry is None:
-                entry = self._entries[account] = _Entry(self.engine(limiter))
-            else:
-                self._unite(entry, limiter)
-            entry.sessions += 1
-            return limiter, entry.engine
-
-    def leave(self, account: str) -> None:
-        """Count one session less."""
-        with self._lock:
-            self._entries[account].sessions -= 1
-
-    def _unite(self, entry: _Entry, limiter: RateLimiter) -> None:
-        """Let an entry and a limiter have one engine."""
-        old, new = entry.engine, self.engine(limiter)
-        if old is new:
-            return
-        others = [other for other in self._entries.values() if other is not entry]
-        in_use = any(other.engine is new and other.sessions for other in others)
-        equal = (old.limit, old.window, old.clock) == (new.limit, new.window, new.clock)
-        if equal and not in_use:
-            self.assign(limiter, old)
-        elif entry.sessions:
-            raise ConfigurationError(
-                "rate_limiter: another session with this key and origin is open with a different one. "
-                "Pass the same RateLimiter to both, or none."
-            )
-        else:
-            # No session is open, so other numbers are allowed. The requests that were sent still count.
-            new.take_over(old, move=not any(other.engine is old for other in others))
-            entry.engine = new
-
-    def _drop_idle(self, account: str) -> None:
-        for other in [
-            key
-            for key, entry in self._entries.items()
-            if key != account and not entry.sessions and not entry.engine.used and not entry.engine.cooldown
-        ]:
-            del self._entries[other]
+            self.engines = {
+                key: engine
+                for key, engine in self.engines.items()
+                if engine.sessions or engine.used or engine.cooldown_left
+            }
+            engine = self.engines.get(account)
+            if limiter is None and engine is not None and engine.sessions:
+                limiter = RateLimiter(engine.window.limit, engine.window.length)
+            limiter = limiter or RateLimiter()
+            if engine is None:
+                engine = self.engines[account] = Engine(limiter.limit, limiter.window, clock)
+            elif (engine.window.limit, engine.window.length) != (limiter.limit, limiter.window):
+                if engine.sessions:
+                    raise ConfigurationError(
+                        "rate_limiter: another session with this key and origin is open with other numbers. "
+                        "Pass a RateLimiter with the same numbers to both, or none."
+                    )
+                engine.resize(limiter.limit, limiter.window)
+            self._shown.setdefault(limiter, WeakSet()).add(engine)
+            return SessionLimiter(engine, limiter)
 
 
 _registry = _Registry()
@@ -335,6 +274,8 @@ _registry = _Registry()
 def _reset_after_fork() -> None:
     """Forget the state of the parent process without touching it: its threads may hold the locks."""
     global _registry  # noqa: PLW0603
+    for engine in _registry.engines.values():
+        engine.from_parent_process = True
     _registry = _Registry()
 
 

@@ -17,12 +17,12 @@ class ExternalUsage:
     """The slots that other processes have taken, as one reading of the store showed them.
 
     Args:
-        submissions: when each settled slot of a submission becomes free, in seconds of
-            ``time.monotonic()``, sorted.
-        polls: the same for polls.
-        submissions_in_flight: number of submissions whose response has not arrived.
-        polls_in_flight: the same for polls.
-        reserve: slots of a window that the other processes keep for their polls.
+        submissions: When each settled slot of a submission becomes free, in seconds of
+            `time.monotonic()`, sorted.
+        polls: The same for polls.
+        submissions_in_flight: Number of submissions whose response has not arrived.
+        polls_in_flight: The same for polls.
+        reserve: Slots of a window that the other processes keep for their polls.
     """
 
     submissions: tuple[float, ...] = ()
@@ -38,15 +38,15 @@ class SharedSlots(Protocol):
     async def take(
         self, priority: Priority, limit: int, window: float, reserve: float
     ) -> tuple[object | None, ExternalUsage]:
-        """Take a slot if all processes together have taken fewer than ``limit``.
+        """Take a slot if all processes together have taken fewer than `limit`.
 
         The slot is durable when this returns. Cancelling leaks no slot: the store sees to that.
 
         Args:
-            priority: priority of the request.
-            limit: number of slots in a window.
-            window: length of the window in seconds.
-            reserve: slots of a window that this process keeps for its polls.
+            priority: Priority of the request.
+            limit: Number of slots in a window.
+            window: Length of the window in seconds.
+            reserve: Slots of a window that this process keeps for its polls.
 
         Returns:
             The id of the slot, or None if none is left; and the usage of the other processes.
@@ -60,8 +60,8 @@ class SharedSlots(Protocol):
         """Record when a slot becomes free; never waits and never raises, not even after closing.
 
         Args:
-            slot_id: the id that ``take`` returned.
-            until: the moment in seconds of ``time.monotonic()``; None means now.
+            slot_id: The id that `take` returned.
+            until: The moment in seconds of `time.monotonic()`; None means now.
         """
         ...
 
@@ -69,32 +69,25 @@ class SharedSlots(Protocol):
         """Read the usage of the other processes; never waits and never raises.
 
         Args:
-            on_usage: called soon with the usage, from any thread; not called if the reading fails.
+            on_usage: Called soon with the usage, from any thread; not called if the reading fails.
         """
         ...
 
 
-class Attachment:
-    """A store that is attached to a rate limiter, and the newest usage read from it."""
+@attrs.define(eq=False)
+class AttachedStore:
+    """A store that is attached to a rate limiter, and the newest usage read from it.
 
-    __slots__ = ("_newest", "count", "read_at", "slots", "usage")
+    Attributes:
+        slots: The store.
+        read_at: When the newest reading began or arrived, in seconds.
+        sessions: The sessions that have attached it.
+        usage: The usage of other processes that the newest reading showed.
+        number: Readings are numbered in the order in which they began; the number of the newest one.
+    """
 
-    def __init__(self, slots: SharedSlots, now: float) -> None:
-        self.slots = slots
-        self.count = 0  # how many sessions attached it
-        self.usage = ExternalUsage()
-        self.read_at = now
-        self._newest = -1
-
-    def update(self, number: int, usage: ExternalUsage, now: float) -> None:
-        """Keep a reading, unless a reading that began later has arrived already.
-
-        Args:
-            number: readings are numbered in the order in which they began.
-            usage: what the reading showed.
-            now: the current time in seconds.
-        """
-        if number > self._newest:
-            self._newest = number
-            self.usage = usage
-            self.read_at = now
+    slots: SharedSlots
+    read_at: float
+    sessions: set[object] = attrs.field(factory=set[object])
+    usage: ExternalUsage = attrs.field(factory=ExternalUsage)
+    number: int = -1

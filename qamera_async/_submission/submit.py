@@ -254,7 +254,7 @@ class Submitter:
         """
         while True:
             slot = await self._limiter.acquire(
-                Priority.SUBMISSION, lambda seconds: self._emit(RateLimitWait(seconds))
+                Priority.SUBMISSION, lambda seconds: self._emit(RateLimitWait(seconds)), "register"
             )
             claim.attempt, claim.sent_at = Attempt(partial(self._mark_sending, claim)), -math.inf
             try:
@@ -274,7 +274,7 @@ class Submitter:
                 if response.status != _TOO_MANY_REQUESTS or not is_definite_rejection(response):
                     return response
                 self._reset_attempt(claim)
-                if self._limiter.exhausted:
+                if slot.exhausted:
                     raise parse_error(response)
                 continue
             raise await self._lost(claim, lost)

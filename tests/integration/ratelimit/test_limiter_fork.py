@@ -93,9 +93,6 @@ OTHER_NUMBERS = """
 """
 
 LOCKED = """
-    from qamera_async._ratelimit.engine import Engine
-    from qamera_async._ratelimit.limiter import limiter_of
-
     holding, release = threading.Event(), threading.Event()
 
     def clock():
@@ -104,8 +101,7 @@ LOCKED = """
             release.wait(60)
         return time.monotonic()
 
-    limiter = limiter_of(Engine(2, 60.0, clock))
-    session = session_limiter(ACCOUNT, limiter)
+    session = session_limiter(ACCOUNT, limiter, clock)
     slot = asyncio.run(session.acquire(Priority.POLL))
     session.leave()
     # Building a session looks for unused limiters: under the lock of the registry and of each limiter.

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import uvloop
+from fake_loop import FakeLoop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from limiters import POLICY, POLL, SUBMISSION, Clock, Limited, drop, run_ready
@@ -143,7 +144,7 @@ async def test_detached_store_is_not_called():
     waiting = await a.waiting(POLL)
     slot.on_response()
 
-    assert (await waiting).shared == ()
+    assert not (await waiting).shared
     assert store.calls == []
     assert table.slots == {}
 
@@ -187,7 +188,7 @@ async def test_usage_of_two_stores_is_added_up():
     second.attach(other)
     slot = await a.acquire()
     assert a.rate_limiter.used == 3
-    assert [store for store, _ in slot.shared] == [a.store, other]
+    assert [store.slots for store in slot.shared] == [a.store, other]
     second.detach()
 
     assert a.rate_limiter.used == 2
@@ -484,7 +485,7 @@ async def test_store_detached_meanwhile_fails_no_request():
     store.error = RuntimeError("closed")
     store.before.set()
 
-    assert (await taking).shared == ()
+    assert not (await taking).shared
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -497,7 +498,7 @@ async def test_stop_ends_a_request_that_takes_its_slot(times):
     other = asyncio.ensure_future(a.another_session().acquire(SUBMISSION))
     await run_ready()
     for _ in range(times):
-        a.session.stop(SessionClosedError("closed"))
+        await a.session.stop(SessionClosedError("closed"))
         await asyncio.sleep(0)  # the second comes while it is on its way out
     await run_ready()
     with pytest.raises(SessionClosedError):
@@ -517,7 +518,7 @@ async def test_stop_ends_a_granted_request_before_the_store_is_asked():
     slot = await a.acquire()
     mine = await a.waiting()
     slot.give_back()
-    a.session.stop(SessionClosedError("closed"))
+    await a.session.stop(SessionClosedError("closed"))
     await run_ready()
 
     with pytest.raises(SessionClosedError):
@@ -532,7 +533,7 @@ async def test_stop_in_the_moment_of_the_answer_ends_the_request(full):
     a, store = world.processes[0], world.processes[0].store
 
     async def take(*_):
-        a.session.stop(SessionClosedError("closed"))
+        await a.session.stop(SessionClosedError("closed"))
         if full:
             return None, ExternalUsage(submissions_in_flight=1)
         slot_id = object()
@@ -600,6 +601,38 @@ def test_timer_reads_the_usage(run):
         session.leave()
 
     run(main())
+
+
+def test_slow_store_does_not_keep_the_loop_busy():
+    """Also when slots become free while the only request takes its slot in the store."""
+    loop, calls = FakeLoop(), 0
+    store = Store(Table(loop))
+
+    def clock():
+        nonlocal calls
+        calls += 1
+        return loop.now
+
+    async def main():
+        nonlocal calls
+        session = session_limiter("busy", RateLimiter(5, LENGTH), clock)
+        session.attach(store)
+        (await session.acquire(SUBMISSION)).on_response()
+        store.before.clear()
+        taking = asyncio.ensure_future(session.acquire(SUBMISSION))
+        await run_ready()
+        loop.now += LENGTH + 1
+        await run_ready()
+        calls = 0
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await drop(taking)
+        session.leave()
+
+    loop.run_until_complete(main())
+    loop.close()
+
+    assert calls < 20
 
 
 async def test_reading_in_another_thread_wakes_the_waiter():

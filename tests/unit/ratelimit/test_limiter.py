@@ -7,7 +7,7 @@ import time
 
 import pytest
 import uvloop
-from limiters import POLICY, POLL, SUBMISSION, Clock, Limited, drop, limiter_on, run_ready
+from limiters import POLICY, POLL, SUBMISSION, Clock, Limited, drop, run_ready
 
 from qamera_async import ConfigurationError, RateLimiter, SessionClosedError
 from qamera_async._ratelimit import session_limiter
@@ -219,8 +219,8 @@ async def test_stop_ends_waiters_and_later_calls():
     await run_ready()
     error = SessionClosedError("closed")
     slot.give_back()  # the first waiter gets it in the same moment
-    limited.session.stop(error)
-    limited.session.stop(error)
+    await limited.session.stop(error)
+    await limited.session.stop(error)
     await run_ready()
     raised = [task.exception() for task in (granted, waiting)]
     with pytest.raises(SessionClosedError):
@@ -250,6 +250,9 @@ async def test_waiter_of_a_closed_loop_takes_no_slot():
     slot.give_back()
 
     (await asyncio.wait_for(behind, 5)).give_back()
+    assert limited.counts == (0, 0)
+    del task, loop
+    gc.collect()  # ends the request that never got its slot
     assert limited.counts == (0, 0)
 
 
@@ -322,7 +325,7 @@ async def test_many_waiters_cost_little_each(end):
         await run_ready()
         assert limited.rate_limiter.waiting == number - 56
         if end == "stop":
-            limited.session.stop(SessionClosedError("closed"))
+            await limited.session.stop(SessionClosedError("closed"))
         else:
             for task in tasks:
                 task.cancel()
@@ -378,13 +381,68 @@ async def test_server_that_always_says_retry_after_zero_gets_few_requests():
 async def test_exhausted_after_nothing_but_429():
     limited = Limited(window=10.0)
     begun = limited.clock.now
-    while not limited.session.exhausted:
-        (await limited.acquire()).on_429(2.0, POLICY)
+    exhausted = False
+    while not exhausted:
+        slot = await limited.acquire()
+        slot.on_429(2.0, POLICY)
+        exhausted = slot.exhausted
         limited.clock.now += 2.0
     assert limited.clock.now - begun >= 50
-    (await limited.acquire()).on_response()
+    slot = await limited.acquire()
+    slot.on_response()
 
-    assert not limited.session.exhausted
+    assert not slot.exhausted
+
+
+async def test_refusals_of_one_kind_exhaust_it_although_others_succeed():
+    limited = Limited(window=10.0)
+    begun = limited.clock.now
+    exhausted = False
+    while not exhausted:
+        slot = await limited.acquire(kind="register")
+        slot.on_429(2.0, POLICY)
+        exhausted = slot.exhausted
+        limited.clock.now += 2.0
+        other = await limited.acquire(kind="videos")
+        other.on_response()
+        assert not other.exhausted
+
+    assert limited.clock.now - begun >= 50
+
+
+async def test_success_of_a_kind_ends_its_refusals():
+    limited = Limited(window=10.0)
+    for number in range(100):
+        slot = await limited.acquire(kind="register")
+        if number % 20 == 19:
+            slot.on_response()
+        else:
+            slot.on_429(2.0, POLICY)
+        assert not slot.exhausted
+        limited.clock.now += 2.0
+
+
+async def test_polls_and_submissions_probe_in_turn():
+    """A submission that is refused each time doesn't stop the polls."""
+    limited = Limited()
+    submission, poll = await limited.waiting(), await limited.waiting(POLL)
+    submission.result().on_429(1.0, POLICY)
+    poll.result().on_429(1.0, POLICY)
+    served = []
+    submission, poll = await limited.waiting(), await limited.waiting(POLL)
+    for _ in range(6):
+        await limited.pass_time(1.1)
+        priority = POLL if poll.done() else SUBMISSION
+        served.append(priority)
+        if priority is POLL:
+            poll.result().on_429(1.0, POLICY)
+            poll = await limited.waiting(POLL)
+        else:
+            submission.result().on_429(1.0, POLICY)
+            submission = await limited.waiting()
+    await drop(submission, poll)
+
+    assert served == [SUBMISSION, POLL] * 3
 
 
 # --- which sessions share a rate limiter ----------------------------------------------------------
@@ -428,42 +486,78 @@ def test_different_numbers_are_refused_while_a_session_is_open():
 
 
 async def test_one_rate_limiter_may_serve_several_keys():
-    limiter = RateLimiter(30, 60.0)
+    """Each key has a window of its own; the rate limiter shows the sums and the longest cooldown."""
+    limiter = RateLimiter(2, 60.0)
     one = session_limiter("several", limiter)
     two = session_limiter("several other", limiter)
-    await one.acquire(POLL)
-    await two.acquire(POLL)
-    assert limiter.used == 2
-    three = session_limiter("several third", RateLimiter(30, 60.0))
-    with pytest.raises(ConfigurationError, match="rate_limiter"):
-        session_limiter("several third", limiter)
+    slots = [await session.acquire(POLL) for session in (one, one, two, two)]
+    waiting = [asyncio.ensure_future(session.acquire(POLL)) for session in (one, two)]
+    await run_ready()
+    assert (limiter.used, limiter.waiting) == (4, 2)
+    slots[0].on_429(10.0, POLICY)
+    slots[2].on_429(20.0, POLICY)
+    await drop(*waiting)
 
-    for session in (one, two, three):
+    assert 19 < limiter.cooldown <= 20
+    assert one.cooldown <= 10
+    for session in (one, two):
         session.leave()
 
 
-async def test_key_left_by_a_shared_rate_limiter_keeps_what_it_sent():
-    """P2: a new limiter for one of two keys takes the log of that key over, and leaves it to the other."""
-    limiter = RateLimiter(30, 60.0)
-    sessions = [session_limiter(f"two keys, {key}", limiter) for key in ("a", "b")]
+@pytest.mark.parametrize("key", ["a", "b"])
+async def test_equal_rate_limiters_of_two_keys_may_be_swapped(key):
+    """Passing two with equal numbers is the same as passing one, whichever key each was used for before."""
+    first, second = RateLimiter(30, 60.0), RateLimiter(30, 60.0)
+    sessions = [session_limiter("swap, a", first), session_limiter("swap, b", second)]
+    sessions += [session_limiter(f"swap, {key}", limiter) for limiter in (first, second)]
+    slot = await sessions[2].acquire(POLL)
+
+    assert sessions[3].rate_limiter.used == 1
+    slot.give_back()
     for session in sessions:
-        (await session.acquire(POLL)).on_response()
         session.leave()
-    session_limiter("two keys, a", RateLimiter(5, 60.0)).leave()
-    other = session_limiter("two keys, b", None)
 
-    assert other.rate_limiter.used >= 1
-    other.leave()
+
+async def test_keys_of_one_rate_limiter_keep_what_they_sent_under_other_numbers():
+    """P2: a new limiter for one of two keys counts what that key sent, and nothing of the other."""
+    limiter = RateLimiter(30, 60.0)
+    for key, number in (("a", 1), ("b", 2)):
+        session = session_limiter(f"two keys, {key}", limiter)
+        for _ in range(number):
+            (await session.acquire(POLL)).on_response()
+        session.leave()
+    a, b = session_limiter("two keys, a", RateLimiter(5, 60.0)), session_limiter("two keys, b", None)
+
+    assert (a.rate_limiter.used, b.rate_limiter.used) == (1, 2)
+    a.leave()
+    b.leave()
+
+
+async def test_slots_count_for_a_longer_window_under_other_numbers():
+    """P2: also a request that was in flight when its session was closed."""
+    clock = Clock()
+    old = session_limiter("longer", RateLimiter(60, 10.0), clock)
+    (await old.acquire(SUBMISSION)).on_response()
+    late = await old.acquire(SUBMISSION)
+    old.leave()
+    new = session_limiter("longer", RateLimiter(50, 60.0), clock)
+    late.on_response()
+    clock.now += 59
+    assert new.rate_limiter.used == 2
+    clock.now += 2
+
+    assert new.rate_limiter.used == 0
+    new.leave()
 
 
 async def test_log_outlives_its_sessions_by_one_window():
     clock = Clock()
-    old = session_limiter("outlive", limiter_on(clock, 60))
+    old = session_limiter("outlive", RateLimiter(60), clock)
     (await old.acquire(SUBMISSION)).on_response()
     old.leave()
     clock.now += 30
-    new = limiter_on(clock, 50)
-    session_limiter("outlive", new).leave()
+    new = RateLimiter(50)
+    session_limiter("outlive", new, clock).leave()
 
     assert (new.limit, new.used) == (50, 1)
     clock.now += 31
@@ -506,7 +600,7 @@ async def test_abandoned_session_leaves_when_the_next_one_is_built():
     """What it kept for polls is free then."""
     limited, released = Limited(limit=4), []
     limited.session.reserve_polls(30.0)
-    limited.session.leave_later(lambda: released.append("session"))
+    limited.session.leave_when_next_session_opens(lambda: released.append("session"))
     assert released == []
     session_limiter("whatever", None).leave()
 

@@ -39,15 +39,14 @@ def test_server_never_counts_more_than_limit(requests, limit, stale_after):
             if response[0] <= now:
                 responses.remove(response)
                 window.settle(response[1], response[0])
-        window.expire(now)
-        if window.free > 0 and (priority is POLL or window.may_submit(now)):
+        if window.free(now) > 0 and (priority is POLL or window.may_submit(now)):
             window.take(priority, now)
             responses.append((now + takes, priority))
             counted.append(now + takes * at)
     counted.sort()
 
     assert all(later - earlier >= length for earlier, later in zip(counted, counted[limit:], strict=False))
-    assert window.used <= limit
+    assert window.free(now) >= 0
 
 
 def test_submission_goes_when_time_alone_allows_it():
@@ -58,7 +57,7 @@ def test_submission_goes_when_time_alone_allows_it():
         window.take(POLL, 0.0)
         window.settle(POLL, 0.0)
     granted = 0
-    while window.free and window.may_submit(3.0):
+    while window.free(3.0) and window.may_submit(3.0):
         window.take(SUBMISSION, 3.0)
         window.settle(SUBMISSION, 3.0)
         granted += 1
@@ -78,13 +77,11 @@ def test_external_slots_are_counted_until_they_expire():
     """Used, free and the next free moment include them; a new reading replaces the old one."""
     window = Window(10, LENGTH)
     window.set_external([ExternalUsage((5.0,), (3.0, 9.0), 1, 2), ExternalUsage((4.0,))])
-    window.expire(0.0)
-    assert (window.used, window.free, window.next_free, window.in_flight) == (7, 3, 3.0, 0)
-    window.expire(4.0)
-    assert (window.used, window.next_free) == (5, 5.0)
+    assert (window.free(0.0), window.next_free, window.in_flight) == (3, 3.0, 0)
+    assert (window.free(4.0), window.next_free) == (5, 5.0)
     window.set_external([])
 
-    assert window.used == 0
+    assert window.free(4.0) == 10
 
 
 @pytest.mark.parametrize(("external", "reserved"), [(2.2, 3), (4.2, 5)])
@@ -100,7 +97,7 @@ def test_larger_reserve_counts(external, reserved):
     assert granted == 20 - reserved
     assert window.own_reserve == 2.5
     window.set_external([ExternalUsage(reserve=99.0)])
-    while window.used > 10:
+    while window.in_flight > 10:
         window.settle(SUBMISSION, None)
 
     assert not window.may_submit(0.0)
@@ -172,14 +169,14 @@ def test_repeated_retry_after_of_zero_waits_base():
 def test_exhausted_after_five_windows_of_429():
     """Not earlier, whatever the server asks for; a success ends the run."""
     cooldown, now = Cooldown(10.0), 100.0
-    while not cooldown.exhausted:
+    while not cooldown.exhausted():
         cooldown.on_429(now, now, 2.0, POLICY)
         last, now = now, cooldown.until
     assert last == 150.0
     assert cooldown.until > last  # and the pauses go on
     cooldown.on_success(now)
 
-    assert not cooldown.exhausted
+    assert not cooldown.exhausted()
 
 
 def test_run_of_429_ends_after_a_window_without_requests():
@@ -187,7 +184,7 @@ def test_run_of_429_ends_after_a_window_without_requests():
     for now in (0.0, 60.0):
         cooldown.on_429(now, now, 2.0, POLICY)
 
-    assert not cooldown.exhausted
+    assert not cooldown.exhausted()
 
 
 def test_late_429_of_an_earlier_request_does_not_lengthen_the_cooldown():
