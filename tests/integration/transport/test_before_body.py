@@ -25,7 +25,7 @@ class Recorder:
 
     async def __call__(self, connection):
         self.connected.set()
-        while data := await connection.some():
+        while data := await connection.receive():
             self.received += data
             if b"\r\n\r\n{" in self.received:
                 await connection.send(http(RECEIPT))
