@@ -1,4 +1,4 @@
-"""The limits of a wait for a job, and a loop over its updates that is left early."""
+"""Time limits of a wait for a job, and loops over updates that end early."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""before_body: awaited before the first byte of a POST leaves, and able to stop it."""
+"""The before_body callback: it is awaited before the first byte of a POST, and can stop the POST."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.every_loop
 
 
 class RefusedError(Exception):
-    """What a callback raises."""
+    """An error that a callback raises."""
 
 
 class Recorder:
@@ -31,7 +31,7 @@ class Recorder:
                 await connection.send(http(RECEIPT))
 
 
-async def test_nothing_arrives_before_it_returns(api, slot):
+async def test_server_receives_nothing_before_the_callback_returns(api, slot):
     recorder = Recorder()
     received = []
 
@@ -50,8 +50,8 @@ async def test_nothing_arrives_before_it_returns(api, slot):
 @pytest.mark.parametrize(
     "error", [RefusedError("no"), OSError(5, "disk"), asyncio.CancelledError("no"), TimeoutError()]
 )
-@pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
-async def test_what_it_raises_is_raised_and_nothing_was_sent(api, slot, error, late):
+@pytest.mark.parametrize("late", [False, True], ids=["immediately", "later"])
+async def test_error_of_the_callback_is_raised_and_nothing_is_sent(api, slot, error, late):
     recorder, attempt = Recorder(), Attempt()
 
     async def before_body():
@@ -69,7 +69,7 @@ async def test_what_it_raises_is_raised_and_nothing_was_sent(api, slot, error, l
     assert slot.settled == ["given back"]
 
 
-async def test_client_works_after_it_raised(api, slot):
+async def test_client_works_after_the_callback_raised(api, slot):
     async def before_body():
         raise RefusedError
 
@@ -83,7 +83,7 @@ async def test_client_works_after_it_raised(api, slot):
     assert server.methods == ["POST"]
 
 
-async def test_it_is_awaited_once_for_a_long_body(api, slot):
+async def test_callback_is_awaited_once_for_a_long_body(api, slot):
     calls = []
 
     async def before_body():
@@ -98,8 +98,8 @@ async def test_it_is_awaited_once_for_a_long_body(api, slot):
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timeout", "closed"])
-async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
-    """A callback that goes on in spite of its cancellation doesn't let the POST leave any more."""
+async def test_nothing_is_sent_after_the_call_has_ended(api, slot, how):
+    """A callback that continues in spite of its cancellation cannot release the POST."""
     recorder, attempt = Recorder(), Attempt()
     waiting, ended, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -131,16 +131,16 @@ async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
     assert slot.settled == ["given back"]
 
 
-async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, slot):
-    """A server that speaks first proves nothing about the POST, which has not left."""
+async def test_response_before_the_request_was_sent_is_ignored(api, slot):
+    """A response that arrives before the POST was sent proves nothing about it."""
     attempt = Attempt()
     never = asyncio.Event()
 
-    async def speaks_first(connection):
+    async def answer_first(connection):
         await connection.send(http(RECEIPT))
         await connection.hang()
 
-    async with FaultServer(speaks_first) as server:
+    async with FaultServer(answer_first) as server:
         with pytest.raises(q.TransportError) as failed:
             await api(server).send(POST, slot, attempt=attempt, before_body=never.wait)
 
@@ -149,7 +149,7 @@ async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, s
     assert slot.settled == ["given back"]
 
 
-async def test_server_that_closes_during_it_gets_nothing(api, slot):
+async def test_server_that_closes_during_the_callback_receives_nothing(api, slot):
     attempt = Attempt()
 
     async def closes(connection):
