@@ -1,4 +1,4 @@
-"""The credit limit of a batch: kept to the credit, apart from a request whose price nobody knows before."""
+"""The credit limit of a batch. Only the first request of a price class may exceed it."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
 def usual_price(request):
-    """10 credits for a video, 15 for a reel, unless ``extra_body`` says what the request costs."""
+    """Return a receipt of 10 credits for a video, 15 for a reel, or the credits in ``extra_body``."""
     usual = 10 if isinstance(request, q.VideoRequest) else 15
     return Answer(price=request.extra_body.get("costs", usual))
 
@@ -33,7 +33,7 @@ def costing(*prices):
 
 
 def prices(*values):
-    """Return an answer function whose receipts state these credits in turn, the last one again and again."""
+    """Return an answer function whose receipts have these prices in turn, and then always the last price."""
     return script(*(Answer(price=value) for value in values))
 
 
@@ -63,7 +63,7 @@ async def test_two_kinds_at_once_exceed_the_limit_by_their_first_requests_only(l
     assert limit - 15 < access.paid < limit + 10 + 15
 
 
-async def test_spending_exactly_the_limit_is_no_reason_to_stop():
+async def test_batch_does_not_stop_if_it_spends_exactly_the_limit():
     access = FakeAccess(usual_price)
     result = await make_batch(access, mixed(2), max_credits=50)
 
@@ -71,7 +71,7 @@ async def test_spending_exactly_the_limit_is_no_reason_to_stop():
     assert access.paid == 50
 
 
-async def test_the_first_of_a_kind_is_sent_alone_and_other_kinds_go_on():
+async def test_first_request_of_a_kind_is_sent_alone_and_other_kinds_continue():
     answered = asyncio.Event()
     access = FakeAccess(lambda request: Answer(until=answered))
     requests = [*videos(2), q.ReelRequest(["a"]), q.ReelRequest(["a", "b"]), *videos(4)]
@@ -92,7 +92,7 @@ async def test_without_a_limit_five_of_a_kind_are_sent_at_once():
     assert result.credits_reserved == 50
 
 
-async def test_a_refused_first_is_followed_by_another_first():
+async def test_next_request_of_a_kind_is_sent_alone_after_a_refusal():
     access = FakeAccess(script(refused(), refused(), refused(), Answer()))
     result = await make_batch(access, videos(10), max_credits=20)
 
@@ -120,7 +120,7 @@ async def test_earlier_jobs_do_not_count():
     assert access.posts == []
 
 
-async def test_refunds_make_no_room():
+async def test_refunds_do_not_raise_the_limit():
     access = FakeAccess(job_seconds=None)
     running = asyncio.ensure_future(collect(make_batch(access, videos(10), max_credits=30)))
     while not running.done():
@@ -211,7 +211,7 @@ async def test_at_most_one_request_of_a_kind_exceeds_the_limit(seed):
 
 
 @pytest.mark.parametrize(("limit", "submitted"), [(1, 1), (10, 1), (95, 9), (100, 10)])
-async def test_requests_that_differ_in_a_seed_keep_the_limit(limit, submitted):
+async def test_requests_that_differ_in_a_seed_do_not_exceed_the_limit(limit, submitted):
     access = FakeAccess()
     requests = [q.VideoRequest("img", extra_body={"seed": n}) for n in range(30)]
     result = await make_batch(access, requests, max_credits=limit)
@@ -221,7 +221,7 @@ async def test_requests_that_differ_in_a_seed_keep_the_limit(limit, submitted):
     assert (result.stopped.spent, result.stopped.price) == (submitted * 10, 10)
 
 
-async def test_an_unknown_price_is_estimated_at_the_highest_of_its_kind():
+async def test_unknown_price_is_estimated_at_the_highest_price_of_its_kind():
     access = FakeAccess(usual_price)
     result = await make_batch(access, costing(80, 10, 20), max_credits=165)
 
@@ -229,7 +229,7 @@ async def test_an_unknown_price_is_estimated_at_the_highest_of_its_kind():
     assert (result.stopped.spent, result.stopped.price) == (90, 80)
 
 
-async def test_while_a_price_is_unknown_nothing_else_of_the_kind_is_sent():
+async def test_no_other_request_of_a_kind_is_sent_while_a_price_is_unknown():
     answered = asyncio.Event()
     access = FakeAccess(
         lambda request: Answer(until=answered if "costs" in request.extra_body else None, price=10)
@@ -245,7 +245,7 @@ async def test_while_a_price_is_unknown_nothing_else_of_the_kind_is_sent():
     assert len((await running).records) == 6
 
 
-async def test_the_highest_price_that_was_seen_counts():
+async def test_highest_price_that_was_seen_counts():
     access = FakeAccess(prices(10, 20, 10))
     result = await make_batch(access, videos(20), max_credits=59, max_in_flight=1)
 
@@ -253,7 +253,7 @@ async def test_the_highest_price_that_was_seen_counts():
     assert (result.stopped.spent, result.stopped.price) == (40, 20)
 
 
-async def test_a_receipt_below_the_reserved_price_makes_room():
+async def test_receipt_below_the_reserved_price_permits_more_submissions():
     access = FakeAccess(prices(20, 5))
     result = await make_batch(access, videos(4), max_credits=50)
 
@@ -261,7 +261,7 @@ async def test_a_receipt_below_the_reserved_price_makes_room():
     assert len(access.posts) == 4
 
 
-async def test_a_price_of_zero_is_a_price():
+async def test_price_of_zero_is_a_price():
     result = await make_batch(FakeAccess(prices(0)), videos(20), max_credits=1)
 
     assert (result.stopped, len(result.records)) == (None, 20)
@@ -271,7 +271,7 @@ async def test_a_price_of_zero_is_a_price():
 
 
 @pytest.mark.parametrize("unstated", [None, -50])
-async def test_a_receipt_without_credits_counts_at_the_known_price(unstated):
+async def test_receipt_without_credits_counts_at_the_known_price(unstated):
     access = FakeAccess(prices(10, unstated, unstated, unstated, 10))
     result = await make_batch(access, videos(20), max_credits=50)
 
@@ -280,7 +280,7 @@ async def test_a_receipt_without_credits_counts_at_the_known_price(unstated):
 
 
 @pytest.mark.parametrize("unstated", [None, -50])
-async def test_a_first_receipt_without_credits_stops_the_batch_at_the_second_request(unstated):
+async def test_first_receipt_without_credits_stops_the_batch_at_the_second_request(unstated):
     limited = await make_batch(FakeAccess(prices(unstated)), videos(20), max_credits=10_000)
     free = await make_batch(FakeAccess(prices(unstated)), videos(20))
 
@@ -291,7 +291,7 @@ async def test_a_first_receipt_without_credits_stops_the_batch_at_the_second_req
     assert (free.stopped, len(free.records), free.credits_reserved) == (None, 20, 0)
 
 
-async def test_an_ambiguous_submission_counts_at_the_known_price():
+async def test_ambiguous_submission_counts_at_the_known_price():
     access = FakeAccess(script(Answer(), *[ambiguous(taken=True)] * 2, Answer()))
     result = await make_batch(access, videos(20), max_credits=50)
 
@@ -301,7 +301,7 @@ async def test_an_ambiguous_submission_counts_at_the_known_price():
 
 
 @pytest.mark.parametrize("limit", [1, 10, 1000])
-async def test_an_ambiguous_first_stops_the_batch_and_is_the_cause(limit):
+async def test_ambiguous_first_request_stops_the_batch_and_is_the_cause(limit):
     unknown = ambiguous(taken=True)
     access = FakeAccess(script(refused(), refused(), unknown, refused()))
     result = await make_batch(access, videos(20), max_credits=limit)
@@ -314,7 +314,7 @@ async def test_an_ambiguous_first_stops_the_batch_and_is_the_cause(limit):
     assert len(result.failures) == 3
 
 
-async def test_ambiguous_firsts_between_refusals_do_not_lift_the_limit():
+async def test_ambiguous_first_requests_between_refusals_do_not_lift_the_limit():
     answers = [ambiguous(taken=True), ambiguous(taken=True), ambiguous(taken=True), refused()] * 15
     access = FakeAccess(script(*answers))
     result = await make_batch(access, videos(60), max_credits=10)
@@ -323,7 +323,7 @@ async def test_ambiguous_firsts_between_refusals_do_not_lift_the_limit():
     assert isinstance(result.stopped, CreditLimitError)
 
 
-async def test_without_a_limit_ambiguous_firsts_stop_the_batch_at_five():
+async def test_without_a_limit_five_ambiguous_first_requests_stop_the_batch():
     access = FakeAccess(lambda _: ambiguous())
     result = await make_batch(access, videos(20))
 
@@ -331,7 +331,7 @@ async def test_without_a_limit_ambiguous_firsts_stop_the_batch_at_five():
     assert len(access.posts) == 5
 
 
-async def test_an_unknown_price_stops_the_batch_at_the_next_request_of_its_kind():
+async def test_unknown_price_stops_the_batch_at_the_next_request_of_its_kind():
     access = FakeAccess(script(ambiguous(taken=True), Answer()))
     requests = [q.ReelRequest(["a"]), *videos(5), q.ReelRequest(["b"]), *videos(5)]
     result = await make_batch(access, requests, max_credits=1000, max_in_flight=1)
@@ -340,7 +340,7 @@ async def test_an_unknown_price_stops_the_batch_at_the_next_request_of_its_kind(
     assert (result.stopped.price, result.stopped.spent) == (None, 50)
 
 
-async def test_an_ambiguous_request_with_an_unknown_price_is_the_last_with_one():
+async def test_no_request_with_an_unknown_price_is_sent_after_an_ambiguous_one():
     access = FakeAccess(script(Answer(), ambiguous(taken=True), Answer()))
     requests = [*videos(1), *costing(10), *videos(5), *costing(20), *videos(5)]
     result = await make_batch(access, requests, max_credits=1000, max_in_flight=1)
@@ -350,7 +350,7 @@ async def test_an_ambiguous_request_with_an_unknown_price_is_the_last_with_one()
     assert (result.stopped.price, result.stopped.spent) == (None, 70)
 
 
-async def test_a_failed_job_refunds_only_credits_that_can_have_been_reserved():
+async def test_failed_job_refunds_only_credits_that_can_have_been_reserved():
     access = FakeAccess(prices(-50, 10), job_seconds=None)
     running = asyncio.ensure_future(collect(make_batch(access, videos(2))))
     await until(lambda: len(access.jobs) == 2)

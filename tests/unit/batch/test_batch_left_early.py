@@ -1,4 +1,4 @@
-"""A batch that is left early or cancelled: nothing more is submitted, no task stays, no receipt is lost."""
+"""Batches that are left early or cancelled: no further submission, no running task, no lost receipt."""
 
 import asyncio
 import gc
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from batch_helpers import Counted, batch_tasks, collect, until, videos
-from fake_access import Answer, FakeAccess, FakeJob, ambiguous, idle, make_batch, refused, script
+from fake_access import Answer, FakeAccess, FakeJob, ambiguous, make_batch, refused, script, until_idle
 
 import qamera_async as q
 from qamera_async import LedgerUnavailableError
@@ -31,7 +31,7 @@ def assert_nothing_lost(access, caplog, handed_out):
 
 
 class Generator:
-    """Requests without an end that note when they are closed."""
+    """Endless requests that record when their generator is closed."""
 
     def __init__(self):
         self.closed = self.read = 0
@@ -54,7 +54,7 @@ class Generator:
             self.closed += 1
 
 
-async def leave_with_all_but_one_ready(access, requests):
+async def leave_when_all_but_one_are_ready(access, requests):
     batch = make_batch(access, requests)
     async with batch:
         async for outcome in batch:
@@ -75,7 +75,7 @@ async def test_leaving_the_loop_submits_nothing_more_and_leaves_no_task(caplog, 
         if len(given) == after:
             break
     read, posts = source.read, len(access.posts)
-    await idle()
+    await until_idle()
 
     assert source.closed == 1
     assert source.read == read
@@ -94,11 +94,11 @@ async def test_leaving_the_context_waits_until_no_task_is_left(caplog, kind):
 
     assert batch_tasks() == []
     assert source.closed == 1
-    await idle()
+    await until_idle()
     assert_nothing_lost(access, caplog, given)
 
 
-async def test_an_exception_in_the_context_leaves_the_batch():
+async def test_exception_in_the_context_leaves_the_batch():
     source, access = Generator(), FakeAccess()
     with pytest.raises(KeyError):
         async with make_batch(access, source.sync()) as batch:
@@ -109,7 +109,7 @@ async def test_an_exception_in_the_context_leaves_the_batch():
     assert source.closed == 1
 
 
-async def test_a_batch_can_not_be_consumed_after_its_context():
+async def test_batch_can_not_be_consumed_after_its_context():
     async with make_batch(FakeAccess(), videos(3)) as batch:
         pass
     with pytest.raises(RuntimeError):
@@ -119,7 +119,7 @@ async def test_a_batch_can_not_be_consumed_after_its_context():
 
 
 @pytest.mark.parametrize("form", ["await", "for"])
-async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form):
+async def test_batch_that_was_consumed_is_left_without_a_log_line(caplog, form):
     async with make_batch(FakeAccess(), videos(5)) as batch:
         if form == "await":
             await batch
@@ -131,7 +131,7 @@ async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form
     assert caplog.text == ""
 
 
-async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
+async def test_outcome_that_was_handed_out_last_is_not_logged(caplog):
     outcomes = aiter(make_batch(FakeAccess(), videos(1)))
     given = await anext(outcomes)
     await outcomes.aclose()
@@ -140,8 +140,8 @@ async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
     assert warnings(caplog) == ""
 
 
-async def test_an_iterator_that_was_left_early_raises():
-    """A time limit, or aclose(), must not look like the end of the batch."""
+async def test_iterator_of_a_batch_that_was_left_early_raises():
+    """A time limit or `aclose` must not look like the end of the batch."""
     access = FakeAccess(job_seconds=None)
     late, closed, unused = (aiter(make_batch(access, videos(3))) for _ in range(3))
     with pytest.raises(TimeoutError):
@@ -160,7 +160,7 @@ async def test_an_iterator_that_was_left_early_raises():
                 await anext(outcomes)
 
 
-async def test_a_batch_that_is_left_while_its_folder_is_created_submits_nothing(tmp_path):
+async def test_batch_that_is_left_while_its_folder_is_created_submits_nothing(tmp_path):
     access = FakeAccess()
     outcomes = aiter(make_batch(access, videos(3), download_to=tmp_path / "clips"))
     asking = asyncio.ensure_future(anext(outcomes))
@@ -172,7 +172,7 @@ async def test_a_batch_that_is_left_while_its_folder_is_created_submits_nothing(
     assert batch_tasks() == access.claims == []
 
 
-async def test_an_iterator_that_came_to_its_end_stays_there():
+async def test_exhausted_iterator_stays_exhausted():
     whole = aiter(make_batch(FakeAccess(), videos(3)))
     assert len([outcome async for outcome in whole]) == 3
     stopped = aiter(make_batch(FakeAccess(lambda _: refused(401)), videos(3)))
@@ -186,7 +186,7 @@ async def test_an_iterator_that_came_to_its_end_stays_there():
         assert aiter(outcomes) is outcomes
 
 
-async def test_an_iterator_that_is_kept_can_be_continued():
+async def test_iteration_can_be_continued_with_the_same_iterator():
     outcomes = aiter(make_batch(FakeAccess(), videos(5)))
     async for _ in outcomes:
         break
@@ -194,7 +194,7 @@ async def test_an_iterator_that_is_kept_can_be_continued():
     assert len([outcome async for outcome in outcomes]) == 4
 
 
-async def test_a_forgotten_iterator_stops_the_batch(caplog):
+async def test_garbage_collected_iterator_stops_the_batch(caplog):
     source, access = Generator(), FakeAccess()
     outcomes = aiter(make_batch(access, source.sync(), max_in_flight=10))
     given = [await anext(outcomes)]
@@ -202,14 +202,14 @@ async def test_a_forgotten_iterator_stops_the_batch(caplog):
     cycle.append(cycle)
     del outcomes, cycle
     gc.collect()
-    await idle()
+    await until_idle()
 
     assert source.closed == 1
     assert source.read <= 11
     assert_nothing_lost(access, caplog, given)
 
 
-async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
+async def test_iterator_collected_in_another_thread_stops_the_batch(caplog):
     source, access = Generator(), FakeAccess(job_seconds=None)
     kept = [aiter(make_batch(access, source.sync(), max_in_flight=10))]
     asking = asyncio.ensure_future(anext(kept[0]))
@@ -221,7 +221,7 @@ async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
     thread = threading.Thread(target=kept.clear)
     thread.start()
     thread.join()
-    await idle()
+    await until_idle()
 
     assert source.closed == 1
     assert_nothing_lost(access, caplog, given)
@@ -240,13 +240,13 @@ async def test_only_generators_are_closed_on_leaving():
 
 
 @pytest.mark.parametrize("form", ["await", "for", "context"])
-async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, form):
-    for moment in range(80):
+async def test_batch_cancelled_at_any_point_loses_no_receipt(caplog, form):
+    for iteration in range(80):
         caplog.clear()
         access, given, source = FakeAccess(job_seconds=0.001), [], Generator()
         batch = make_batch(access, source.sync(), max_in_flight=6)
 
-        async def consume_it(batch=batch, given=given):
+        async def consume(batch=batch, given=given):
             if form == "await":
                 await batch
             elif form == "for":
@@ -259,8 +259,8 @@ async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, for
                         given.append(outcome)
                         await asyncio.sleep(0)
 
-        task = asyncio.ensure_future(consume_it())
-        for _ in range(moment):
+        task = asyncio.ensure_future(consume())
+        for _ in range(iteration):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -268,12 +268,12 @@ async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, for
         if form != "for":
             assert batch_tasks() == []
         del task
-        await idle()
+        await until_idle()
         assert source.closed == (1 if source.read else 0)
         assert_nothing_lost(access, caplog, given)
 
 
-async def test_a_cancelled_await_logs_what_it_had_collected(caplog):
+async def test_cancelled_await_logs_the_collected_outcomes(caplog):
     access = FakeAccess()
 
     async def source():
@@ -291,7 +291,7 @@ async def test_a_cancelled_await_logs_what_it_had_collected(caplog):
     assert "sku-2" in warnings(caplog)
 
 
-async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
+async def test_repeatedly_cancelled_batch_ends_its_tasks():
     closed, access = [], FakeAccess()
 
     async def source():
@@ -314,7 +314,7 @@ async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
     assert batch_tasks() == []
 
 
-async def test_leaving_the_context_can_be_cancelled_and_still_ends_all_tasks():
+async def test_cancelled_exit_of_the_context_ends_all_tasks():
     closed, leaving = [], asyncio.Event()
 
     async def source():
@@ -342,7 +342,7 @@ async def test_leaving_the_context_can_be_cancelled_and_still_ends_all_tasks():
 
 
 @pytest.mark.parametrize("victim", ["qamera-batch", "qamera-batch-reader", "qamera-batch-1"])
-async def test_a_batch_whose_tasks_are_cancelled_from_outside_says_so(caplog, victim):
+async def test_batch_whose_tasks_are_cancelled_by_other_code_raises(caplog, victim):
     access = FakeAccess(job_seconds=0.05)
     running = asyncio.ensure_future(collect(make_batch(access, videos(3), max_in_flight=2)))
     await until(lambda: len(access.jobs) == 2)
@@ -359,7 +359,7 @@ async def test_a_batch_whose_tasks_are_cancelled_from_outside_says_so(caplog, vi
 # --- the log ----------------------------------------------------------------------------------------
 
 
-async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not(caplog):
+async def test_ready_and_running_jobs_are_logged_and_handed_out_ones_are_not(caplog):
     access = FakeAccess(job_seconds=None)
     batch = make_batch(access, videos(5))
     async with batch:
@@ -380,17 +380,17 @@ async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not
 
 async def test_without_a_ledger_each_outcome_is_logged(caplog):
     access = FakeAccess()
-    given = await leave_with_all_but_one_ready(access, videos(50))
+    given = await leave_when_all_but_one_are_ready(access, videos(50))
 
     assert [line.count("vid_") for _, line in log_lines(caplog)] == [1] * 49
     assert {level for level, _ in log_lines(caplog)} == {"WARNING"}
     assert_nothing_lost(access, caplog, [given])
 
 
-async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
+async def test_with_a_ledger_one_log_line_states_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
     access = FakeAccess(script(ambiguous(), Answer()), has_ledger=True)
-    await leave_with_all_but_one_ready(access, videos(30))
+    await leave_when_all_but_one_are_ready(access, videos(30))
     ((level, line),) = log_lines(caplog)
 
     assert level == "INFO"
@@ -399,11 +399,11 @@ async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
     assert "vid_" not in line
 
 
-async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
+async def test_requests_without_a_ref_are_logged_even_with_a_ledger(caplog):
     caplog.set_level("INFO", "qamera_async")
     access = FakeAccess(has_ledger=True)
     requests = [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")]
-    first = await leave_with_all_but_one_ready(access, requests)
+    first = await leave_when_all_but_one_are_ready(access, requests)
 
     unnamed = {
         job.record_ids[0] for job, post in zip(access.jobs, access.posts, strict=True) if post.ref is None
@@ -416,22 +416,22 @@ async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
 
 
 @pytest.mark.parametrize("has_ledger", [True, False])
-async def test_a_receipt_that_was_neither_saved_nor_handed_out_is_logged(caplog, has_ledger):
+async def test_receipt_that_was_neither_stored_nor_handed_out_is_logged(caplog, has_ledger):
     error = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x", "vid_y")))
     access = FakeAccess(lambda _: Answer(error, seconds=0.005), has_ledger=has_ledger)
-    await leave_with_all_but_one_ready(access, videos(2))
+    await leave_when_all_but_one_are_ready(access, videos(2))
 
     assert "vid_x, vid_y (ref 'sku-1')" in warnings(caplog)
 
 
-async def test_an_ambiguous_submission_that_was_not_handed_out_is_logged(caplog):
+async def test_ambiguous_submission_that_was_not_handed_out_is_logged(caplog):
     access = FakeAccess(script(Answer(), ambiguous(), Answer()))
-    await leave_with_all_but_one_ready(access, videos(4))
+    await leave_when_all_but_one_are_ready(access, videos(4))
 
     assert "ambiguous submission (ref 'sku-1')" in warnings(caplog)
 
 
-async def test_a_cancelled_await_with_a_ledger_says_how_to_continue(caplog):
+async def test_cancelled_await_with_a_ledger_logs_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
     access = FakeAccess(has_ledger=True)
 
@@ -453,7 +453,7 @@ async def test_earlier_jobs_that_were_not_handed_out_are_logged(caplog):
     known = {f"sku-{n}": FakeJob(f"vid_{n}") for n in range(3)}
     for job in known.values():
         job.finish()
-    given = await leave_with_all_but_one_ready(FakeAccess(known=known), videos(3))
+    given = await leave_when_all_but_one_are_ready(FakeAccess(known=known), videos(3))
 
     assert warnings(caplog).count("vid_") == 2
     assert given.job.record_ids[0] not in warnings(caplog)

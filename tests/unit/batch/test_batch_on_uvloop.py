@@ -1,15 +1,15 @@
-"""The same batch on the event loop of asyncio and on that of uvloop."""
+"""One batch on the event loops of asyncio and uvloop."""
 
 import asyncio
 
 import pytest
 import uvloop
 from batch_helpers import consume, videos
-from fake_access import Answer, FakeAccess, ambiguous, idle, make_batch, refused, script, unreachable
+from fake_access import Answer, FakeAccess, ambiguous, make_batch, refused, script, unreachable, until_idle
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_pauses_stops_and_leaves_on_any_event_loop(loop_factory, tmp_path):
+def test_outage_stop_and_early_exit_work_on_each_event_loop(loop_factory, tmp_path):
     async def run():
         answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
         access = FakeAccess(answers)
@@ -23,7 +23,7 @@ def test_pauses_stops_and_leaves_on_any_event_loop(loop_factory, tmp_path):
                 break
         async for _ in make_batch(FakeAccess(), videos(100), max_in_flight=10):
             break
-        await idle()
+        await until_idle()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(run())

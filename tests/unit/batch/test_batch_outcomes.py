@@ -1,4 +1,4 @@
-"""What a batch yields and returns, in which order, and how little it keeps in flight."""
+"""The outcomes of a batch, their order, and the number of requests in flight."""
 
 import asyncio
 import gc
@@ -65,7 +65,7 @@ async def test_accepts_any_iterable(kind):
 
 
 @pytest.mark.parametrize("requests", [[], iter(())])
-async def test_an_empty_input_has_an_empty_result(requests):
+async def test_empty_input_has_an_empty_result(requests):
     assert await make_batch(FakeAccess(), requests) == BatchResult(())
 
 
@@ -86,7 +86,7 @@ def test_refuses_invalid_settings_when_it_is_built(options):
         make_batch(FakeAccess.__new__(FakeAccess), **{"requests": []} | options)
 
 
-async def test_an_input_that_is_no_request_is_one_failed_outcome():
+async def test_invalid_request_is_a_failed_outcome():
     access = FakeAccess()
     result = await make_batch(access, [*videos(1), "img_2", None, *videos(1)])
 
@@ -95,7 +95,7 @@ async def test_an_input_that_is_no_request_is_one_failed_outcome():
     assert len(access.posts) == 2
 
 
-async def test_a_batch_is_consumed_once():
+async def test_batch_is_consumed_once():
     access = FakeAccess()
     first, second = make_batch(access, videos(1)), make_batch(access, videos(1))
     await first
@@ -130,7 +130,7 @@ async def test_keeps_no_more_than_max_in_flight():
     assert max(ahead) == 10
 
 
-async def test_a_slow_consumer_slows_the_batch_down():
+async def test_slow_consumer_limits_the_submissions():
     source, access = Counted(videos(20)), FakeAccess()
     handed = 0
     async for _ in make_batch(access, source, max_in_flight=4):
@@ -150,7 +150,7 @@ async def test_sends_at_most_five_posts_at_once():
     assert access.most_on_wire == 5
 
 
-async def test_reads_no_further_than_it_can_send():
+async def test_reads_only_requests_that_it_can_send():
     source, access = Counted(videos(100)), FakeAccess()
     access.rate_limit.clear()
     async with make_batch(access, source) as batch:
@@ -229,15 +229,15 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
     assert (result.credits_reserved, result.credits_refunded) == (10, 0)
 
 
-async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
+async def test_claim_that_waits_for_another_process_does_not_block_other_requests(monkeypatch):
     monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.01)
     access = FakeAccess()
-    access.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
+    access.claimed_elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
     outcomes = aiter(make_batch(access, videos(30)))
     first = [await anext(outcomes) for _ in range(10)]
 
     assert sorted(outcome.index for outcome in first) == list(range(20, 30))
-    for n, event in enumerate(access.elsewhere.values()):
+    for n, event in enumerate(access.claimed_elsewhere.values()):
         access.known[f"sku-{n}"] = job = FakeJob(f"vid_{n}")
         job.finish()
         event.set()
@@ -249,7 +249,7 @@ async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch)
     monkeypatch.setattr("qamera_async._batch.batch.CLAIM_WAIT", 0.001)
     access = FakeAccess(lambda _: Answer(seconds=0.002))
     granted = asyncio.Event()
-    access.elsewhere = {f"sku-{n}": granted for n in range(30)}
+    access.claimed_elsewhere = {f"sku-{n}": granted for n in range(30)}
     batch = make_batch(access, source := Counted(videos(90)), max_in_flight=30)
     outcomes = aiter(batch)
     asking = asyncio.ensure_future(anext(outcomes))

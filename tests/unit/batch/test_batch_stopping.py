@@ -1,4 +1,4 @@
-"""What stops a batch, and that everything it has paid for is handed out all the same."""
+"""Reasons that stop a batch. It still hands out all jobs that it has submitted."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ async def test_five_ambiguous_submissions_in_a_row_stop_the_batch():
     assert len(access.posts) == source.read == 5
 
 
-async def test_submissions_that_are_being_reconciled_count():
+async def test_submissions_that_are_being_reconciled_count_as_ambiguous():
     access = FakeAccess(lambda _: ambiguous(reconcile=1000.0))
     async with make_batch(access, videos(100)) as batch:
         running = asyncio.ensure_future(collect(batch))
@@ -39,7 +39,7 @@ async def test_submissions_that_are_being_reconciled_count():
 
 
 @pytest.mark.parametrize("between", [Answer(), refused()])
-async def test_an_answer_begins_a_new_row(between):
+async def test_answer_resets_the_count_of_ambiguous_submissions(between):
     access = FakeAccess(script(*[*[ambiguous()] * 4, between] * 3, Answer()))
     result = await make_batch(access, videos(16), max_in_flight=1)
 
@@ -48,7 +48,7 @@ async def test_an_answer_begins_a_new_row(between):
     assert len(access.posts) == 16
 
 
-async def test_ambiguous_submissions_apart_from_each_other_stop_nothing():
+async def test_ambiguous_submissions_with_answers_between_them_do_not_stop_the_batch():
     access = FakeAccess(script(*[Answer(), ambiguous(reconcile=0.2)] * 10))
     result = await make_batch(access, videos(20))
 
@@ -57,7 +57,7 @@ async def test_ambiguous_submissions_apart_from_each_other_stop_nothing():
     assert len(access.posts) == 20
 
 
-async def test_requests_that_the_ledger_has_as_ambiguous_are_not_counted():
+async def test_ambiguous_intents_in_the_ledger_are_not_counted():
     known = {f"sku-{n}": ambiguous().error for n in range(20)}
     access = FakeAccess(lambda _: ambiguous(), known=known)
     result = await make_batch(access, [*videos(20), *[q.VideoRequest("i")] * 3, *videos(20)])
@@ -69,7 +69,7 @@ async def test_requests_that_the_ledger_has_as_ambiguous_are_not_counted():
     assert len(access.posts) == 8
 
 
-async def test_requests_that_waited_for_a_price_are_in_the_row_they_are_sent_with():
+async def test_requests_that_waited_for_a_price_count_from_their_submission_on():
     access = FakeAccess(script(Answer(), Answer(seconds=0.05), Answer(), Answer(), Answer(), ambiguous()))
     requests = [q.VideoRequest(f"img_{n}", provider="ab"[n % 2]) for n in range(120)]
     result = await make_batch(access, requests, max_credits=10**6, max_in_flight=200)
@@ -78,7 +78,7 @@ async def test_requests_that_waited_for_a_price_are_in_the_row_they_are_sent_wit
     assert len(access.posts) == 5 + 5
 
 
-# --- errors that every request would meet -----------------------------------------------------------
+# --- errors that all further requests would get -----------------------------------------------------
 
 FATAL = [
     (refused(401), q.AuthenticationError),
@@ -92,7 +92,7 @@ FATAL = [
 
 
 @pytest.mark.parametrize(("answer", "error"), FATAL)
-async def test_a_fatal_error_stops_the_batch_and_the_paid_is_handed_out(answer, error):
+async def test_fatal_error_stops_the_batch_and_submitted_jobs_are_handed_out(answer, error):
     access = FakeAccess(script(Answer(), Answer(), Answer(), answer))
     source = Counted(videos(100))
     outcomes, reason = await consume(make_batch(access, source))
@@ -104,7 +104,7 @@ async def test_a_fatal_error_stops_the_batch_and_the_paid_is_handed_out(answer, 
 
 
 @pytest.mark.parametrize(("answer", "error"), FATAL)
-async def test_awaiting_has_the_reason_in_the_result(answer, error):
+async def test_result_has_the_reason_to_stop(answer, error):
     access = FakeAccess(script(Answer(), Answer(), Answer(), answer))
     result = await make_batch(access, videos(100))
 
@@ -114,7 +114,7 @@ async def test_awaiting_has_the_reason_in_the_result(answer, error):
 
 
 @pytest.mark.parametrize("status", [400, 404, 418])
-async def test_any_other_refusal_is_one_outcome(status):
+async def test_other_refusal_is_an_outcome(status):
     result = await make_batch(FakeAccess(script(refused(status), Answer())), videos(4))
 
     assert [outcome.error.status for outcome in result.failures] == [status]
@@ -122,7 +122,7 @@ async def test_any_other_refusal_is_one_outcome(status):
     assert result.stopped is None
 
 
-async def test_a_submission_on_the_wire_runs_to_its_answer_after_a_stop():
+async def test_submission_on_the_wire_gets_its_answer_after_a_stop():
     answered = asyncio.Event()
     access = FakeAccess(script(Answer(until=answered), refused(401)))
     batch = make_batch(access, videos(10), max_in_flight=2)
@@ -135,7 +135,7 @@ async def test_a_submission_on_the_wire_runs_to_its_answer_after_a_stop():
     assert [outcome.record.id for outcome in outcomes] == ["vid_001"]
 
 
-async def test_what_is_paid_for_is_downloaded_after_a_stop(tmp_path):
+async def test_submitted_jobs_are_downloaded_after_a_stop(tmp_path):
     class Access(FakeAccess):
         async def download(self, *arguments, **options):
             await asyncio.sleep(0.01)
@@ -177,8 +177,8 @@ async def test_claimed_requests_are_released_after_a_stop():
     assert [claim.released for claim in access.claims] == [False, True, True, True, True]
 
 
-async def test_a_claim_that_is_granted_after_a_stop_is_not_sent():
-    """Even if the access ignores that the claim was cancelled."""
+async def test_claim_that_is_granted_after_a_stop_is_not_sent():
+    """The access ignores the cancellation of the claim."""
 
     class Access(FakeAccess):
         async def claim(self, request, *, retry_failed):
@@ -189,7 +189,7 @@ async def test_a_claim_that_is_granted_after_a_stop_is_not_sent():
 
     old = FakeJob("vid_old")
     access = Access(known={"old": old})
-    access.elsewhere = {"sku-0": asyncio.Event()}
+    access.claimed_elsewhere = {"sku-0": asyncio.Event()}
     running = asyncio.ensure_future(consume(make_batch(access, [q.VideoRequest("i", ref="old"), *videos(1)])))
     await asyncio.sleep(0.01)
     old.fail(q.AuthenticationError("revoked", status=401))
@@ -211,7 +211,7 @@ async def test_a_claim_that_is_granted_after_a_stop_is_not_sent():
         q.ConnectionFailedError("certificate", permanent=True),
     ],
 )
-async def test_a_list_that_can_not_be_polled_stops_the_batch(error):
+async def test_list_that_can_not_be_polled_stops_the_batch(error):
     access = FakeAccess(job_seconds=None)
     source = Counted(videos(200))
     running = asyncio.ensure_future(consume(make_batch(access, source, max_in_flight=10)))
@@ -234,7 +234,7 @@ async def test_a_list_that_can_not_be_polled_stops_the_batch(error):
         q.AuthenticationError("a proxy", status=401, foreign=True),
     ],
 )
-async def test_an_error_of_one_job_is_one_outcome(error):
+async def test_error_of_a_job_is_an_outcome(error):
     access = FakeAccess(job_seconds=None)
     running = asyncio.ensure_future(collect(make_batch(access, videos(2))))
     await until(lambda: len(access.jobs) == 2)
@@ -246,7 +246,7 @@ async def test_an_error_of_one_job_is_one_outcome(error):
     assert result.stopped is None
 
 
-async def test_a_ref_conflict_is_one_outcome_and_a_failing_ledger_stops_the_batch():
+async def test_ref_conflict_is_an_outcome_and_a_failing_ledger_stops_the_batch():
     conflict = RefConflictError("other", request=videos(1)[0], earlier=videos(1)[0])
     full = LedgerUnavailableError("disk full")
     paid = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x",)))
@@ -261,7 +261,7 @@ async def test_a_ref_conflict_is_one_outcome_and_a_failing_ledger_stops_the_batc
     assert unsaved.failures[0].error is paid
 
 
-async def test_the_credits_of_a_receipt_that_was_not_saved_count():
+async def test_credits_of_a_receipt_that_was_not_stored_count():
     receipt = q.Receipt(("vid_x",), credits_reserved=10)
     access = FakeAccess(lambda _: Answer(LedgerUnavailableError("disk full", receipt=receipt)))
     result = await make_batch(access, videos(3), max_in_flight=1)
@@ -269,7 +269,7 @@ async def test_the_credits_of_a_receipt_that_was_not_saved_count():
     assert result.credits_reserved == 10
 
 
-async def test_the_first_reason_wins():
+async def test_first_reason_to_stop_is_kept():
     access = FakeAccess(script(refused(402), refused(401)))
     result = await make_batch(access, videos(10))
 
@@ -281,7 +281,7 @@ async def test_the_first_reason_wins():
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("after", [0, 3])
-async def test_an_iterable_that_raises_stops_the_batch(after, asynchronous):
+async def test_iterable_that_raises_stops_the_batch(after, asynchronous):
     error = ValueError("row 4")
 
     def rows():
@@ -303,7 +303,7 @@ async def test_an_iterable_that_raises_stops_the_batch(after, asynchronous):
     assert len(result.records) == after
 
 
-async def test_an_iterable_that_fails_to_begin_or_cancels_itself_stops_the_batch():
+async def test_iterable_whose_iter_raises_or_that_raises_cancelled_error_stops_the_batch():
     error = OSError("no such table")
 
     class Broken:
@@ -324,8 +324,8 @@ async def test_an_iterable_that_fails_to_begin_or_cancels_itself_stops_the_batch
 
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
 @pytest.mark.parametrize("kind", ["iterator", "begin", "generator", "async iterator", "async generator"])
-async def test_an_iterable_that_raises_a_control_exception_stops_the_batch(kind, error):  # noqa: C901 - one of each kind
-    """Unless it means the end of the iterable, the reason is a RuntimeError that names it."""
+async def test_iterable_that_raises_a_control_exception_stops_the_batch(kind, error):  # noqa: C901 - one of each kind
+    """The reason is a RuntimeError that names the exception, unless that means the end of the iterable."""
 
     class Iterator(Counted):
         def __next__(self):
@@ -378,7 +378,7 @@ async def test_an_iterable_that_raises_a_control_exception_stops_the_batch(kind,
         assert error.__name__ in str(reason)
 
 
-async def test_a_stopped_batch_does_not_wait_for_a_source_that_hangs():
+async def test_stopped_batch_does_not_wait_for_a_source_that_hangs():
     closed = []
 
     async def source():
@@ -394,7 +394,7 @@ async def test_a_stopped_batch_does_not_wait_for_a_source_that_hangs():
     assert closed == [True]
 
 
-async def test_a_source_that_raises_when_it_is_closed_is_logged(caplog):
+async def test_source_that_raises_when_it_is_closed_is_logged(caplog):
     def source():
         try:
             yield from videos(100)
