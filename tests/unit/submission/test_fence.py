@@ -1,4 +1,4 @@
-"""A process that stands still between the commit of "sending" and the first byte, with a real ledger file."""
+"""A process that is suspended between the commit of "sending" and the first byte, with a real ledger file."""
 
 import asyncio
 import time
@@ -58,7 +58,7 @@ def freezes(point, then, meanwhile=None):
             await exchange.connect()
         if meanwhile is not None:
             await meanwhile(exchange.request.headers["Idempotency-Key"])
-        time.sleep(FROZEN)  # noqa: ASYNC251 - the process stands still
+        time.sleep(FROZEN)  # noqa: ASYNC251 - the process is suspended
         return await then(exchange)
 
     return script
@@ -98,8 +98,8 @@ async def test_submission_that_was_not_frozen_is_committed_once(ledger):
     assert ledger.commits == 1
 
 
-async def test_slow_commit_does_not_count_as_a_fresh_one():
-    """What counts is when the commit began: another process may have judged this one by then."""
+async def test_slow_commit_is_not_fresh():
+    """Its age counts from its beginning, since another process may have read the intent since then."""
 
     class SlowLedger(FakeLedger):
         commits = 0
@@ -119,7 +119,7 @@ async def test_slow_commit_does_not_count_as_a_fresh_one():
 
 
 async def test_caller_cancelled_in_the_fence_loses_nothing():
-    """The request has a connection, so it runs to its answer."""
+    """The request has a connection, so it continues until its answer."""
     parts = Parts(freezes("before the first byte", accepts()), lease=LEASE)
     task = asyncio.ensure_future(parts.register())
     await until(lambda: parts.log.count("sending") == 1)
