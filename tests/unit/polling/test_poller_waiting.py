@@ -1,4 +1,4 @@
-"""When the poller sends requests, and who gets their results."""
+"""The poller: when it sends requests, and which waiters get the results."""
 
 import asyncio
 import contextvars
@@ -26,7 +26,7 @@ async def idle(seconds=0.05):
     await asyncio.sleep(seconds)
 
 
-# --- one poll for all -------------------------------------------------------------------------------
+# --- one poll for all waiters -----------------------------------------------------------------------
 
 
 async def test_many_waiters_share_one_poll(polling):
@@ -64,7 +64,7 @@ async def test_last_waiter_leaving_before_the_poll_means_no_request(polling):
 
 
 async def test_last_waiter_leaving_during_a_poll_lets_it_end(polling):
-    """Cancelling a request would keep its slot of the rate limit for longer."""
+    """A cancelled request would occupy its slot for longer."""
     task = await polling.waiting(polling.job("vid_1"))
     await polling.api.sent.wait()
     task.cancel()
@@ -118,7 +118,7 @@ async def test_fresh_list_answers_a_new_waiter(polling):
 
 @pytest.mark.case(89)
 async def test_no_request_after_a_429_without_waiters(polling):
-    """Trouble case 89: the last waiter leaves while its poll is on the wire, and the answer is a 429."""
+    """The last waiter leaves while its poll is on the wire, and the response is a 429."""
     task = await polling.waiting(polling.job("vid_1"))
     await polling.api.sent.wait()
     task.cancel()
@@ -223,7 +223,7 @@ async def test_unexpected_error_is_logged_and_polling_restarts(polling, caplog):
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("x")], ids=["cancelled", "other"])
 async def test_poller_survives_a_callback_that_raises(caplog, error):
-    """Trouble case 103: a callback that raises CancelledError ends the poller's task."""
+    """A callback that raises CancelledError ends the task of the poller, and a new task is started."""
 
     def emit(event):
         if isinstance(event, Updated):
@@ -320,7 +320,7 @@ async def test_fetch_list_gives_up_on_an_exhausted_rate_limit(polling):
     assert len(polling.api.requests) == 1
 
 
-async def test_fetched_list_hides_no_change_from_the_polls(polling):
+async def test_fetch_list_does_not_hide_a_change_from_the_polls(polling):
     """The next poll has the same list as `fetch_list`, and still notifies the waiter."""
     job = polling.job("vid_1")
     task = await polling.waiting(job)
@@ -372,7 +372,7 @@ async def test_unchanged_list_is_requested_by_its_etag(polling):
 
 
 async def test_etag_is_trusted_for_a_minute_only(polling, monkeypatch):
-    """A server that computes wrong ETags hides a change no longer than that."""
+    """A server with wrong ETags can hide a change for a minute at most."""
     monkeypatch.setattr("qamera_async._polling.poller._ETAG_TRUST", 0.0)
     task = await polling.waiting(polling.job("vid_1"))
     tagged = {"etag": '"abc"'}
@@ -416,12 +416,12 @@ async def test_other_tasks_run_while_a_long_list_is_processed(polling):
 
 
 async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, monkeypatch):
-    """The list is remembered all the same."""
+    """The list still counts as shown."""
     calls = []
 
     async def let_others_run(_):
         calls.append(None)
-        if len(calls) == 2:  # the list is read, and no waiter is notified yet
+        if len(calls) == 2:  # the list is parsed, and no waiter is notified yet
             task.cancel()
             await asyncio.wait([task])
 
@@ -611,8 +611,8 @@ async def test_each_wait_for_a_seen_record_begins_anew():
     await polling.poller.aclose()
 
 
-async def test_304_that_was_not_asked_for_is_an_error(polling):
-    """No list is known that the answer could refer to."""
+async def test_unsolicited_304_is_an_error(polling):
+    """The poller knows no list that the response could refer to."""
     task = await polling.waiting(polling.job("vid_1"))
     await polling.api.respond(response([], status=304))
 
@@ -621,7 +621,7 @@ async def test_304_that_was_not_asked_for_is_an_error(polling):
 
 
 async def test_new_waiter_is_notified_by_an_unchanged_list(polling):
-    """The list that the poller knows is too old to answer at once, and the next one is the same."""
+    """The known list is too old for a new waiter, and the next poll returns the same list."""
     tagged = {"etag": '"abc"'}
     first = await polling.waiting(polling.job("vid_1"))
     await polling.api.respond(response([item("vid_1"), done("vid_2")], headers=tagged))
