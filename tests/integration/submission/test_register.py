@@ -3,15 +3,12 @@
 import asyncio
 
 import pytest
+from batch_helpers import posts
 
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
 
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
-
-
-def posts(sandbox):
-    return [request for request in sandbox.requests if request.method == "POST"]
 
 
 # --- the request ----------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ def log_lines(caplog):
 
 
 def assert_nothing_lost(access, caplog, handed_out):
-    told = {record_id for outcome in handed_out for record_id in outcome.job.record_ids}
+    handed_out_ids = {record_id for outcome in handed_out for record_id in outcome.job.record_ids}
     for job in access.jobs:
-        assert job.record_ids[0] in told or job.record_ids[0] in warnings(caplog)
+        assert job.record_ids[0] in handed_out_ids or job.record_ids[0] in warnings(caplog)
 
 
 class Generator:

@@ -22,13 +22,6 @@ VIDEO = q.Video("vid_1", "DONE", q.JobState.DONE, video_url="https://cdn.example
 FAILED = attrs.evolve(VIDEO, status="FAILED", state=q.JobState.FAILED, video_url=None)
 
 
-@pytest.fixture
-async def polling():
-    polling = Polling()
-    yield polling
-    await polling.poller.aclose()
-
-
 # --- one job per tuple of record ids ----------------------------------------------------------------
 
 

@@ -14,15 +14,8 @@ from qamera_async.events import Polled, RateLimitWait, Updated
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
-@pytest.fixture
-async def polling():
-    polling = Polling()
-    yield polling
-    await polling.poller.aclose()
-
-
-async def idle(seconds=0.05):
-    """Let some intervals pass."""
+async def pass_intervals(seconds=0.05):
+    """Wait for some poll intervals."""
     await asyncio.sleep(seconds)
 
 
@@ -40,14 +33,14 @@ async def test_many_waiters_share_one_poll(polling):
 
 async def test_no_waiter_means_no_request(polling):
     job = polling.job("vid_1")
-    await idle()
+    await pass_intervals()
     assert polling.api.requests == []
 
     task = await polling.waiting(job)
     await polling.api.respond(response([done("vid_1")]))
     await task
     await job
-    await idle()
+    await pass_intervals()
 
     assert len(polling.api.requests) == 1
 
@@ -58,7 +51,7 @@ async def test_last_waiter_leaving_before_the_poll_means_no_request(polling):
     task.cancel()
     await asyncio.wait([task])
     polling.limiter.blocked = False
-    await idle()
+    await pass_intervals()
 
     assert polling.api.requests == []
 
@@ -72,7 +65,7 @@ async def test_last_waiter_leaving_during_a_poll_lets_it_end(polling):
     assert polling.api.pending is not None
 
     await polling.api.respond(response([item("vid_1")]))
-    await idle()
+    await pass_intervals()
 
     assert len(polling.api.requests) == 1
     assert polling.poller.list_number == 1
@@ -125,7 +118,7 @@ async def test_no_request_after_a_429_without_waiters(polling):
     await asyncio.wait([task])
 
     await polling.api.respond(error_response(429))
-    await idle()
+    await pass_intervals()
 
     assert len(polling.api.requests) == 1
     assert polling.of(RateLimitWait) == []
@@ -155,7 +148,7 @@ async def test_exhausted_rate_limit_fails_the_waiters(polling):
 async def test_waiting_for_a_slot_is_an_event(polling):
     polling.limiter.blocked = True
     task = await polling.waiting(polling.job("vid_1"))
-    await idle()
+    await pass_intervals()
     task.cancel()
 
     assert polling.of(RateLimitWait) == [RateLimitWait(60.0)]
@@ -295,7 +288,7 @@ async def test_next_list_waits_through_an_outage_unless_told_otherwise(polling):
     await polling.api.respond(response([item("vid_1")]))
 
     assert "vid_1" in await asking[0]
-    await idle()
+    await pass_intervals()
     assert len(polling.api.requests) == 2
 
 
@@ -377,7 +370,7 @@ async def test_etag_is_trusted_for_a_minute_only(polling, monkeypatch):
     task = await polling.waiting(polling.job("vid_1"))
     tagged = {"etag": '"abc"'}
     await polling.api.respond(response([item("vid_1")], headers=tagged))
-    await idle(0.01)
+    await pass_intervals(0.01)
     request = await polling.api.respond(response([done("vid_1")], headers=tagged))
 
     assert "If-None-Match" not in request.headers
