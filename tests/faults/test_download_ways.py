@@ -90,7 +90,7 @@ class OddApi:
 
 @pytest.mark.case(68)
 @pytest.mark.parametrize("named_by", ["the caller", "the server"])
-async def test_clip_is_written_into_its_folder_whatever_its_name(tmp_path, quick, named_by):
+async def test_clip_with_any_name_is_written_into_its_folder(tmp_path, quick, named_by):
     """Refs and record ids with paths, reserved words or 300 characters give distinct, usable file names."""
     folder = tmp_path / "a" / "b" / "clips"
     api = OddApi()

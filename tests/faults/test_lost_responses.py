@@ -222,10 +222,14 @@ async def test_poll_is_repeated(fault, kind, quick):
 
 
 ENDS = [
-    pytest.param(shut_at_once, "ServerDisconnectedError", id="FIN", marks=pytest.mark.case(10)),
-    pytest.param(reset_at_once, "ClientOSError", id="RST", marks=pytest.mark.case(11)),
-    pytest.param(sends(b"", "fin"), "ServerDisconnectedError", id="FIN, read", marks=pytest.mark.case(12)),
-    pytest.param(sends(b"", "rst"), "ClientOSError", id="RST, read", marks=pytest.mark.case(13)),
+    pytest.param(
+        shut_at_once, "ServerDisconnectedError", id="FIN before the request", marks=pytest.mark.case(10)
+    ),
+    pytest.param(reset_at_once, "ClientOSError", id="RST before the request", marks=pytest.mark.case(11)),
+    pytest.param(
+        sends(b"", "fin"), "ServerDisconnectedError", id="FIN after the request", marks=pytest.mark.case(12)
+    ),
+    pytest.param(sends(b"", "rst"), "ClientOSError", id="RST after the request", marks=pytest.mark.case(13)),
 ]
 
 
@@ -241,7 +245,7 @@ async def test_cause_of_an_ambiguous_post_says_how_the_connection_ended(fault, h
 
 @pytest.mark.parametrize(("fault", "how"), ENDS)
 async def test_error_of_a_get_says_how_the_connection_ended(fault, how, quick):
-    """Also on a connection that was used before: the HTTP client itself must not send the GET again."""
+    """The connection was used before. The HTTP client must not repeat the GET."""
     once = quick | {"retry": q.RetryPolicy(attempts=1)}
     async with FaultServer(GOOD, fault("GET")) as server:
         async with server.session(**once) as session:

@@ -39,7 +39,7 @@ async def test_receipt_without_an_id_is_ambiguous(ids, quick):
 @pytest.mark.case(45)
 @pytest.mark.parametrize("odd", [5, None, "", [], {"id": "vid_2"}, True])
 async def test_readable_ids_of_a_broken_receipt_are_in_the_error(odd, quick):
-    """Also in the text of the error and in its pickle."""
+    """The text and the pickle of the error have the ids too."""
     body = REST | {"createdRecordIds": ["vid_1", odd, "vid_3"]}
     async with FaultServer(answers(http(body)), GOOD) as server:
         error = await ambiguous_error(server, quick)

@@ -417,7 +417,7 @@ async def test_request_that_gets_its_slot_after_a_cooldown_is_the_probe():
     assert all(task.done() for task in both)
 
 
-# --- nothing leaks ----------------------------------------------------------------------------------
+# --- cancellation and errors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -168,7 +168,7 @@ asyncio.run(main())
         ({"loggers": {"qamera_async": {"level": "WARNING"}}}, True),
     ],
 )
-def test_receipt_without_a_caller_is_emitted_whatever_the_logging_configuration(config, logged):
+def test_receipt_without_a_caller_is_emitted_with_any_logging_configuration(config, logged):
     handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
     root = {"handlers": ["out"], "level": "WARNING"}
     config = {"version": 1, "handlers": {"out": handler}, "root": root} | config

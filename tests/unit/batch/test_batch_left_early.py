@@ -342,7 +342,7 @@ async def test_cancelled_exit_of_the_context_ends_all_tasks():
 
 
 @pytest.mark.parametrize("victim", ["qamera-batch", "qamera-batch-reader", "qamera-batch-1"])
-async def test_batch_whose_tasks_are_cancelled_by_other_code_raises(caplog, victim):
+async def test_batch_stops_if_other_code_cancels_its_tasks(caplog, victim):
     access = FakeAccess(job_seconds=0.05)
     running = asyncio.ensure_future(collect(make_batch(access, videos(3), max_in_flight=2)))
     await until(lambda: len(access.jobs) == 2)

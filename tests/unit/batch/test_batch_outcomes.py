@@ -194,7 +194,7 @@ async def test_stopped_is_known_before_the_last_outcome():
     assert (len(outcomes), reason) == (1, batch.stopped)
 
 
-async def test_iterating_keeps_only_what_is_in_flight():
+async def test_iterating_keeps_only_the_requests_in_flight():
     async def peak(rows):
         gc.collect()
         tracemalloc.reset_peak()

@@ -317,7 +317,7 @@ def test_candidates_without_time_come_last_in_the_order_of_the_list():
     ],
     ids=["ambiguous", "receipt", "long id", "long status"],
 )
-def test_text_stays_short_whatever_the_server_sent(error):
+def test_text_of_an_error_is_bounded(error):
     assert len(str(error)) < 10_000
 
 

@@ -42,7 +42,7 @@ def filled(head, unit, tail, size):
     ],
     ids=[
         "records",
-        "objects elsewhere",
+        "objects in another field",
         "broken records",
         "numbers",
         "numbers for a count",

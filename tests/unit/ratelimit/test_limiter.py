@@ -442,8 +442,8 @@ async def test_one_rate_limiter_may_serve_several_keys():
         session.leave()
 
 
-async def test_new_limiter_of_a_key_counts_earlier_requests_of_that_key():
-    """P2: a new limiter for one of two keys copies the log that both keys shared."""
+async def test_keys_that_shared_a_limiter_both_keep_its_log():
+    """P2: a new limiter of one key takes over the shared log, which stays valid for the other key."""
     limiter = RateLimiter(30, 60.0)
     sessions = [session_limiter(f"two keys, {key}", limiter) for key in ("a", "b")]
     for session in sessions:

@@ -114,7 +114,7 @@ def test_external_submissions_do_not_use_up_the_reserve_for_polls():
     assert not window.may_submit(0.0)
 
 
-def test_external_polls_use_up_the_reserve():
+def test_only_an_answered_external_poll_uses_up_the_reserve():
     """Otherwise a process without polls could wait for ever while another process polls without a pause."""
     window = Window(2, LENGTH)
     window.set_external([ExternalUsage(polls=(15.0,), reserve=1.0)])

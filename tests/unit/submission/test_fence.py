@@ -98,8 +98,8 @@ async def test_submission_that_was_not_frozen_is_committed_once(ledger):
     assert ledger.commits == 1
 
 
-async def test_slow_commit_is_not_fresh():
-    """Its age counts from its beginning, since another process may have read the intent since then."""
+async def test_slow_commit_is_repeated():
+    """The age of a commit counts from its beginning: another process may have read the intent since then."""
 
     class SlowLedger(FakeLedger):
         commits = 0

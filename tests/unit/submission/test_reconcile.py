@@ -149,9 +149,9 @@ async def test_search_goes_on_while_another_process_is_sending():
 
 
 async def test_record_on_a_receipt_of_another_process_is_no_candidate():
-    parts = Parts(LOST, lists=[("theirs", "new")], reconcile=LONG)
+    parts = Parts(LOST, lists=[("other", "new")], reconcile=LONG)
     parts.poller.show(["old"])
-    parts.ledger.claimed_elsewhere = {"theirs"}
+    parts.ledger.claimed_elsewhere = {"other"}
 
     assert await ambiguous(parts) == ["new"]
 
@@ -182,7 +182,7 @@ async def test_list_without_a_date_gives_no_candidates():
 
 
 @pytest.mark.parametrize("year", [1, 9999])
-async def test_date_at_the_limits_of_datetime_gives_no_candidates(year):
+async def test_date_at_the_limits_of_datetime_leaves_the_submission_ambiguous(year):
     date = now().replace(year=year, month=1 if year == 1 else 12, day=1 if year == 1 else 31)
     parts = Parts(LOST, lists=[[created("new", date)]], date=date, reconcile=SHORT)
     await ambiguous(parts)
@@ -355,11 +355,11 @@ async def test_candidates_of_an_earlier_submission_are_found_by_its_time():
     records = [
         created("before", sent_at - timedelta(seconds=90)),
         created("new", sent_at + timedelta(seconds=30)),
-        created("theirs", sent_at + timedelta(seconds=30)),
+        created("other", sent_at + timedelta(seconds=30)),
         created("after", sent_at + timedelta(seconds=150)),
     ]
     parts = Parts(lists=[records], date=date, request=60.0)
-    parts.ledger.claimed_elsewhere = {"theirs"}
+    parts.ledger.claimed_elsewhere = {"other"}
     rows = [row("one", sent_at=sent_at), row("two", sent_at=sent_at), row("never sent")]
     found = await parts.submitter.reconciler.find_candidates(rows)
 
