@@ -1,4 +1,4 @@
-"""What the tests of batches share."""
+"""Helpers for the tests of batches."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import qamera_async as q
 
 
 def posts(sandbox):
-    """Return the POSTs that a sandbox has got."""
+    """Return the POSTs that a sandbox has received."""
     return [request for request in sandbox.requests if request.method == "POST"]
 
 
@@ -15,7 +15,7 @@ def videos(number, **fields):
 
 
 class Counted:
-    """An iterable that counts what was read of it."""
+    """An iterator that counts the requests read from it."""
 
     def __init__(self, requests):
         self.requests = iter(requests)
@@ -31,11 +31,11 @@ class Counted:
 
 
 async def consume(batch):
-    """Return the outcomes of a loop, and what it raised at its end."""
+    """Iterate over a batch; return its outcomes, and the exception that ended it or None."""
     outcomes = []
     try:
         async for outcome in batch:
-            outcomes.append(outcome)  # noqa: PERF401 - what came before the error counts
+            outcomes.append(outcome)  # noqa: PERF401 - keeps the outcomes before the error
     except Exception as error:
         return outcomes, error
     return outcomes, None
@@ -53,6 +53,6 @@ async def until(condition, seconds=5.0):
 
 
 def batch_tasks(*prefixes):
-    """Return the names of the tasks of batches, or of the tasks with these prefixes."""
+    """Return the names of the running batch tasks, or of tasks with other prefixes."""
     names = [task.get_name() for task in asyncio.all_tasks()]
     return [name for name in names if name.startswith(prefixes or "qamera-batch")]

@@ -1,4 +1,4 @@
-"""An API key that nothing may show, and the search for it in all that is written."""
+"""An API key that must not be shown anywhere, and a search for it."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -43,12 +43,12 @@ def _repr(value):
 
 
 class Search:
-    """Looks for the key, and as a control for a text that is known to be there.
+    """A search for the key. As a control, it also searches each place for a text that must be there.
 
     Args:
-        known: that text, by the name of each place that is searched.
+        known: The text that must be there, by the name of the place.
 
-    ``found`` are the places where the key is; ``blind`` are those where not even the known text was seen.
+    ``found`` has the places that contain the key, ``blind`` the places that lack their known text.
     """
 
     def __init__(self, known):
@@ -65,13 +65,13 @@ class Search:
             self.blind.discard(place)
 
     def look_into(self, place, folder):
-        """Search all files of a folder, also those in folders of it."""
+        """Search all files of a folder and of its subfolders."""
         for path in folder.rglob("*"):
             if path.is_file():
                 self.look(place, path.read_bytes())
 
     def look_at(self, place, error):
-        """Search what one can make visible of an error, and of those that it came of."""
+        """Search the texts and attributes of an error, its causes and contexts."""
         while error is not None:
             self.look(place, f"{error!r} {error} {error.args!r} {vars(error)!r}")
             error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""The cases of trouble."""
+"""The numbers of the fault cases."""
 
 CASES = (*range(1, 91), *range(95, 98), 99, *range(101, 105))
-"""Their numbers, those of the table in docs/promises.md."""
+"""The numbers in the table of docs/promises.md."""

@@ -1,4 +1,4 @@
-"""What the tests share: settings that make minutes milliseconds, and a watch over lost exceptions."""
+"""Shared fixtures: fast settings, sessions, TLS contexts; and a plugin that runs fault cases by number."""
 
 import asyncio
 import importlib.util
@@ -38,25 +38,25 @@ def pytest_asyncio_loop_factories(config, item):
 
 @pytest.fixture
 def quick():
-    """Settings of a session that doesn't keep a test waiting."""
+    """Return settings that make a session poll, time out and retry within milliseconds."""
     return {"polling": OFTEN, "timeouts": IMPATIENT, "retry": AT_ONCE}
 
 
 @pytest.fixture
 def path(tmp_path):
-    """Where a ledger is to be."""
+    """Return the path of a new ledger."""
     return tmp_path / "jobs.db"
 
 
 @pytest.fixture
 def session(sandbox, quick, path):
-    """Give a function that makes a session with the ledger; each call is another run of a program."""
+    """Return a function that makes a session with a ledger; each call is another run of a program."""
     return lambda **options: sandbox.session(**quick | {"ledger": path} | options)
 
 
 @pytest.fixture
 async def on_the_sandbox(monkeypatch, quick, tmp_path):
-    """Let a QameraSession() without arguments be one on the sandbox that polls without long pauses."""
+    """Yield a sandbox that `QameraSession()` without arguments uses, and let it poll often."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(QameraSession.__init__.__kwdefaults__, "polling", quick["polling"])
     async with Sandbox(job_seconds=0.05) as sandbox:
@@ -67,7 +67,7 @@ async def on_the_sandbox(monkeypatch, quick, tmp_path):
 
 @pytest.fixture(scope="module")
 def contexts():
-    """What a server with a certificate for 127.0.0.1 needs, and who trusts its authority."""
+    """Return TLS contexts of a server with a certificate for 127.0.0.1 and of a client that trusts it."""
     authority = trustme.CA()
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
@@ -78,7 +78,7 @@ def contexts():
 
 @pytest.fixture
 async def no_lost_exceptions():
-    """Fail where a task's exception reaches nobody: warnings alone don't show it."""
+    """Fail a test if an exception reaches only the exception handler of the event loop."""
     lost = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
     yield
@@ -87,24 +87,24 @@ async def no_lost_exceptions():
 
 
 def pytest_addoption(parser):
-    """Let one case of trouble be run by its number."""
+    """Add the option --case, which runs the tests of one fault case."""
     parser.addoption("--case", type=int, choices=CASES, metavar="NUMBER", help="run the tests of a case only")
 
 
 def numbers(item):
-    """Give the cases that a test runs."""
+    """Return the numbers of the fault cases that a test covers."""
     return {number for mark in item.iter_markers("case") for number in mark.args}
 
 
 def pytest_configure(config):
-    """Take note of the cases whose tests run, also of those that other processes run."""
+    """Record the cases whose tests run in this process and in other workers."""
     if config.getoption("--case") is not None and config.option.markexpr == FAST:
         config.option.markexpr = ""  # a case may have slow tests only
     config.pluginmanager.register(Run(config), "run-cases")
 
 
 def is_slow(item):
-    """Tell whether a test is slow by its folder or a parameter: fuzzing, or a test that uses PostgreSQL."""
+    """Return whether a test is slow by its folder or a parameter: fuzzing, or a test that uses PostgreSQL."""
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return FUZZING in item.path.parents or any(
         isinstance(value, str) and value == "postgres" for value in parameters
@@ -113,7 +113,7 @@ def is_slow(item):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by marks
 def pytest_collection_modifyitems(config, items):
-    """Mark slow tests, and leave the tests of the case that was asked for."""
+    """Mark slow tests, and deselect the tests of other cases if --case is given."""
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
@@ -139,27 +139,27 @@ class Run:
         self.deselected = set()
 
     def pytest_collection_finish(self, session):
-        """Take note of the cases whose tests are in this tier."""
+        """Record the cases whose tests are in this tier."""
         self.selected |= {number for item in session.items for number in numbers(item)}
 
     def pytest_deselected(self, items):
-        """Take note of the cases whose tests are in the other tier."""
+        """Record the cases whose tests are in the other tier."""
         self.deselected |= {number for item in items for number in numbers(item)}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node):
-        """Take the notes of a worker of pytest-xdist, which collects the tests in place of this process."""
+        """Merge the records of a pytest-xdist worker, which collects the tests instead of this process."""
         output = getattr(node, "workeroutput", {})
         self.selected |= {*output.get("selected_cases", ())}
         self.deselected |= {*output.get("deselected_cases", ())}
 
     def pytest_runtest_logreport(self, report):
-        """Take note of a report, which goes by where all of them come together."""
+        """Record the cases of a report; the main process gets the reports of all workers."""
         if report.failed or (report.when == "call" and report.passed):
             self.cases |= {value for name, value in report.user_properties if name == "case"}
 
     def pytest_sessionfinish(self, session, exitstatus):
-        """Say which cases are missing in a run of a whole tier."""
+        """Print the cases that a run of a whole tier did not test, and fail the run."""
         if hasattr(self.config, "workerinput"):
             self.config.workeroutput["selected_cases"] = sorted(self.selected)
             self.config.workeroutput["deselected_cases"] = sorted(self.deselected)

@@ -1,4 +1,4 @@
-"""Stand-ins for what the poller uses: the API client, the rate limiter and the ledger."""
+"""Fakes of the objects that the poller uses: the API client, the rate limiter and the ledger."""
 
 import asyncio
 import json
@@ -10,32 +10,32 @@ from qamera_async._protocol import KINDS, VIDEOS, Response
 
 
 def item(record_id, status="PENDING", url=None, **fields):
-    """Return a record as the API lists it."""
+    """Return a record as JSON data of the API."""
     return {"id": record_id, "status": status, "videoUrl": url} | fields
 
 
 def done(record_id):
-    """Return a finished record as the API lists it."""
+    """Return a finished record as JSON data of the API."""
     return item(record_id, "DONE", f"https://cdn.example.com/{record_id}.mp4")
 
 
 def response(items, *, count=None, status=200, headers=None):
-    """Return a list as the API sends it."""
+    """Return a response of the API with a list."""
     body = json.dumps({"videos": items, "count": len(items) if count is None else count}).encode()
     return Response(status, headers or {}, body)
 
 
 def error_response(status, *, text="Something happened."):
-    """Return an error in the API's shape."""
+    """Return an error response in the API's shape."""
     return Response(status, {}, json.dumps({"error": text}).encode())
 
 
 class FakeApi:
-    """An API client whose requests the test answers, one after the other."""
+    """An API client whose requests are answered by the test."""
 
     def __init__(self):
         self.requests = []
-        self.exchanges = []  # when each request was sent and answered, in the loop's time
+        self.exchanges = []  # the times of each request and its response, in the loop's time
         self.pending = None
         self.sent = asyncio.Event()
 
@@ -89,7 +89,7 @@ class FakeServer:
         self.items.update({each["id"]: each for each in items})
 
     def finish(self, *record_ids):
-        """Let records be done."""
+        """Set the status of records to DONE."""
         self.add(*map(done, record_ids))
 
     async def answer(self):
@@ -102,7 +102,7 @@ class FakeServer:
         return response(list(self.items.values())) if failure is None else failure
 
     async def has_answered(self, more=1):
-        """Wait for some more requests."""
+        """Wait until the server has answered some more requests."""
         enough = len(self.times) + more
         async with asyncio.timeout(10):
             while len(self.times) < enough:
@@ -122,7 +122,7 @@ class ServedApi:
 
 
 class FakeSlot:
-    """A slot that remembers whether it was given back."""
+    """A slot that records whether it was given back."""
 
     def __init__(self, limiter):
         self._limiter = limiter
@@ -158,7 +158,7 @@ class FakeLimiter:
 
 
 class FakeLedger:
-    """Remembers the ends of jobs."""
+    """A ledger that records the final states of jobs."""
 
     def __init__(self):
         self.ends = []
@@ -168,7 +168,7 @@ class FakeLedger:
 
 
 class Polling:
-    """A poller, a job registry, and everything that they use."""
+    """A poller and a job registry with their fakes."""
 
     def __init__(self, *, interval=0.01, emit=None, api=None, board=None, max_interval=None, **timeouts):
         self.api = FakeApi() if api is None else api
@@ -206,7 +206,7 @@ class Polling:
         return [event for event in self.events if isinstance(event, kind)]
 
     async def file(self, video, path, **options):
-        """Stand in for a download."""
+        """Replace `QameraSession.download`."""
         self.downloaded = video, path, options
         return path
 

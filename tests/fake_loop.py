@@ -4,7 +4,7 @@ import asyncio
 
 
 class FakeLoop(asyncio.SelectorEventLoop):
-    """A loop in which no time passes by itself; ``now`` is in seconds."""
+    """An event loop whose time the test sets in ``now``, in seconds."""
 
     def __init__(self):
         super().__init__()

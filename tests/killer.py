@@ -1,10 +1,10 @@
-"""A program that runs catalogues in forks of itself and kills each at its instant.
+"""A program that runs catalogue.py in forks of itself and kills each fork after a given time.
 
-Starting an interpreter takes longer than a catalogue, and a fork has everything imported already. Each line
-of its input is what a catalogue takes, as JSON, with the seconds that it has to live as "life", counted from
-its start or from the line that it says "after", and with the fault of a build that is to be found as "fault".
-Each is answered with a line: the lines that it said, what it logged and showed of its errors among them, its
-exit code, and whether it was killed.
+A fork starts faster than an interpreter, because all modules are imported already. The program reads one JSON
+object per line: the arguments of catalogue.py, "life" (the seconds until the kill), "after" (the number of
+printed lines from which "life" counts; 0 for the start) and optionally "fault" (a key of FAULTS).
+
+It prints one JSON object per run: the printed and logged lines, the exit code, and whether it was killed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from catalogue import Ledger
 from qamera_async import QameraSession
 
 
-class Showing(QameraSession):
-    """Shows its errors in full: what a program may print of them is searched for the key."""
+class PrintingSession(QameraSession):
+    """A session that prints its errors in full, so that the test can search them for the key."""
 
     async def batch(self, *args, **options):
-        """Give the outcomes."""
+        """Yield the outcomes, and print their errors."""
         async for outcome in super().batch(*args, **options):
             if outcome.error is not None:
                 print(*map(repr, (outcome.error, outcome.error.args, vars(outcome.error))), outcome.error)
@@ -38,7 +38,7 @@ class Showing(QameraSession):
 
 
 def forget_receipts(asked: dict) -> None:
-    """Write no receipt down."""
+    """Store no receipt."""
 
     async def submitted(self, intent, receipt):
         pass
@@ -47,7 +47,7 @@ def forget_receipts(asked: dict) -> None:
 
 
 def mix_receipts_up(asked: dict) -> None:
-    """Write the records of the receipt before down."""
+    """Store the record ids of the previous receipt with each receipt."""
     submitted, before = Ledger.submitted, []
 
     async def mixed_up(self, intent, receipt):
@@ -58,7 +58,7 @@ def mix_receipts_up(asked: dict) -> None:
 
 
 def leak_the_key(asked: dict) -> None:
-    """Write the key to the ledger, and log it."""
+    """Store and log the key."""
     submitted = Ledger.submitted
 
     async def leaking(self, intent, receipt):
@@ -72,12 +72,12 @@ FAULTS = {"forgets": forget_receipts, "mixes up": mix_receipts_up, "leaks": leak
 
 
 def run(asked: dict) -> dict:
-    """Run a catalogue until its end or the end of its life."""
+    """Run catalogue.py in a fork until it ends or is killed; return its result."""
     reading, writing = os.pipe()
     until = time.monotonic() + asked["life"] if not asked["after"] else None
     child = os.fork()
     if not child:
-        _be_the_catalogue(asked, writing)
+        _run_in_child(asked, writing)
     os.close(writing)
     said = b""
     killed = False
@@ -98,12 +98,12 @@ def run(asked: dict) -> dict:
     return {"lines": lines, "code": code, "killed": code == -signal.SIGKILL}
 
 
-def _be_the_catalogue(asked: dict, writing: int) -> None:
+def _run_in_child(asked: dict, writing: int) -> None:
     os.dup2(writing, 1)
     os.dup2(writing, 2)
     try:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
-        catalogue.QameraSession = Showing
+        catalogue.QameraSession = PrintingSession
         if "fault" in asked:
             FAULTS[asked["fault"]](asked)
         asyncio.run(catalogue.main(asked))

@@ -1,4 +1,4 @@
-"""What the tests of the rate limiter share: a clock that the test moves, and a session's limiter on it."""
+"""Helpers for the tests of the rate limiter: a clock that the test sets, and limiters with this clock."""
 
 import asyncio
 from itertools import count
@@ -12,7 +12,7 @@ _numbers = count()
 
 
 class Clock:
-    """A clock that only the test moves, in seconds."""
+    """A clock that advances only when the test sets it, in seconds."""
 
     def __init__(self):
         self.now = 1000.0
@@ -22,13 +22,13 @@ class Clock:
 
 
 async def run_ready():
-    """Let every task that can go on do so."""
+    """Run the event loop until no task is ready."""
     for _ in range(8):
         await asyncio.sleep(0)
 
 
 class Limited:
-    """A session's limiter for an account of its own, on a clock that the test moves."""
+    """The limiter of a session with its own account and a clock that the test sets."""
 
     def __init__(self, limit=60, window=60.0, clock=None):
         self.clock = clock or Clock()
@@ -45,20 +45,20 @@ class Limited:
         return await self.session.acquire(priority, **options)
 
     async def waiting(self, priority=SUBMISSION, **options):
-        """Return a task that acquires a slot, after it has got as far as it can."""
+        """Start a task that acquires a slot; return it when it is done or waits."""
         task = asyncio.ensure_future(self.session.acquire(priority, **options))
         await run_ready()
         return task
 
     async def pass_time(self, seconds):
-        """Move the clock, and do what is due then."""
+        """Advance the clock, and run the timers that are due."""
         self.clock.now += seconds
         self.session.engine.tick()
         await run_ready()
 
     @property
     def counts(self):
-        """Return the slots used and the requests waiting."""
+        """Return the numbers of used slots and waiting requests."""
         return self.rate_limiter.used, self.rate_limiter.waiting
 
 

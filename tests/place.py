@@ -1,4 +1,4 @@
-"""A place to download to: a sandbox with one finished video, clients of it, and a folder."""
+"""A sandbox with one finished video, its clients, and a target folder, for the download tests."""
 
 from contextlib import asynccontextmanager
 from unittest.mock import Mock
@@ -19,7 +19,7 @@ ID = "old_000001"
 
 
 class Place:
-    """A sandbox, a downloader, a finished video and a target."""
+    """A sandbox, a downloader, a finished video and the path of the target."""
 
     def __init__(self, sandbox, folder, quick):
         self.sandbox, self.events, self._quick = sandbox, [], quick
@@ -50,8 +50,8 @@ class Place:
         return Downloader(**(settings | options))
 
     async def fresh(self, record_id):
-        """Look a record up in the list."""
-        response = await self._api.send(list_request(VIDEOS), Mock())  # a slot of no rate limit
+        """Fetch the list and return a record."""
+        response = await self._api.send(list_request(VIDEOS), Mock())  # a slot without a rate limit
         return parse_list(response, VIDEOS, StatusRules()).get(record_id)
 
     async def aclose(self):
@@ -64,21 +64,21 @@ class Place:
         return await self.downloader.file(self.video, self.target, **options)
 
     def asked(self):
-        """Give the Range header and the status of each request to the CDN."""
+        """Return the Range header and the status of each request to the CDN."""
         return [(r.headers.get("Range"), r.status) for r in self.sandbox.requests if r.origin == "cdn"]
 
     def names(self):
-        """Give what is in the folder."""
+        """Return the names of all files in the target folder."""
         return sorted(path.name for path in self.target.parent.iterdir())
 
     def is_whole(self):
-        """Say whether the clip is there, byte by byte, and nothing else is."""
+        """Return whether the folder has only the complete clip."""
         return self.names() == ["clip.mp4"] and self.target.read_bytes() == CLIP
 
 
 @asynccontextmanager
 async def opened(folder, quick):
-    """Give a place whose target is in a folder."""
+    """Yield a `Place` whose target is in a folder."""
     async with Sandbox(quota=None, clip_bytes=SIZE) as sandbox:
         sandbox.add_records(1)
         place = Place(sandbox, folder, quick)
@@ -90,7 +90,7 @@ async def opened(folder, quick):
 
 
 async def halved(place, after=3_500_000):
-    """Leave the beginning of a clip in the .part, as a download that was cut leaves it."""
+    """Write a partial file with a download that the CDN cuts."""
     place.sandbox.cdn_trouble("cut", after=after)
     with pytest.raises(DownloadError):
         await place.another(retry=RetryPolicy(attempts=1)).file(place.video, place.target)

@@ -1,4 +1,4 @@
-"""A Submitter between a scripted API, rate limit, list and ledger, for the unit tests of submissions."""
+"""A Submitter with a scripted API, rate limit, list and ledger, for the unit tests of submissions."""
 
 import asyncio
 import json
@@ -15,14 +15,14 @@ REQUESTS = {
     "video": VideoRequest(image_id="img_1", ref="sku-1"),
     "reel": ReelRequest(image_ids=("img_1", "img_2"), ref="sku-1"),
 }
-"""A request of each kind in the table of kinds."""
+"""A request of each kind in the `KINDS` table."""
 
 VIDEO = REQUESTS["video"]
-LONG = 60.0  # seconds; nothing in these tests takes that long
-TURNS = 2  # event loop iterations that each step of the fakes takes
+LONG = 60.0  # seconds; no step of these tests takes that long
+ITERATIONS = 2  # event loop iterations that each step of the fakes takes
 
 
-async def turns(number=TURNS):
+async def run_iterations(number=ITERATIONS):
     for _ in range(number):
         await asyncio.sleep(0)
 
@@ -48,11 +48,11 @@ def receipt_body(*record_ids):
     return {"createdRecordIds": list(record_ids), "orderId": "order_1", "creditsReserved": 10}
 
 
-# --- what the API does with one POST --------------------------------------------------------------
+# --- scripts for one POST -------------------------------------------------------------------------
 
 
 class Exchange:
-    """One call of `ApiClient.send`, for the scripts below."""
+    """One call of `ApiClient.send`, as the scripts below see it."""
 
     def __init__(self, request, attempt, fence):
         self.request = request
@@ -66,7 +66,7 @@ class Exchange:
         await turns(2 * TURNS)
         await self._fence()
         self.attempt.body_sent = True
-        await turns()
+        await run_iterations()
 
 
 def answers(status, body, headers=None):
@@ -102,7 +102,7 @@ def fails(error):
     """Return a script that raises before anything was sent."""
 
     async def script(_):
-        await turns()
+        await run_iterations()
         raise error
 
     return script
@@ -134,7 +134,7 @@ class Pause:
 
 
 class FakeSlot:
-    """Remembers how it was settled."""
+    """A slot that records how it was settled."""
 
     def __init__(self, limiter):
         self._limiter = limiter
@@ -175,7 +175,7 @@ class FakeLimiter:
             if not self.open.is_set() and on_wait is not None:
                 on_wait(1.5)
             await self.open.wait()
-            await turns()
+            await run_iterations()
         finally:
             self.waiting -= 1
         self._log.append("slot")
@@ -184,7 +184,7 @@ class FakeLimiter:
 
     @property
     def settled(self):
-        """How each slot was settled."""
+        """Return how each slot was settled."""
         return [how for slot in self.slots for how in slot.settled or ["never"]]
 
 
@@ -194,7 +194,7 @@ class FakeApi:
     def __init__(self, log, scripts):
         self._log = log
         self._scripts = list(scripts) or [accepts()]
-        self.requests = []  # those of which a byte left
+        self.requests = []  # the requests of which a byte was sent
 
     async def send(self, request, slot, attempt):
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
@@ -235,7 +235,7 @@ class FakePoller:
         self.exhausted = asyncio.Event()
 
     def show(self, items):
-        """Let a list be the newest that was seen."""
+        """Make a list the newest one that the poller has fetched."""
         records = [item if isinstance(item, dict) else {"id": item, "status": "PENDING"} for item in items]
         headers = {} if self.date is None else {"date": format_datetime(self.date, usegmt=True)}
         body = response(200, {self._spec.key: records, "count": len(records)}, headers)
@@ -246,7 +246,7 @@ class FakePoller:
         return listed
 
     async def next_list(self):
-        await turns()
+        await run_iterations()
         if not self.lists:
             self.exhausted.set()
             await asyncio.Event().wait()
@@ -260,7 +260,7 @@ class FakePoller:
 
 
 class FakeLedger(NoLedger):
-    """Remembers the state of each intent, as a database does: a cancelled caller undoes no operation.
+    """A ledger in memory. Like a database, it completes operations whose caller was cancelled.
 
     `failures` are the errors of the operations by name; `delays` are events that operations wait for, and
     `waiting` is the one that did so last. `at_work` are the intents that this process works on.
@@ -281,7 +281,7 @@ class FakeLedger(NoLedger):
         self.claimed_elsewhere = set()
 
     async def _operation(self, name):
-        await turns()
+        await run_iterations()
         if name in self.delays:
             self.waiting = name
             await self.delays[name].wait()
@@ -326,20 +326,20 @@ class FakeLedger(NoLedger):
         await self._operation("ambiguous")
 
     async def alone(self, intent):
-        await turns()
+        await run_iterations()
         if "alone" in self.failures:
             raise self.failures["alone"]
         return not self.sending_elsewhere
 
     async def unclaimed(self, record_ids):
-        await turns()
+        await run_iterations()
         if "unclaimed" in self.failures:
             raise self.failures["unclaimed"]
         return set(record_ids) - self.claimed_elsewhere
 
 
 class Parts:
-    """A Submitter and the fakes around it; to be made while the event loop runs.
+    """A Submitter and its fakes. It must be created while the event loop runs.
 
     `log` has the steps of all parts in their order, `events` all events.
 
@@ -372,7 +372,8 @@ class Parts:
         self.limiter = FakeLimiter(self.log)
         self.ledger = ledger or FakeLedger(self.log)
         self.poller = FakePoller(KINDS["video"].records, *lists, date=date)
-        self.retry = retry or RetryPolicy(attempts=3, base=1e-9, max_delay=1e-9)  # one loop iteration
+        # These delays take one loop iteration.
+        self.retry = retry or RetryPolicy(attempts=3, base=1e-9, max_delay=1e-9)
         self._on_event = on_event
         self.submitter = Submitter(
             self.api,
@@ -393,7 +394,7 @@ class Parts:
 
     @property
     def states(self):
-        """The states of all intents in the fake ledger."""
+        """Return the states of all intents in the fake ledger."""
         return list(self.ledger.states.values())
 
     async def register(self, request=VIDEO):
@@ -406,7 +407,7 @@ class Parts:
         async with asyncio.timeout(LONG):
             while tasks := submission_tasks():
                 await asyncio.wait(tasks)
-        await turns()
+        await run_iterations()
 
     def assert_nothing_left(self):
         """Assert that no task, claim or slot is left over."""

@@ -1,4 +1,4 @@
-"""An event loop that counts its moments, so that something can be done at exactly the n-th of them."""
+"""Event loops that count their points, so that a test can act at exactly the n-th point."""
 
 import asyncio
 from collections import deque
@@ -10,59 +10,57 @@ except ImportError:
 
 
 class _Ready(deque):
-    """The callbacks that are ready; each that is taken is a moment of the loop."""
+    """The ready callbacks of a loop; a point of the loop precedes each of them."""
 
-    def __init__(self, moment):
+    def __init__(self, on_point):
         super().__init__()
-        self._moment = moment
+        self._on_point = on_point
 
     def popleft(self):
-        self._moment()
+        self._on_point()
         return super().popleft()
 
 
 class _Planned:
-    """Counts the moments of a loop, and runs what is planned for one of them."""
+    """Counts the points of a loop, and runs the actions that are planned for them."""
 
     def __init__(self):
         super().__init__()
         self._planned = {}
-        self.moments = 0
+        self.points = 0
 
-    def at(self, moment, action):
-        """Do something at that many moments from now; 0 means at once."""
-        if moment:
-            self._planned[self.moments + moment] = action
+    def run_at(self, point, action):
+        """Run an action so many points from now; 0 runs it immediately."""
+        if point:
+            self._planned[self.points + point] = action
         else:
             action()
 
-    def forget(self):
-        """Do nothing of what is planned; give whether there was something left."""
-        left = bool(self._planned)
+    def discard_planned(self):
+        """Discard the planned actions that have not run."""
         self._planned.clear()
-        return left
 
     def _next(self):
-        self.moments += 1
-        return self._planned.pop(self.moments, None)
+        self.points += 1
+        return self._planned.pop(self.points, None)
 
 
 class CountingLoop(_Planned, asyncio.SelectorEventLoop):
-    """Counts two kinds of moments: the beginnings of its turns, and those between two callbacks.
+    """An asyncio loop whose points are the beginning of each iteration and the time before each callback.
 
-    It blocks where nothing is ready, so that to wait for a server or a thread is one moment, not thousands.
+    The loop blocks while no callback is ready. Waiting for a server or a thread is therefore one point.
     """
 
     def __init__(self):
         super().__init__()
-        self._ready = _Ready(self._moment)
+        self._ready = _Ready(self._on_point)
 
-    def _moment(self):
+    def _on_point(self):
         if action := self._next():
             action()
 
     def _run_once(self):
-        self._moment()
+        self._on_point()
         super()._run_once()
 
 

@@ -1,4 +1,4 @@
-"""A server on loopback that says what no HTTP framework would: bytes as they are, ended as it is told."""
+"""A loopback server that sends arbitrary bytes and ends its connections in a chosen way."""
 
 import asyncio
 import json
@@ -16,24 +16,24 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 class Connection:
-    """One connection, as a fault sees it: it reads a request or doesn't, sends bytes, and ends it."""
+    """One connection of a client, with the operations that a fault performs on it."""
 
     def __init__(self, server, reader, writer):
         self._server = server
         self._reader = reader
         self._writer = writer
-        self._begun = b""
+        self._first_byte = b""
         self.ended = False
         self.secure = False
 
-    async def another(self):
-        """Wait for a further request; give whether one comes."""
-        self._begun = await self._reader.read(1)
-        return bool(self._begun)
+    async def has_another_request(self):
+        """Wait for another request; return False if the client closed the connection."""
+        self._first_byte = await self._reader.read(1)
+        return bool(self._first_byte)
 
     async def request(self):
-        """Read a request and note it; give its method."""
-        head = self._begun + await self._reader.readuntil(b"\r\n\r\n")
+        """Read and record a request; return its method."""
+        head = self._first_byte + await self._reader.readuntil(b"\r\n\r\n")
         body = b""
         if head.startswith(b"POST"):
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
@@ -41,61 +41,61 @@ class Connection:
         self._server.requests.append((head, body))
         return head.split(b" ", 1)[0].decode()
 
-    async def some(self):
-        """Give bytes as they come, whatever they are."""
+    async def receive(self):
+        """Return the next bytes from the client."""
         return await self._reader.read(65_536)
 
     async def send(self, answer):
         self._writer.write(answer)
         await self._writer.drain()
 
-    async def shut(self):
-        """Say with a FIN that nothing will come, then read a request, note it, and close.
+    async def close_after_fin(self):
+        """Send a FIN, then read and record a request, then close the connection.
 
-        To close with something unread would be no FIN but an RST.
+        The kernel sends an RST if a connection is closed with unread bytes.
         """
         self._writer.write_eof()
         await self.request()
         self.fin()
 
     def fin(self):
-        """Close it."""
+        """Close the connection with a FIN."""
         self.ended = True
         self._writer.close()
 
     def rst(self):
-        """Reset it."""
+        """Close the connection with an RST."""
         self.ended = True
         linger = struct.pack("ii", 1, 0)
         self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._writer.transport.abort()
 
     async def hang(self):
-        """Say nothing more, until the client has gone."""
-        while await self.some():
+        """Send nothing more, and close the connection after the client has closed it."""
+        while await self.receive():
             pass
         self.fin()
 
     async def speak_tls(self, context):
-        """Encrypt it, unless it is."""
+        """Perform a TLS handshake, unless the connection is encrypted already."""
         if not self.secure:
             self.secure = True
             await self._writer.start_tls(context)
 
     def drop(self):
-        """Let go of it where nobody has ended it."""
+        """Abort the connection, unless a fault has ended it."""
         if not self.ended:
             self._writer.transport.abort()
 
 
 class FaultServer:
-    """Meets each request with the next of its faults; the last one goes on.
+    """A server that answers each request with the next fault; the last fault answers all further requests.
 
-    Each has a key of its own, since sessions with the same key and origin share what they have used of the
-    quota, and ports come again.
+    Each server has its own API key. Sessions with the same key and origin share a rate limit, and the kernel
+    reuses ports.
 
     Args:
-        faults: async functions of a ``Connection``.
+        faults: async functions that take a ``Connection``.
     """
 
     def __init__(self, *faults):
@@ -118,7 +118,7 @@ class FaultServer:
         self._server = await asyncio.start_server(self._accept, sock=listening, backlog=500)
 
     def session(self, base_url=None, **options):
-        """Give a session on it."""
+        """Return a session that sends its requests to this server."""
         return q.QameraSession(self.key, base_url=base_url or self.url, **options)
 
     async def __aenter__(self):
@@ -145,9 +145,9 @@ class FaultServer:
             while more and not connection.ended:
                 fault = self._faults.pop(0) if len(self._faults) > 1 else self._faults[0]
                 await fault(connection)
-                more = connection.ended or await connection.another()
+                more = connection.ended or await connection.has_another_request()
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has gone
+            pass  # the client has closed the connection
         except Exception as error:
             self._failures.append(error)
         finally:
@@ -155,7 +155,7 @@ class FaultServer:
 
 
 def http(body, status="200 OK", headers=b"", content_type=b"application/json"):
-    """Give a whole HTTP answer; a body that is no bytes is sent as JSON."""
+    """Return a complete HTTP response; a body that is not bytes is encoded as JSON."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s\r\n%s" % (
         status.encode(),
@@ -167,9 +167,11 @@ def http(body, status="200 OK", headers=b"", content_type=b"application/json"):
 
 
 def answers(answer, end=None):
-    """Give the fault that reads a request, sends these bytes, and ends it by "fin", "rst" or "hang".
+    """Return a fault that reads a request and sends bytes.
 
-    None: the connection is kept.
+    Args:
+        answer: The bytes to send.
+        end: The `Connection` method that ends the connection: "fin", "rst" or "hang". None keeps it open.
     """
 
     async def fault(connection):
@@ -184,25 +186,28 @@ def answers(answer, end=None):
 
 
 def by_method(post=RECEIPT, *lists):
-    """Give the fault that answers a POST with one body, and GETs with lists, of which the last goes on."""
-    left = list(lists or [LIST])
+    """Return a fault that answers POSTs with one body and GETs with one list after the other.
+
+    The last list answers all further GETs.
+    """
+    remaining = list(lists or [LIST])
 
     async def fault(connection):
         if await connection.request() == "POST":
             await connection.send(http(post))
         else:
-            await connection.send(http(left.pop(0) if len(left) > 1 else left[0]))
+            await connection.send(http(remaining.pop(0) if len(remaining) > 1 else remaining[0]))
 
     return fault
 
 
 GOOD = by_method()
-OFTEN = q.PollPolicy(interval=0.005, stale_after=0.1, max_interval=0.1)
-ASK = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
+FREQUENT_POLLS = q.PollPolicy(interval=0.005, stale_after=0.1, max_interval=0.1)
+CALLS = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
 
 
-async def ambiguous(server, options, *, read=True, **timeouts):
-    """Submit a video whose answer is lost; assert that it was sent once, and return the error.
+async def ambiguous_error(server, options, *, read=True, **timeouts):
+    """Submit a video and return its `AmbiguousSubmissionError`; assert that the POST was sent once.
 
     Args:
         server: A FaultServer.
@@ -215,14 +220,14 @@ async def ambiguous(server, options, *, read=True, **timeouts):
         with pytest.raises(q.AmbiguousSubmissionError) as lost:
             await asyncio.wait_for(session.register_video(image_id="i", ref="sku-1"), 30)
         assert session.rate_limiter.used == 1
-    nothing_left(session)
+    assert_nothing_left(session)
     assert server.connections == 1
     assert server.methods in {True: [["POST"]], False: [[]], None: [["POST"], []]}[read]
     assert (lost.value.request.ref, lost.value.candidates) == ("sku-1", ())
     return lost.value
 
 
-def nothing_left(session):
-    """Assert that a closed session has left no task and no request that waits for a slot."""
+def assert_nothing_left(session):
+    """Assert that a closed session has no tasks and that no request waits for a slot."""
     assert session.rate_limiter.waiting == 0
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith("qamera")] == []

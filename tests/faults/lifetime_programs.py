@@ -1,4 +1,4 @@
-"""The programs that are interrupted, or fork: each tells what became of it.
+"""Programs for test_lifetimes.py: one is interrupted, one forks. Each prints its outcome.
 
 python lifetime_programs.py NAME '{"url": ..., "key": ..., "ledger": ...}'
 """
@@ -16,7 +16,7 @@ import qamera_async as q
 
 
 def session(asked: dict) -> q.QameraSession:
-    """Give a session that polls often."""
+    """Return a session that polls often."""
     return q.QameraSession(
         asked["key"],
         base_url=asked["url"],
@@ -26,19 +26,19 @@ def session(asked: dict) -> q.QameraSession:
 
 
 async def register(asked: dict) -> None:
-    """Register one video, and say when that is cancelled."""
+    """Register one video, and print "cancelled" when the call is cancelled."""
     logging.basicConfig(stream=sys.stdout)
     async with session(asked) as qamera:
         try:
             await qamera.register_video(image_id="img_1", ref="sku-1")
         except asyncio.CancelledError:
-            # Said by the loop, so that a further interrupt meets the loop and not this.
+            # The loop prints it, so that a second interrupt arrives in the loop and not in this function.
             asyncio.get_running_loop().call_soon(partial(print, "cancelled", flush=True))
             raise
 
 
 async def fork(asked: dict) -> None:
-    """Use sessions in a child that were made before the fork, one of them in use and one not yet."""
+    """Use two sessions in a forked child: one was used before the fork, the other was only built."""
     told = {}
     unused = session(asked)
     async with session(asked) as used:
@@ -47,11 +47,11 @@ async def fork(asked: dict) -> None:
         if not os.fork():
             try:
                 for name, qamera in {"used": used, "unused": unused}.items():
-                    for use, error in _uses(qamera, job if qamera is used else None):
-                        told[f"{name}: {use}"] = error
+                    for method, error in _refusals(qamera, job if qamera is used else None):
+                        told[f"{name}: {method}"] = error
                 os.write(writing, json.dumps(told).encode())
             finally:
-                os._exit(0)  # what comes next is the parent's
+                os._exit(0)  # the child must not run the rest of this function
         os.close(writing)
         with os.fdopen(reading) as child:
             told = json.load(child)
@@ -60,8 +60,8 @@ async def fork(asked: dict) -> None:
     print(json.dumps(told))
 
 
-def _uses(qamera: q.QameraSession, job: q.Job | None):
-    """Give what each method of a session says in this process."""
+def _refusals(qamera: q.QameraSession, job: q.Job | None):
+    """Yield the error text of each method of a session in this process."""
     calls = {
         "register_video": lambda: qamera.register_video(image_id="img_2"),
         "register_reel": lambda: qamera.register_reel(["img_2"]),

@@ -1,4 +1,4 @@
-"""Runs programs whose system calls fail, and whose wall clock is wrong, when they say so."""
+"""Runs programs that can make their own system calls fail and shift their own wall clock."""
 
 import asyncio
 import json
@@ -16,18 +16,18 @@ PROGRAMS = Path(__file__).with_name("os_programs.py")
 
 
 @attrs.frozen
-class Ran:
-    """How a program ended: what it told as JSON, and what it wrote to its log."""
+class Result:
+    """The JSON that a program printed to stdout, and its log on stderr."""
 
     told: dict
     log: str
 
 
 class Faults:
-    """The library that is loaded before the C library into each program.
+    """A shared library that replaces system calls in the programs of os_programs.py.
 
     Args:
-        folder: where it is compiled to.
+        folder: The folder for the compiled library.
     """
 
     def __init__(self, folder):
@@ -38,7 +38,13 @@ class Faults:
         subprocess.run([compiler, "-shared", "-fPIC", "-o", self._library, SOURCE, "-ldl"], check=True)
 
     async def run(self, program, sandbox, **asked):
-        """Run one of the programs on a sandbox to its end; one that kills itself has an end too."""
+        """Run a program until it exits or kills itself; return its result.
+
+        Args:
+            program: The name of a function in os_programs.py.
+            sandbox: The sandbox that the program sends its requests to.
+            asked: The arguments of the program.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             PROGRAMS,
@@ -55,4 +61,4 @@ class Faults:
             await process.wait()
             raise
         assert process.returncode in {0, -9}, err.decode()
-        return Ran(json.loads(out), err.decode())
+        return Result(json.loads(out), err.decode())

@@ -1,4 +1,4 @@
-"""The programs that are run with failing system calls: each does one thing and tells how it went.
+"""Programs that run with failing system calls. Each prints its outcome as JSON.
 
 python os_programs.py NAME '{"url": ..., "key": ..., ...}'
 """
@@ -23,17 +23,17 @@ PATIENT = q.Timeouts(connect=20.0, request=20.0, job=20.0, reconcile=0.3, close=
 
 
 def let_fail(call: str, pattern: str, error: int) -> None:
-    """Let a system call fail from now on where it is about a file whose path fits a pattern."""
+    """Make a system call fail from now on for files whose path matches a pattern."""
     SYSTEM.let_fail(call.encode(), pattern.encode(), error)
 
 
-def mend() -> None:
-    """Let nothing fail any more."""
+def repair() -> None:
+    """Let all system calls succeed again."""
     let_fail("", "", 0)
 
 
 def session(asked: dict, **options: object) -> q.QameraSession:
-    """Give a session that polls often."""
+    """Return a session that polls often."""
     settings = {
         "base_url": asked["url"],
         "rate_limiter": q.RateLimiter(10**6, 0.001),
@@ -46,7 +46,7 @@ def session(asked: dict, **options: object) -> q.QameraSession:
 
 
 async def failure(awaitable: object) -> dict:
-    """Give the error that something ends in, as far as JSON goes."""
+    """Await something; return the type, text and record ids of the error it raises, as JSON values."""
     try:
         await awaitable
     except q.QameraError as error:
@@ -59,42 +59,42 @@ async def failure(awaitable: object) -> dict:
     return {"type": None}
 
 
-def beside(target: str) -> list[str]:
-    """Give the names in a file's folder."""
+def names_in_folder_of(target: str) -> list[str]:
+    """Return the names of all files in the folder of a file."""
     return sorted(path.name for path in Path(target).parent.iterdir())
 
 
 async def ledger(asked: dict) -> dict:
-    """Order twice; from a step of the second order on the ledger's disk fails, or one file on it."""
+    """Submit twice; the ledger's disk, or one file on it, fails from a step of the second submission on."""
 
-    def spoil() -> None:
+    def break_disk() -> None:
         let_fail(asked["call"], f"{asked['ledger']}{asked.get('file', '*')}", asked["error"])
 
-    async def order(ref: str) -> q.Job:
+    async def submit(ref: str) -> q.Job:
         return await qamera.register_video(image_id="img", ref=ref)
 
     async with session(asked) as qamera:
-        await order("first")
+        await submit("first")
         if asked["step"] == "claim":
-            spoil()
+            break_disk()
         else:
-            right = getattr(qamera._ledger, asked["step"])
+            original = getattr(qamera._ledger, asked["step"])
 
-            async def spoilt(*arguments: object) -> None:
-                spoil()
-                await right(*arguments)
+            async def broken_step(*arguments: object) -> None:
+                break_disk()
+                await original(*arguments)
 
-            setattr(qamera._ledger, asked["step"], spoilt)
-        told = {"error": await failure(order("sku-1")), "failed": SYSTEM.times_failed()}
+            setattr(qamera._ledger, asked["step"], broken_step)
+        told = {"error": await failure(submit("sku-1")), "failed": SYSTEM.times_failed()}
         if asked["then"] == "killed":
             print(json.dumps(told), flush=True)
             os.kill(os.getpid(), 9)
-        if asked["then"] != "closed in it":
-            mend()
-        if asked["then"] == "ordered again":
+        if asked["then"] != "closed while failing":
+            repair()
+        if asked["then"] == "submitted again":
             if asked["step"] != "claim":
-                setattr(qamera._ledger, asked["step"], right)
-            told["again"] = list((await order("sku-1")).record_ids)
+                setattr(qamera._ledger, asked["step"], original)
+            told["again"] = list((await submit("sku-1")).record_ids)
     return told | {"failed in all": SYSTEM.times_failed()}
 
 
@@ -108,37 +108,37 @@ async def read_only(asked: dict) -> dict:
 
 
 async def download(asked: dict) -> dict:
-    """Download a clip while its disk is full, and once more when there is room."""
+    """Download a clip while its disk is full, and again when the disk has free space."""
     async with session(asked) as qamera:
         (video,) = await qamera.list_videos()
         let_fail(asked["call"], f"*{asked['file']}", asked["error"])
         told = {"error": await failure(qamera.download(video, asked["target"]))}
         told["failed"] = SYSTEM.times_failed()
-        mend()
-        told["left"] = beside(asked["target"])
+        repair()
+        told["left"] = names_in_folder_of(asked["target"])
         told["again"] = await failure(qamera.download(video, asked["target"]))
     return told
 
 
 async def clock(asked: dict) -> dict:
-    """Order a batch and shift the wall clock in the middle of it."""
+    """Submit a batch, and shift the wall clock after half of its submissions."""
     events: list[Event] = []
 
-    def moved(event: Event) -> None:
+    def shift_clock(event: Event) -> None:
         events.append(event)
         if sum(isinstance(event, Submitted) for event in events) == asked["number"] // 2:
             SYSTEM.shift_clock(asked["shift"])
 
     refs = [f"{asked['name']}-{number}" for number in range(asked["number"])]
     requests = [q.VideoRequest("img", ref=ref) for ref in refs]
-    budget, before = q.RateLimiter(*asked["quota"]), time.time()
-    async with session(asked, rate_limiter=budget, on_event=moved) as qamera:
+    limiter, before = q.RateLimiter(*asked["quota"]), time.time()
+    async with session(asked, rate_limiter=limiter, on_event=shift_clock) as qamera:
         first = await qamera.batch(requests)
         shifted = time.time() - before
-        async with session(asked, rate_limiter=budget) as other:
+        async with session(asked, rate_limiter=limiter) as other:
             again = await other.batch(requests)
             started = time.monotonic()
-            ended = await failure(other.job("vid_nowhere").wait(0.2))
+            error = await failure(other.job("vid_nowhere").wait(0.2))
             waited = time.monotonic() - started
     async with LedgerFile(asked["ledger"]) as file:
         entries = [entry async for entry in file.entries() if entry.request.ref in refs]
@@ -146,9 +146,9 @@ async def clock(asked: dict) -> dict:
         "shifted": shifted,
         "done": [len(first.records), len(again.records)],
         "same": [job.record_ids for job in _jobs(first)] == [job.record_ids for job in _jobs(again)],
-        "ended": ended["type"],
+        "error": error["type"],
         "waited": waited,
-        "in order": [entry.request.ref for entry in entries] == refs,
+        "in submission order": [entry.request.ref for entry in entries] == refs,
         "states": [entry.state.value for entry in entries],
     }
 

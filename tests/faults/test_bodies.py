@@ -1,10 +1,22 @@
-"""A 200 whose body nobody can read: a POST is ambiguous, a list is typed, and a poll goes on."""
+"""Unreadable response bodies: a POST is ambiguous, a list raises a typed error, and a poll is repeated."""
 
 import asyncio
 import gzip
 
 import pytest
-from faults import ASK, GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous, answers, http, nothing_left
+from faults import (
+    CALLS,
+    FREQUENT_POLLS,
+    GOOD,
+    HEAD,
+    LIST,
+    RECEIPT,
+    FaultServer,
+    ambiguous_error,
+    answers,
+    assert_nothing_left,
+    http,
+)
 
 import qamera_async as q
 
@@ -32,7 +44,7 @@ def list_with(count):
     return http(b'{"videos":[%s],"count":%s}' % (ONE, count))
 
 
-# Case, name, the answer to a POST, the answer to a GET, and their status.
+# Case number, name, response to a POST, response to a GET, status of both.
 TROUBLE = [
     (36, "empty 200", *both(http(b"")), 200),
     (36, "empty 200 without a length", *both(HEAD + b"Connection: close\r\n\r\n"), 200),
@@ -45,9 +57,9 @@ TROUBLE = [
     (38, "a number", *both(http(b"3")), 200),
     (38, "a text", *both(http(b'"vid_1"')), 200),
     (38, "an empty object", *both(http(b"{}")), 200),
-    (38, "null inside", http(b'{"createdRecordIds":null}'), http(b'{"videos":null}'), 200),
-    (38, "a text inside", http(b'{"createdRecordIds":"vid_1"}'), http(b'{"videos":"vid_1"}'), 200),
-    (38, "an object inside", http(b'{"createdRecordIds":{"vid_1":1}}'), http(b'{"videos":{}}'), 200),
+    (38, "null for the records", http(b'{"createdRecordIds":null}'), http(b'{"videos":null}'), 200),
+    (38, "text for the records", http(b'{"createdRecordIds":"vid_1"}'), http(b'{"videos":"vid_1"}'), 200),
+    (38, "an object for the records", http(b'{"createdRecordIds":{"vid_1":1}}'), http(b'{"videos":{}}'), 200),
     (
         39,
         "truncated gzip",
@@ -80,13 +92,13 @@ TROUBLE = [
     (42, "100,000 open brackets", *both(http(DEEP)), 200),
     (
         42,
-        "100,000 nested brackets beside what is wanted",
+        "100,000 nested brackets in another field",
         receipt_with(DEEP + b"]" * 100_000),
         list_with(DEEP + b"]" * 100_000),
         200,
     ),
     (43, "10,000 digits", *both(http(LONG)), 200),
-    (43, "10,000 digits beside what is wanted", receipt_with(LONG), list_with(LONG), 200),
+    (43, "10,000 digits in another field", receipt_with(LONG), list_with(LONG), 200),
     (44, "NaN", receipt_with(b"NaN"), list_with(b"NaN"), 200),
     (44, "Infinity", receipt_with(b"Infinity"), list_with(b"-Infinity"), 200),
     (49, "an unsolicited 304", *both(b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"), 304),
@@ -94,7 +106,7 @@ TROUBLE = [
 
 
 def each(*columns):
-    """Parametrize over the cases: their POST's answer (2), or their GET's (3), and the status."""
+    """Return a pytest parameter for each row of TROUBLE, with the values of the given columns."""
     return [
         pytest.param(*(row[column] for column in columns), id=row[1], marks=pytest.mark.case(row[0]))
         for row in TROUBLE
@@ -102,10 +114,10 @@ def each(*columns):
 
 
 @pytest.mark.parametrize(("answer", "status"), each(2, 4))
-async def test_a_post_is_ambiguous_and_sent_once(answer, status, quick):
-    """P3: the error says with which status, and that a receipt was expected."""
+async def test_post_with_unreadable_response_is_ambiguous_and_sent_once(answer, status, quick):
+    """P3: the error states the status, and that a receipt was expected."""
     async with FaultServer(answers(answer, "fin"), GOOD) as server:
-        error = await ambiguous(server, quick)
+        error = await ambiguous_error(server, quick)
 
     assert type(error.cause) is q.InvalidResponseError
     assert error.cause.status == status
@@ -115,14 +127,14 @@ async def test_a_post_is_ambiguous_and_sent_once(answer, status, quick):
 
 
 @pytest.mark.parametrize(("answer", "status"), each(3, 4))
-async def test_a_list_is_typed(answer, status, quick):
-    """P7: at once, since the server has answered."""
+async def test_unreadable_list_raises_invalid_response_error(answer, status, quick):
+    """P7: there is no retry, since the server has answered."""
     async with FaultServer(answers(answer, "fin"), GOOD) as server:
         async with server.session(**quick) as session:
             with pytest.raises(q.InvalidResponseError) as unreadable:
                 await session.list_videos()
             assert session.rate_limiter.used == 1
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert unreadable.value.status == status
     assert len(unreadable.value.excerpt) <= 203
@@ -130,17 +142,17 @@ async def test_a_list_is_typed(answer, status, quick):
 
 
 @pytest.mark.parametrize(("answer", "status"), each(3, 4))
-async def test_a_poll_goes_on_where_that_can_help(answer, status, quick):
-    """P7: an unreadable body is an outage; a status that no repetition changes is raised."""
+async def test_poll_is_repeated_unless_the_status_is_permanent(answer, status, quick):
+    """P7: an unreadable body counts as an outage; an unsolicited 304 is raised."""
     async with FaultServer(answers(answer, "fin"), GOOD) as server:
-        async with server.session(**quick | {"polling": OFTEN}) as session:
+        async with server.session(**quick | {"polling": FREQUENT_POLLS}) as session:
             if status == 304:
                 with pytest.raises(q.InvalidResponseError) as final:
                     await session.job("vid_1")
                 assert final.value.status == 304
             else:
                 assert (await session.job("vid_1")).status == "DONE"
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert server.methods == ["GET"] * (1 if status == 304 else 2)
 
@@ -153,33 +165,33 @@ async def test_a_poll_goes_on_where_that_can_help(answer, status, quick):
         pytest.param(b'{"id":%s}' % LONG, id="10,000 digits for an id", marks=pytest.mark.case(43)),
     ],
 )
-async def test_what_is_odd_in_one_item_hides_no_other(item, quick):
-    """The others are listed and waited for all the same."""
+async def test_unreadable_item_does_not_hide_other_items(item, quick):
+    """The other records are listed, and a job waits for one of them."""
     body = b'{"videos":[%s,%s],"count":2}' % (item, ONE)
     async with FaultServer(answers(http(body))) as server:
         async with server.session(**quick) as session:
             videos = await session.list_videos()
             video = await session.job("vid_1").wait(5.0)
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert "vid_1" in [video.id for video in videos]
     assert video.status == "DONE"
 
 
 def stored(body):
-    """Give it as gzip that stores every byte, so that it is known what each cut takes away."""
+    """Return gzip data without compression, so that each removed byte is a known byte of the body."""
     return gzip.compress(body, 0)
 
 
-CHECKSUM = 8  # bytes at the end of gzip: the CRC and the length
+CHECKSUM = 8  # bytes at the end of gzip data: CRC and length
 
 
 @pytest.mark.case(39)
 @pytest.mark.parametrize("ends", ["length", "connection"])
-@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("cut", range(CHECKSUM + 5))
-async def test_gzip_cut_in_its_checksum_is_whole_and_elsewhere_is_not(cut, method, ends, quick):
-    """Up to eight bytes: all of the JSON is there, so a receipt is one. With the ninth a bracket is gone."""
+async def test_gzip_without_its_checksum_is_accepted_and_shorter_gzip_is_not(cut, method, ends, quick):
+    """The JSON is complete while at most eight bytes are missing. The ninth byte is its closing bracket."""
     packed = stored(RECEIPT if method == "POST" else LIST)
     body = packed[: len(packed) - cut]
     answer = HEAD + GZIP + b"Connection: close\r\n\r\n" + body
@@ -188,8 +200,8 @@ async def test_gzip_cut_in_its_checksum_is_whole_and_elsewhere_is_not(cut, metho
     limits = q.Timeouts(reconcile=0.0)
     async with FaultServer(answers(answer, "fin"), GOOD) as server:
         async with server.session(**quick | {"timeouts": limits}) as session:
-            (ended,) = await asyncio.gather(ASK[method](session), return_exceptions=True)
-    nothing_left(session)
+            (ended,) = await asyncio.gather(CALLS[method](session), return_exceptions=True)
+    assert_nothing_left(session)
 
     whole = {"POST": q.Job, "GET": tuple}
     broken = {"POST": q.AmbiguousSubmissionError, "GET": q.InvalidResponseError}

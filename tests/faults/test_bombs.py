@@ -1,4 +1,4 @@
-"""Small bodies that would become all of the memory."""
+"""Small compressed bodies that expand to more than the memory limit."""
 
 import asyncio
 import gzip
@@ -28,12 +28,12 @@ BROTLI = (
 )
 BROTLI_HERE = any(find_spec(name) for name in ("brotli", "brotlicffi"))
 
-# A process of its own, since the peak is a process's.
+# A separate process, because the kernel reports the peak memory of a process.
 PROGRAM = """
 import asyncio, json, sys
 import qamera_async as q
 
-ASK = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
+CALLS = {"POST": lambda session: session.register_video(image_id="i"), "GET": lambda s: s.list_videos()}
 
 def memory(field):
     with open("/proc/self/status") as status:
@@ -43,11 +43,11 @@ async def main(url, key, method):
     limits = q.Timeouts(request=60.0, reconcile=0.0)
     once = q.RetryPolicy(attempts=1)
     async with q.QameraSession(key, base_url=url, timeouts=limits, retry=once) as session:
-        for ask in ASK.values():
+        for ask in CALLS.values():
             await ask(session)
         before = memory("VmRSS")
         try:
-            await ASK[method](session)
+            await CALLS[method](session)
         except q.QameraError as error:
             cause = getattr(error, "cause", error)
             grown = memory("VmHWM") - before
@@ -58,58 +58,58 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def gzip_bomb():
-    """Give "[" and 1 GiB of zeros in 1 MB: compressed members follow each other."""
+    """Return "[" and 1 GiB of zeros as 1 MB of concatenated gzip members."""
     zeros = gzip.compress(bytes(256 * MIB), 9)
     return gzip.compress(b"[") + zeros * 4
 
 
 @pytest.fixture(scope="module")
 def bombs():
+    """Return the Content-Encoding and the body of each bomb."""
     return {"gzip": (b"gzip", gzip_bomb()), "brotli": (b"br", BROTLI)}
+
+
+async def memory_and_error_of(server, method):
+    """Run a request in its own process; return its memory growth and the texts of its error."""
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, server.url, server.key, method, stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await program.communicate()
+    return json.loads(printed)
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("name", ["gzip", "brotli"])
-async def test_a_bomb_stays_small(bombs, name, method):
-    """P7: memory stays under 64 MiB above the start; a POST is ambiguous, a GET typed."""
+async def test_decompression_bomb_takes_less_than_64_mib(bombs, name, method):
+    """P7: memory grows by less than 64 MiB; a POST is ambiguous, a GET raises InvalidResponseError."""
     encoding, bomb = bombs[name]
     answer = http(bomb, headers=b"Content-Encoding: %s\r\n" % encoding)
     async with FaultServer(GOOD, GOOD, answers(answer, "hang")) as server:
-        program = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROGRAM, server.url, server.key, method, stdout=asyncio.subprocess.PIPE
-        )
-        told, _ = await program.communicate()
-    grown, error, cause, message = json.loads(told)
+        grown, error, cause, message = await memory_and_error_of(server, method)
 
     assert grown < 64 * MIB
     assert error == ("AmbiguousSubmissionError" if method == "POST" else "InvalidResponseError")
     assert cause == "InvalidResponseError"
-    # Without a package for brotli the HTTP client reads nothing of it.
+    # Without a brotli package, the HTTP client does not decode the body.
     assert ("longer than" in message) is (name == "gzip" or BROTLI_HERE)
     assert server.methods == ["POST", "GET", method]
 
 
-@pytest.mark.parametrize(
-    ("status", "cause"), [("200 OK", "InvalidResponseError"), ("500 Nope", "InvalidResponseError")]
-)
-async def test_a_receipt_or_an_error_that_is_long_is_not_made_anything_of(status, cause):
-    """Whole JSON of small parts takes many times its size: what has to be short is refused at 1 MiB."""
+@pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])
+async def test_receipt_or_error_body_beyond_1_mib_is_not_decoded(status):
+    """Decoded JSON with many small values takes a multiple of its size. The limit is 1 MiB."""
     body = gzip.compress(b'{"error": "no", "createdRecordIds": [' + b'"a",' * (8 * MIB) + b'"a"]}')
     answer = http(body, status=status, headers=b"Content-Encoding: gzip\r\n")
     async with FaultServer(GOOD, GOOD, answers(answer, "hang")) as server:
-        program = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROGRAM, server.url, server.key, "POST", stdout=asyncio.subprocess.PIPE
-        )
-        told, _ = await program.communicate()
-    grown, error, told_cause, message = json.loads(told)
+        grown, error, cause, message = await memory_and_error_of(server, "POST")
 
     assert grown < 64 * MIB
-    assert (error, told_cause) == ("AmbiguousSubmissionError", cause)
+    assert (error, cause) == ("AmbiguousSubmissionError", "InvalidResponseError")
     assert "longer than 1048576 bytes" in message
 
 
-async def test_a_long_list_is_read_though_it_is_compressed_well():
-    """Videos that differ by a number alone, more alike than any are, become 20 times what was sent."""
+async def test_highly_compressed_list_is_read():
+    """Videos that differ only by their number compress to a twentieth of their size."""
     video = b'{"id":"vid_%06d","status":"PENDING","videoUrl":"https://cdn.example.com/videos/vid_%06d.mp4"}'
     body = gzip.compress(b'{"videos": [' + b",".join(video % (n, n) for n in range(50_000)) + b"]}", 9)
     async with FaultServer(answers(http(body, headers=b"Content-Encoding: gzip\r\n"))) as server:
@@ -120,17 +120,13 @@ async def test_a_long_list_is_read_though_it_is_compressed_well():
 
 
 @pytest.mark.parametrize("kind", ["broken", "good"])
-async def test_a_list_of_very_many_short_items_is_no_bomb_either(kind):
-    """Whole JSON whose items take many times their bytes, in 60 kB of gzip: refused before it is decoded."""
+async def test_list_of_many_short_items_takes_less_than_64_mib(kind):
+    """Decoding the items would take many times their size. The list is refused before it is decoded."""
     item = b"1," if kind == "broken" else b'{"id":"a"},'
     body = gzip.compress(b'{"videos": [' + item * (40 * MIB // len(item)) + b"1]}", 9)
     answer = http(body, headers=b"Content-Encoding: gzip\r\n")
     async with FaultServer(GOOD, GOOD, answers(answer, "hang")) as server:
-        program = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROGRAM, server.url, server.key, "GET", stdout=asyncio.subprocess.PIPE
-        )
-        told, _ = await program.communicate()
-    grown, error, _, message = json.loads(told)
+        grown, error, _, message = await memory_and_error_of(server, "GET")
 
     assert len(body) < 128 * 1024
     assert grown < 64 * MIB

@@ -7,7 +7,7 @@ import asyncio
 import math
 
 import pytest
-from faults import LIST, RECEIPT, FaultServer, http, nothing_left
+from faults import LIST, RECEIPT, FaultServer, assert_nothing_left, http
 
 from qamera_async.events import Submitted
 from qamera_async.sandbox import Sandbox
@@ -68,7 +68,7 @@ async def test_failing_task_group_loses_no_receipt(options, caplog):
             [order.record_ids[0] for order in sandbox.orders],
             has_ledger="ledger" in options,
         )
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert [type(error) for error in raised.value.exceptions] == [LookupError]
     assert all(task.cancelled() for task in tasks)
@@ -88,7 +88,7 @@ async def test_caller_cancelled_twice_loses_no_receipt(options, caplog):
             await asyncio.wait([task])
             delayed.resume.set()
             await assert_recorded(session, caplog, ["vid_1"], has_ledger="ledger" in options)
-        nothing_left(session)
+        assert_nothing_left(session)
 
     assert task.cancelled()
     assert server.methods == ["POST"]
@@ -118,7 +118,7 @@ async def test_caller_cancelled_again_while_the_session_closes_loses_no_receipt(
         if "ledger" in options:
             async with server.session(**options) as session:
                 assert [job.record_ids for job in await session.unfinished()] == [("vid_1",)]
-        nothing_left(session)
+        assert_nothing_left(session)
 
     assert task.cancelled()
     assert server.methods == ["POST"]
@@ -157,7 +157,7 @@ async def test_cancelled_waiter_affects_no_other_waiter(quick, wait):
         assert {(await waiter).status for waiter in waiters} == {"DONE"}
         assert leaving.cancelled()
         assert (await wait(job)).status == "DONE"
-    nothing_left(session)
+    assert_nothing_left(session)
 
 
 @pytest.mark.case(57)
@@ -179,4 +179,4 @@ async def test_cancelling_the_last_waiter_ends_the_polls(quick):
         sandbox.finish(job.record_ids[0])
 
         assert (await job).status == "DONE"
-    nothing_left(session)
+    assert_nothing_left(session)

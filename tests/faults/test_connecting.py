@@ -1,4 +1,4 @@
-"""Before a connection stands, nothing is sent: it is tried again a bounded number of times, or raised."""
+"""Failures to connect: nothing was sent, so the request is retried, and raised after the last attempt."""
 
 import asyncio
 import socket
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from faults import ASK, GOOD, FaultServer, http, nothing_left
+from faults import CALLS, GOOD, FaultServer, assert_nothing_left, http
 
 import qamera_async as q
 from qamera_async.events import Retrying
@@ -22,7 +22,7 @@ EITHER = {"createdRecordIds": ["vid_1"], "videos": []}
 
 
 class Unreachable:
-    """A server that can't be reached until it is relieved."""
+    """A server that can't be reached until `make_reachable` is called."""
 
     def __init__(self, listening):
         self.server = FaultServer(GOOD)
@@ -31,8 +31,8 @@ class Unreachable:
         self.url = f"http://127.0.0.1:{port}"
         self._listener = None
 
-    def relieve(self):
-        """Listen from now on: the kernel at once, the server in the loop's next turn."""
+    def make_reachable(self):
+        """Listen from now on: the kernel immediately, the server in the next iteration of the loop."""
         if self._listener is None:
             self.listening.listen()
             self._listener = asyncio.ensure_future(self.server.listen(self.listening))
@@ -46,7 +46,7 @@ class Unreachable:
 
 @asynccontextmanager
 async def refused(_):
-    """A port that is bound, and listens only later."""
+    """Yield a server whose port is bound but does not listen, so that connections are refused."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     unreachable = Unreachable(bound)
@@ -58,7 +58,7 @@ async def refused(_):
 
 @asynccontextmanager
 async def unknown_name(monkeypatch):
-    """A name that the resolver doesn't know until later."""
+    """Yield a server whose host name the resolver does not know."""
     known = False
     port = 0
 
@@ -71,32 +71,32 @@ async def unknown_name(monkeypatch):
         port = unreachable.listening.getsockname()[1]
         unreachable.url = f"http://api.localhost:{port}"
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        listen = unreachable.relieve
+        listen = unreachable.make_reachable
 
-        def relieve():
+        def make_reachable():
             nonlocal known
             known = True
             listen()
 
-        unreachable.relieve = relieve
+        unreachable.make_reachable = make_reachable
         yield unreachable
 
 
 @asynccontextmanager
 async def no_answer(_):
-    """A listener whose queue is full: what knocks is not answered until there is room again."""
+    """Yield a server whose backlog is full, so that the kernel does not answer new connections."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=0)
-    before = [socket.socket() for _ in range(3)]
-    for waiting in before:
-        waiting.setblocking(False)
-        waiting.connect_ex(listening.getsockname())
+    fillers = [socket.socket() for _ in range(3)]
+    for filler in fillers:
+        filler.setblocking(False)
+        filler.connect_ex(listening.getsockname())
     unreachable = Unreachable(listening)
     try:
         yield unreachable
     finally:
         await unreachable.aclose()
-        for waiting in before:
-            waiting.close()
+        for filler in fillers:
+            filler.close()
 
 
 TROUBLE = [
@@ -107,119 +107,126 @@ TROUBLE = [
 ]
 
 
-def watching(quick, events, limit="", seconds=0.0):
-    """Give options with one short limit, if any, that note what happens."""
+def recording_options(quick, events, limit="", seconds=0.0):
+    """Return session options that append events to a list, with one short time limit if a name is given."""
     limits = {"connect": 5.0, "request": 5.0, "reconcile": 0.0} | ({limit: seconds} if limit else {})
     retry = q.RetryPolicy(attempts=3, base=0.001)
     return quick | {"timeouts": q.Timeouts(**limits), "retry": retry, "on_event": events.append}
 
 
-@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize(("trouble", "limit", "kind"), TROUBLE)
-async def test_who_is_never_reached_is_typed(trouble, limit, kind, method, quick, monkeypatch):
-    """Each attempt is told of, there are as many as RetryPolicy says, and a POST keeps no slot."""
+async def test_unreachable_server_raises_after_the_last_attempt(
+    trouble, limit, kind, method, quick, monkeypatch
+):
+    """Each retry is an event, RetryPolicy limits the attempts, and a POST keeps no slot."""
     events = []
     async with trouble(monkeypatch) as unreachable:
-        options = watching(quick, events, limit, 0.08)
+        options = recording_options(quick, events, limit, 0.08)
         async with unreachable.server.session(base_url=unreachable.url, **options) as session:
             with pytest.raises(kind) as failed:
-                await ASK[method](session)
+                await CALLS[method](session)
             used = session.rate_limiter.used
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert type(failed.value) is kind
     assert [(event.attempt, type(event.error)) for event in events if isinstance(event, Retrying)] == [
         (1, kind),
         (2, kind),
     ]
-    # Of a GET that ran out of time nobody knows whether it was sent, so it counts.
+    # A GET that timed out may have been sent, so its slot counts.
     assert used == (3 if (method, kind) == ("GET", q.RequestTimeoutError) else 0)
     assert failed.value.sent is (used != 0)
     assert unreachable.server.requests == []
 
 
-@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize(("trouble", "limit", "kind"), TROUBLE)
-async def test_who_can_be_reached_again_gets_one_request(trouble, limit, kind, method, quick, monkeypatch):
-    """What never left is sent again, and processed exactly once."""
+async def test_server_that_becomes_reachable_gets_one_request(
+    trouble, limit, kind, method, quick, monkeypatch
+):
+    """The request that was not sent is retried, and the server processes it exactly once."""
     events = []
     async with trouble(monkeypatch) as unreachable:
 
-        def relieve(event):
+        def on_event(event):
             events.append(event)
             if isinstance(event, Retrying):
-                unreachable.relieve()
+                unreachable.make_reachable()
 
-        options = watching(quick, events, limit, 0.3) | {"on_event": relieve}
+        options = recording_options(quick, events, limit, 0.3) | {"on_event": on_event}
         async with unreachable.server.session(base_url=unreachable.url, **options) as session:
-            await ASK[method](session)
-    nothing_left(session)
+            await CALLS[method](session)
+    assert_nothing_left(session)
 
     assert unreachable.server.methods == [method]
     assert {type(event.error) for event in events if isinstance(event, Retrying)} == {kind}
 
 
 @pytest.mark.case(5)
-@pytest.mark.parametrize("method", ASK)
-async def test_no_request_waits_for_a_connection_of_a_pool(method, quick):
-    """However many are under way at once, each has its own connection at once."""
-    number = 130  # more than the HTTP client's pool has by itself
-    all_here = asyncio.Event()
+@pytest.mark.parametrize("method", CALLS)
+async def test_requests_do_not_wait_for_a_pooled_connection(method, quick):
+    """Each concurrent request opens its own connection immediately."""
+    number = 130  # more than the default pool size of the HTTP client
+    all_arrived = asyncio.Event()
 
-    async def together(connection):
+    async def answer_when_all_arrived(connection):
         await connection.request()
         if len(server.requests) == number:
-            all_here.set()
-        await all_here.wait()
+            all_arrived.set()
+        await all_arrived.wait()
         await connection.send(http(EITHER))
 
     options = quick | {
         "rate_limiter": q.RateLimiter(1_000),
         "timeouts": q.Timeouts(connect=3.0, request=15.0),
     }
-    async with FaultServer(together) as server:
+    async with FaultServer(answer_when_all_arrived) as server:
         async with server.session(**options) as session:
-            await asyncio.gather(*(ASK[method](session) for _ in range(number)))
-    nothing_left(session)
+            await asyncio.gather(*(CALLS[method](session) for _ in range(number)))
+    assert_nothing_left(session)
 
     assert server.methods == [method] * number
 
 
 @pytest.mark.case(5)
-@pytest.mark.parametrize("method", ASK)
-@pytest.mark.parametrize("room_again", [True, False])
-async def test_a_pool_without_room_is_no_connection(method, room_again, quick, monkeypatch):
-    """Were there a limit: who waits for a connection in vain tries again, and nothing was sent."""
-    gate = asyncio.Event()
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("pool_freed", [True, False])
+async def test_full_connection_pool_is_a_failure_to_connect(method, pool_freed, quick, monkeypatch):
+    """A request that gets no pooled connection was not sent, and is retried.
+
+    The session itself sets no limit, so the test adds one.
+    """
+    resume = asyncio.Event()
     events = []
 
     async def slow(connection):
         await connection.request()
-        await gate.wait()
+        await resume.wait()
         await connection.send(http(EITHER))
 
-    def watch(event):
+    def on_event(event):
         events.append(event)
-        if room_again and isinstance(event, Retrying):
-            gate.set()
+        if pool_freed and isinstance(event, Retrying):
+            resume.set()
 
-    whole = aiohttp.TCPConnector
-    monkeypatch.setattr(aiohttp, "TCPConnector", lambda **options: whole(**options | {"limit": 1}))
+    connector = aiohttp.TCPConnector
+    monkeypatch.setattr(aiohttp, "TCPConnector", lambda **options: connector(**options | {"limit": 1}))
     async with FaultServer(slow) as server:
-        options = watching(quick, events, "connect", 0.1) | {"on_event": watch}
+        options = recording_options(quick, events, "connect", 0.1) | {"on_event": on_event}
         async with server.session(**options) as session:
-            first = asyncio.ensure_future(ASK[method](session))
+            first = asyncio.ensure_future(CALLS[method](session))
             while not server.requests:
                 await asyncio.sleep(0.001)
-            second = asyncio.ensure_future(ASK[method](session))
+            second = asyncio.ensure_future(CALLS[method](session))
             await asyncio.wait([second])
             used = session.rate_limiter.used
-            gate.set()
+            resume.set()
             await first
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert {type(event.error) for event in events if isinstance(event, Retrying)} == {q.ConnectionFailedError}
     assert isinstance(second.exception(), q.ConnectionFailedError | None)
-    assert (second.exception() is None) is room_again
-    assert server.methods == [method] * (2 if room_again else 1)
+    assert (second.exception() is None) is pool_freed
+    assert server.methods == [method] * (2 if pool_freed else 1)
     assert used == len(server.methods)

@@ -1,4 +1,4 @@
-"""Where a download may lead, what its host is told, and what its file is called."""
+"""The addresses, request headers and file names of downloads."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ import socket
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from place import CLIP, opened
+from place import CLIP
 
 import qamera_async as q
 from qamera_async import DownloadError
@@ -20,18 +20,12 @@ CANARY = "mk_live_a.canary-of-the-key"
 MP4 = Clip(None).read(0, Clip(None).size)
 
 
-@pytest.fixture
-async def place(tmp_path, quick):
-    async with opened(tmp_path, quick) as place:
-        yield place
-
-
-# --- names --------------------------------------------------------------------------------------
+# --- file names ---------------------------------------------------------------------------------
 
 ODD_NAMES = [
     *("../../evil", "..", ".", "/etc/evil", "C:\\evil", "\\\\host\\evil", "a/../../../evil", "a\0b", "a\nb"),
     *("CON", "nul.mp4", "com1", "x" * 300, "é" * 300, "\u202egpm.exe", " a", ".hidden", "~/evil"),
-    # Those that would meet one of the others once what can't be in a name is gone.
+    # These names equal another name after the characters that a file name can't have are removed.
     *("a", "a_b", "a/b", "a\\b", "x" * 299 + "y", "é" * 299 + "e", "etc/evil", "hidden", "_CON", "con", "a."),
     *("...", "/", "a.mp4", "a.exe", "a_b-c14cddc0", "\u202e", "\U0001f600" * 100),
 ]
@@ -39,13 +33,13 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def odd_refs():
-    """Return the names that can be a ref: 1 to 512 bytes of visible text, each once."""
+    """Return the distinct names that are valid refs: 1 to 512 bytes of visible text."""
     visible = ["".join(filter(str.isprintable, name)).strip() for name in ODD_NAMES]
     return list(dict.fromkeys(ref for ref in visible if 1 <= len(ref.encode()) <= 512))
 
 
 def is_usable(name, folder):
-    """Whether a file can have it, here and on other systems; also those that it has while it comes."""
+    """Return whether a file and its partial file can have this name on all common systems."""
     stem = name.removesuffix(".mp4")
     return (
         name.endswith(".mp4")
@@ -59,10 +53,10 @@ def is_usable(name, folder):
 
 
 class OddApi:
-    """An API whose records are called as the images were, and a CDN that sets cookies and leads on."""
+    """An API whose record ids equal the image ids, and a CDN that redirects. Both set cookies."""
 
     def __init__(self):
-        self.asked = []
+        self.requests = []
         self.ids = []
         app = web.Application(client_max_size=2**20)
         app.router.add_route("*", "/{path:.*}", self._answer)
@@ -72,9 +66,9 @@ class OddApi:
         return q.QameraSession(CANARY, base_url=str(self.server.make_url("")), **options)
 
     async def _answer(self, request):
-        self.asked.append(request)
-        what = request.path.rpartition("/")[2]
-        response = await getattr(self, f"_{what.replace('-', '_')}")(request)
+        self.requests.append(request)
+        endpoint = request.path.rpartition("/")[2]
+        response = await getattr(self, f"_{endpoint.replace('-', '_')}")(request)
         response.set_cookie("canary", CANARY, path="/")
         return response
 
@@ -83,11 +77,11 @@ class OddApi:
         return web.json_response({"createdRecordIds": [self.ids[-1]]})
 
     async def _videos(self, _):
-        url = str(self.server.make_url("/leads-on"))
+        url = str(self.server.make_url("/redirects"))
         videos = [{"id": name, "status": "DONE", "videoUrl": url} for name in self.ids]
         return web.json_response({"videos": videos, "count": len(videos)})
 
-    async def _leads_on(self, _):
+    async def _redirects(self, _):
         return web.Response(status=302, headers={"Location": "/clip"})
 
     async def _clip(self, _):
@@ -96,8 +90,8 @@ class OddApi:
 
 @pytest.mark.case(68)
 @pytest.mark.parametrize("named_by", ["the caller", "the server"])
-async def test_whatever_a_clip_is_called_it_stays_inside_the_folder(tmp_path, quick, named_by):
-    """Refs and the server's ids with paths, reserved words, 300 characters: a usable name each, inside."""
+async def test_clip_with_any_name_is_written_into_its_folder(tmp_path, quick, named_by):
+    """Refs and record ids with paths, reserved words or 300 characters give distinct, usable file names."""
     folder = tmp_path / "a" / "b" / "clips"
     api = OddApi()
     async with api.server, api.session(**quick, rate_limiter=q.RateLimiter(1_000, 0.1)) as session:
@@ -116,10 +110,10 @@ async def test_whatever_a_clip_is_called_it_stays_inside_the_folder(tmp_path, qu
     assert {path for path in tmp_path.rglob("*") if not path.is_dir()} == set(paths)
 
 
-# --- where it may lead --------------------------------------------------------------------------
+# --- private addresses --------------------------------------------------------------------------
 
-ELSEWHERE = "https://8.8.8.8"  # an API that is not inside a private network; nothing is sent to it
-INSIDE = [
+PUBLIC_API = "https://8.8.8.8"  # an API outside of private networks; nothing is sent to it
+PRIVATE_URLS = [
     *("file:///etc/passwd", "file://localhost/etc/passwd", "ftp://127.0.0.1:{port}/a", "data:video/mp4,x"),
     *("http://127.0.0.1:{port}/a", "http://localhost:{port}/a", "http://[::1]:{port}/a", "http://0:{port}/a"),
     *(
@@ -133,61 +127,61 @@ INSIDE = [
 ]
 
 
-# What the guard says of a URL, and of the address that its host's name led to.
-SEEN = r"It is not fetched: its URL (is not http:// or https://|leads to a private address)"
-LED_TO = "It is not fetched: its host is at a private address"
+# The messages for a URL that is refused by its text, and for a host name with a private address.
+REFUSED_BY_URL = r"It is not fetched: its URL (is not http:// or https://|leads to a private address)"
+REFUSED_BY_ADDRESS = "It is not fetched: its host is at a private address"
 
 
-def words(url):
-    """Give the guard's own words: those of a failed connection are others."""
-    return LED_TO if "inside.example" in url else SEEN
+def refusal_of(url):
+    """Return the message with which the download guard refuses a URL."""
+    return REFUSED_BY_ADDRESS if "inside.example" in url else REFUSED_BY_URL
 
 
 @pytest.fixture
-async def inside(monkeypatch):
-    """Give the port of a server inside of the private network, and the addresses that were connected to."""
-    dialled, real, connect = [], socket.getaddrinfo, socket.socket.connect
+async def private_server(monkeypatch):
+    """Return the port of a server on a private address, and the list of all addresses connected to."""
+    connected, getaddrinfo, connect = [], socket.getaddrinfo, socket.socket.connect
 
     def resolved(name, *rest, **more):
         known = {"inside.example": "127.0.0.1", "cdn.example": "127.0.0.2"}
-        return real(known.get(name, name), *rest, **more)
+        return getaddrinfo(known.get(name, name), *rest, **more)
 
     def connecting(self, address):
-        dialled.append(address[0])
+        connected.append(address[0])
         return connect(self, address)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
     monkeypatch.setattr(socket.socket, "connect", connecting)
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], dialled
+        yield server.sockets[0].getsockname()[1], connected
 
 
-def done(url):
+def finished_video(url):
     return q.Video("vid_1", "DONE", q.JobState.DONE, video_url=url)
 
 
 @pytest.mark.case(79)
-@pytest.mark.parametrize("url", INSIDE)
-async def test_a_url_that_leads_inside_is_refused(tmp_path, quick, inside, url):
-    """A local file, a private address in any notation, a name that leads to one: nobody is connected to."""
-    port, dialled = inside
-    async with q.QameraSession(CANARY, base_url=ELSEWHERE, **quick) as session:
-        with pytest.raises(DownloadError, match=words(url)) as refused:
-            await session.download(done(url.format(port=port)), tmp_path / "clip.mp4")
+@pytest.mark.parametrize("url", PRIVATE_URLS)
+async def test_url_of_a_private_address_is_refused(tmp_path, quick, private_server, url):
+    """No connection is opened for a local file, a private address, or a name that resolves to one."""
+    port, connected = private_server
+    async with q.QameraSession(CANARY, base_url=PUBLIC_API, **quick) as session:
+        with pytest.raises(DownloadError, match=refusal_of(url)) as refused:
+            await session.download(finished_video(url.format(port=port)), tmp_path / "clip.mp4")
 
     assert CANARY not in str(refused.value)
-    assert dialled == []
+    assert connected == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.case(79)
-@pytest.mark.parametrize("url", INSIDE)
-async def test_a_redirect_that_leads_inside_is_refused(tmp_path, quick, inside, url, monkeypatch):
-    """The first hop is public and is asked; what it leads to is not."""
-    port, dialled = inside
+@pytest.mark.parametrize("url", PRIVATE_URLS)
+async def test_redirect_to_a_private_address_is_refused(tmp_path, quick, private_server, url, monkeypatch):
+    """The first URL is public and requested; the target of its redirect is not."""
+    port, connected = private_server
     hops = []
 
-    async def lead_inside(reader, writer):
+    async def redirect(reader, writer):
         hops.append(await reader.readuntil(b"\r\n\r\n"))
         location = url.format(port=port)
         writer.write(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -195,49 +189,49 @@ async def test_a_redirect_that_leads_inside_is_refused(tmp_path, quick, inside, 
 
     monkeypatch.setattr("qamera_async.download.route.is_public", lambda address: address == "127.0.0.2")
     async with (
-        await asyncio.start_server(lead_inside, "127.0.0.2", 0) as server,
-        q.QameraSession(CANARY, base_url=ELSEWHERE, **quick) as session,
+        await asyncio.start_server(redirect, "127.0.0.2", 0) as server,
+        q.QameraSession(CANARY, base_url=PUBLIC_API, **quick) as session,
     ):
         first = f"http://cdn.example:{server.sockets[0].getsockname()[1]}/"
-        with pytest.raises(DownloadError, match=words(url)):
-            await session.download(done(first), tmp_path / "clip.mp4")
+        with pytest.raises(DownloadError, match=refusal_of(url)):
+            await session.download(finished_video(first), tmp_path / "clip.mp4")
 
     assert len(hops) == 1
-    assert dialled == ["127.0.0.2"]
+    assert connected == ["127.0.0.2"]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.case(79)
-async def test_what_is_allowed_is_connected_to(tmp_path, quick, inside):
-    """With allow_private=True the same URL leads to a connection, whose failure is told in other words."""
-    port, dialled = inside
+async def test_allow_private_permits_private_addresses(tmp_path, quick, private_server):
+    """The error is that of a failed connection."""
+    port, connected = private_server
     once = quick | {"retry": q.RetryPolicy(attempts=1)}
-    async with q.QameraSession(CANARY, base_url=ELSEWHERE, **once) as session:
+    async with q.QameraSession(CANARY, base_url=PUBLIC_API, **once) as session:
         with pytest.raises(DownloadError) as failed:
             await session.download(
-                done(f"http://inside.example:{port}/a"), tmp_path / "clip.mp4", allow_private=True
+                finished_video(f"http://inside.example:{port}/a"), tmp_path / "clip.mp4", allow_private=True
             )
 
     assert "not fetched" not in str(failed.value)
-    assert set(dialled) == {"127.0.0.1"}
+    assert set(connected) == {"127.0.0.1"}
 
 
-# --- what a CDN is told -------------------------------------------------------------------------
+# --- requests to the CDN ------------------------------------------------------------------------
 
 
 @pytest.mark.case(80)
-async def test_no_cookie_is_carried_to_the_cdn(tmp_path, quick):
-    """Neither the API's nor the CDN's own, though both are on one host; nor is the key, after a redirect."""
+async def test_no_cookie_is_sent_to_the_cdn(tmp_path, quick):
+    """API and CDN share a host here. The CDN gets no cookie of either, and no key after a redirect."""
     api = OddApi()
     async with api.server, api.session(**quick) as session:
         job = await session.register_video(image_id="vid_1")
         for name in ("first", "second"):
             await session.download(job, tmp_path / name)
             await session.list_videos()
-    from_the_cdn = [request for request in api.asked if request.path in {"/leads-on", "/clip"}]
+    to_the_cdn = [request for request in api.requests if request.path in {"/redirects", "/clip"}]
 
-    assert [request.path for request in from_the_cdn] == ["/leads-on", "/clip"] * 2
-    for request in from_the_cdn:
+    assert [request.path for request in to_the_cdn] == ["/redirects", "/clip"] * 2
+    for request in to_the_cdn:
         assert {name.lower() for name in request.headers} == {
             "host",
             "user-agent",
@@ -245,12 +239,12 @@ async def test_no_cookie_is_carried_to_the_cdn(tmp_path, quick):
             "accept-encoding",
         }
         assert CANARY not in str(request.headers) + str(request.url)
-    assert not any("Cookie" in request.headers for request in api.asked)
+    assert not any("Cookie" in request.headers for request in api.requests)
 
 
 @pytest.mark.case(80)
-async def test_the_cdn_sees_no_key_and_no_cookie(place):
-    """Nor does it get to set a cookie; it is told only who asks, and to send the bytes as they are."""
+async def test_cdn_request_has_only_four_headers(place):
+    """The request has no key and no cookie, and asks for the bytes without compression."""
     await place.fetch()
     async with place.downloader.stream(place.video) as pieces:
         assert b"".join([piece async for piece in pieces]) == CLIP

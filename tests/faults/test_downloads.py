@@ -1,11 +1,10 @@
-"""Downloads in trouble: whatever a CDN, a disk or another task does, a file at its final name is whole."""
+"""Failing downloads: a file at its final name is complete, whatever a CDN, a disk or a task does."""
 
 import asyncio
 import errno
 
 import pytest
-from os_faults import Faults
-from place import CLIP, SIZE, halved, opened
+from place import CLIP, SIZE, halved
 
 from qamera_async import DownloadError
 from qamera_async.events import Retrying
@@ -13,39 +12,28 @@ from qamera_async.events import Retrying
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
-@pytest.fixture
-async def place(tmp_path, quick):
-    async with opened(tmp_path, quick) as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    return Faults(tmp_path_factory.mktemp("faults"))
-
-
-# --- what a CDN does, and what is in the way ----------------------------------------------------
+# --- the CDN and the target ---------------------------------------------------------------------
 
 
 @pytest.mark.case(69)
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("where", ["target", "part"])
-async def test_a_symlink_is_refused(place, where, overwrite):
-    """Where the target or the .part would be; what it leads to is untouched."""
-    precious = place.target.with_name("precious")
-    precious.write_bytes(b"mine")
-    getattr(place, where).symlink_to(precious)
+async def test_symlink_at_the_target_or_the_partial_file_is_refused(place, where, overwrite):
+    """The file that the symlink points to is unchanged."""
+    linked = place.target.with_name("linked")
+    linked.write_bytes(b"mine")
+    getattr(place, where).symlink_to(linked)
     with pytest.raises(DownloadError):
         await place.fetch(overwrite=overwrite)
 
-    assert precious.read_bytes() == b"mine"
+    assert linked.read_bytes() == b"mine"
     assert getattr(place, where).is_symlink()
     assert place.asked() == []
 
 
 @pytest.mark.case(70)
-async def test_a_body_without_length_is_whole_if_it_proves_it(place):
-    """An MP4 whose boxes fill it is one; a cut one is resumed: the server then says how much there is."""
+async def test_body_without_length_is_complete_if_its_mp4_boxes_are(place):
+    """A truncated body is resumed, and the response to that request states the total size."""
     place.sandbox.cdn_trouble("no_length")
     await place.fetch()
     assert place.asked() == [(None, 200)]
@@ -60,8 +48,8 @@ async def test_a_body_without_length_is_whole_if_it_proves_it(place):
 
 
 @pytest.mark.case(70)
-async def test_a_cut_body_without_length_is_never_taken_for_whole(place):
-    """Where it can't be resumed it ends in an error, and no file is there."""
+async def test_truncated_body_without_length_is_an_error_if_it_cannot_be_resumed(place):
+    """No file is left in the folder."""
     for name in ("no_length", "no_etag"):
         place.sandbox.cdn_trouble(name, times=9)
     place.sandbox.cdn_trouble("cut", times=9, after=200_000)
@@ -72,8 +60,8 @@ async def test_a_cut_body_without_length_is_never_taken_for_whole(place):
 
 
 @pytest.mark.case(71)
-async def test_a_cut_is_resumed(place):
-    """In the same call, from where it was cut, and both events say so."""
+async def test_truncated_download_is_resumed(place):
+    """The same call continues from the last byte received, and emits a Retrying event."""
     place.sandbox.cdn_trouble("cut", after=3_000_000)
     await place.fetch()
 
@@ -95,8 +83,10 @@ async def test_a_cut_is_resumed(place):
         pytest.param("ignore_range", {}, marks=pytest.mark.case(74)),
     ],
 )
-async def test_what_doesnt_fit_starts_anew(place, trouble, details):
-    """Another ETag, all of it instead of a part, a wrong start or total."""
+async def test_response_that_does_not_continue_the_partial_file_restarts_the_download(
+    place, trouble, details
+):
+    """The response has another ETag, the whole body, a wrong start or a wrong total size."""
     await halved(place)
     place.sandbox.cdn_trouble(trouble, **details)
     await place.fetch()
@@ -108,8 +98,8 @@ async def test_what_doesnt_fit_starts_anew(place, trouble, details):
 
 
 @pytest.mark.case(72)
-async def test_a_206_with_another_etag_starts_anew(place):
-    """A server that overlooks If-Range can't mix two files."""
+async def test_206_with_another_etag_restarts_the_download(place):
+    """A server that ignores If-Range must not mix two files."""
     await halved(place)
     place.sandbox.cdn_trouble("other_etag")
     place.sandbox.cdn_trouble("wrong_range", shift=0)
@@ -121,8 +111,8 @@ async def test_a_206_with_another_etag_starts_anew(place):
 
 @pytest.mark.case(73)
 @pytest.mark.parametrize("trouble", ["no_etag", "weak_etag"])
-async def test_without_a_strong_etag_nothing_is_appended(place, trouble):
-    """The next attempt starts anew."""
+async def test_download_without_a_strong_etag_is_not_resumed(place, trouble):
+    """The next attempt downloads the file from its beginning."""
     place.sandbox.cdn_trouble("cut", after=3_000_000)
     place.sandbox.cdn_trouble(trouble)
     await place.fetch()
@@ -132,8 +122,8 @@ async def test_without_a_strong_etag_nothing_is_appended(place, trouble):
 
 
 @pytest.mark.case(75)
-async def test_an_expired_url_is_looked_up_anew(place):
-    """Once, also in the middle of a download."""
+async def test_expired_url_is_replaced_from_the_list(place):
+    """The partial file is resumed with the new URL."""
     await halved(place)
     place.sandbox.cdn_trouble("expired")
     await place.fetch()
@@ -143,7 +133,7 @@ async def test_an_expired_url_is_looked_up_anew(place):
 
 
 @pytest.mark.case(75)
-async def test_it_is_looked_up_once(place):
+async def test_expired_url_is_replaced_only_once(place):
     """A second refusal is raised with its status."""
     place.sandbox.cdn_trouble("expired", times=2)
     with pytest.raises(DownloadError, match="anew") as caught:
@@ -158,8 +148,8 @@ async def test_it_is_looked_up_once(place):
     "kind",
     ["text/html", "application/json; charset=utf-8", "application/problem+json", "text/plain", "video/mp4"],
 )
-async def test_a_page_is_no_video(place, kind):
-    """By its content type, or where that lies by its first bytes; an earlier .part is kept."""
+async def test_error_page_is_not_saved_as_a_video(place, kind):
+    """The content type or the first bytes identify the page. An existing partial file is kept."""
     await halved(place)
     kept = place.part.read_bytes()
     place.sandbox.cdn_trouble("html", content_type=kind)
@@ -174,8 +164,8 @@ async def test_a_page_is_no_video(place, kind):
 
 
 @pytest.mark.case(78)
-async def test_two_tasks_one_target_one_writer(place):
-    """The other one is told at once; the file is whole."""
+async def test_second_download_to_the_same_target_is_refused(place):
+    """The first download completes the file."""
     results = await asyncio.gather(place.fetch(), place.fetch(), return_exceptions=True)
 
     assert sorted(type(result).__name__ for result in results) == [
@@ -191,8 +181,8 @@ async def test_two_tasks_one_target_one_writer(place):
 
 @pytest.mark.case(77)
 @pytest.mark.parametrize("call", ["write", "sync", "close"])
-async def test_a_full_disk_leaves_no_file(faults, place, tmp_path, call):
-    """Whether it is told at a write, a sync or at the close; with room again it is fetched after all."""
+async def test_full_disk_leaves_no_file_at_the_final_name(faults, place, tmp_path, call):
+    """A write, a sync or the close reports the full disk. A retry succeeds after space is freed."""
     folder = tmp_path / "clips"
     folder.mkdir()
     ran = await faults.run(

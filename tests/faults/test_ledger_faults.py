@@ -1,4 +1,4 @@
-"""The ledger in trouble: a disk that is full or fails, a file that is no good, another process."""
+"""Faults of the ledger: full and failing disks, invalid files, other processes."""
 
 import asyncio
 import errno
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from os_faults import Faults
 from test_kill import orders_by_image, started
 from test_ledger import made, order, posts
 
@@ -20,8 +19,8 @@ from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
-NO_ROOM = {"call": "write", "error": errno.ENOSPC}
-NO_SYNC = {"call": "sync", "error": errno.EIO}
+DISK_FULL = {"call": "write", "error": errno.ENOSPC}
+SYNC_FAILS = {"call": "sync", "error": errno.EIO}
 
 
 @pytest.fixture
@@ -30,18 +29,16 @@ async def sandbox():
         yield sandbox
 
 
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    return Faults(tmp_path_factory.mktemp("faults"))
-
-
-def ordered(sandbox):
-    """Give the records of what was ordered as the second: the first is ordered while all is well."""
+def later_orders(sandbox):
+    """Return the record ids of all orders but the first, which is submitted before the disk fails."""
     return [list(order.record_ids) for order in sandbox.orders[1:]]
 
 
 def states(path):
-    """Read without a trace: who may write takes the -wal in when it closes."""
+    """Return the state of each ref, read without changing the ledger.
+
+    A writable connection would merge the -wal file into the database when it is closed.
+    """
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
     found = dict(connection.execute("SELECT ref, state FROM intents WHERE current = 1"))
     connection.close()
@@ -52,10 +49,10 @@ def states(path):
 
 
 @pytest.mark.case(60)
-async def test_two_processes_make_one_order_of_each_ref(tmp_path):
-    """Both finish with the same 40 results, and keep one quota together."""
+async def test_two_processes_submit_each_ref_once(tmp_path):
+    """Both processes get all 40 results, and together they stay within one rate limit."""
     async with Sandbox(job_seconds=0.1, quota=(20, 0.5), credits=10**9, count_delay=0.02) as sandbox:
-        # From both ends, so that each has something to order that the other hasn't come to yet.
+        # The processes start at opposite ends, so that each of them submits some of the refs.
         processes = [
             await started(sandbox, tmp_path / "jobs.db", number=40, quota=(20, 0.5), backwards=backwards)
             for backwards in (False, True)
@@ -69,41 +66,41 @@ async def test_two_processes_make_one_order_of_each_ref(tmp_path):
         assert {request.status for request in sandbox.requests} == {200}
 
 
-# --- a disk that is full or fails ---------------------------------------------------------------
+# --- full and failing disks ---------------------------------------------------------------------
 
 
 @pytest.mark.case(61)
 @pytest.mark.parametrize("step", ["claim", "sending"])
-async def test_a_full_disk_at_the_intent_means_no_post(faults, sandbox, path, step):
-    """What isn't surely kept isn't sent; with room again the same ref is ordered, once."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then="ordered again", **NO_ROOM)
+async def test_full_disk_at_the_intent_prevents_the_post(faults, sandbox, path, step):
+    """The same ref is submitted once after space is freed."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then="submitted again", **DISK_FULL)
 
     assert ran.told["error"]["type"] == "LedgerUnavailableError"
     assert "full" in ran.told["error"]["text"]
     assert ran.told["failed"] > 0
-    assert ordered(sandbox) == [ran.told["again"]]
+    assert later_orders(sandbox) == [ran.told["again"]]
     assert posts(sandbox) == 2
     assert states(path)["sku-1"] == "submitted"
 
 
 @pytest.mark.case(61)
 @pytest.mark.parametrize("step", ["claim", "sending"])
-async def test_a_full_disk_at_the_intent_sends_nothing_at_all(faults, sandbox, session, path, step):
-    """Killed while there is no room: nothing was sent, and the next run orders it, once."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then="killed", **NO_ROOM)
+async def test_kill_after_a_full_disk_at_the_intent_leaves_the_ref_free(faults, sandbox, session, path, step):
+    """The killed process sent nothing, and the next process submits the ref once."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then="killed", **DISK_FULL)
 
     assert ran.told["error"]["type"] == "LedgerUnavailableError"
     assert posts(sandbox) == 1
     async with session() as rerun:
-        assert list((await order(rerun, image="img")).record_ids) == ordered(sandbox)[0]
+        assert list((await order(rerun, image="img")).record_ids) == later_orders(sandbox)[0]
     assert posts(sandbox) == 2
 
 
 @pytest.mark.case(62)
-async def test_a_full_disk_at_the_receipt_leaves_it_in_the_error(faults, sandbox, session, path):
-    """The ids are in the error and the log, the intent stays open, and no later run orders it again."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step="submitted", then="killed", **NO_ROOM)
-    (ids,) = ordered(sandbox)
+async def test_receipt_that_meets_a_full_disk_is_in_the_error(faults, sandbox, session, path):
+    """The error and the log have its ids. The intent stays open, so no later process submits it again."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step="submitted", then="killed", **DISK_FULL)
+    (ids,) = later_orders(sandbox)
 
     assert ran.told["error"]["type"] == "LedgerUnavailableError"
     assert ran.told["error"]["ids"] == ids
@@ -120,91 +117,91 @@ async def test_a_full_disk_at_the_receipt_leaves_it_in_the_error(faults, sandbox
 
 
 @pytest.mark.case(62)
-@pytest.mark.parametrize("then", ["ordered again", "closed"])
-async def test_a_receipt_is_kept_as_soon_as_there_is_room(faults, sandbox, path, then):
-    """By the next order of the same ref, which gets the job and no second POST, or by closing."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step="submitted", then=then, **NO_ROOM)
+@pytest.mark.parametrize("then", ["submitted again", "closed"])
+async def test_receipt_is_stored_after_space_is_freed(faults, sandbox, path, then):
+    """The next submission of the ref stores it and gets the job, or closing the session stores it."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step="submitted", then=then, **DISK_FULL)
 
-    assert [ran.told["error"]["ids"]] == ordered(sandbox)
+    assert [ran.told["error"]["ids"]] == later_orders(sandbox)
     assert ran.told.get("again", ran.told["error"]["ids"]) == ran.told["error"]["ids"]
     assert states(path)["sku-1"] == "submitted"
     assert posts(sandbox) == 2
 
 
-# Where a sync of the -wal fails, what then, and the states that the row may be left in: what was written may
-# be there though it was not synced, and what was meant to undo it may be too.
-NOT_SYNCED = [
+# The step at which a sync of the -wal file fails, the end of the process, and the states that the row may
+# have then. A write may be in the file although it was not synced. So may the write that was to undo it.
+FAILED_SYNCS = [
     ("claim", "killed", {"claimed", None}),
-    ("claim", "closed in it", {"claimed", None}),
+    ("claim", "closed while failing", {"claimed", None}),
     ("claim", "closed", {None}),
-    ("claim", "ordered again", {"submitted"}),
+    ("claim", "submitted again", {"submitted"}),
     ("sending", "killed", {"sending", "claimed", None}),
-    ("sending", "closed in it", {"claimed", None}),
+    ("sending", "closed while failing", {"claimed", None}),
     ("sending", "closed", {None}),
-    ("sending", "ordered again", {"submitted"}),
+    ("sending", "submitted again", {"submitted"}),
     ("submitted", "killed", {"submitted", "sending"}),
-    ("submitted", "closed in it", {"submitted", "sending"}),
+    ("submitted", "closed while failing", {"submitted", "sending"}),
     ("submitted", "closed", {"submitted"}),
-    ("submitted", "ordered again", {"submitted"}),
+    ("submitted", "submitted again", {"submitted"}),
 ]
 
 
 async def next_run(session):
-    """Give what a later run does with the second order: it has it, orders it, or is in doubt."""
+    """Submit the second request in a later session; return its record ids, or "ambiguous"."""
     async with session() as rerun:
         try:
             return list((await order(rerun, image="img")).record_ids)
         except q.AmbiguousSubmissionError:
-            return "is in doubt"
+            return "ambiguous"
 
 
 @pytest.mark.case(63)
 @pytest.mark.parametrize(
-    ("step", "then", "possible"), NOT_SYNCED, ids=[f"{step}, {then}" for step, then, _ in NOT_SYNCED]
+    ("step", "then", "possible"), FAILED_SYNCS, ids=[f"{step}, {then}" for step, then, _ in FAILED_SYNCS]
 )
-async def test_an_error_of_a_sync_of_the_wal(faults, sandbox, session, path, step, then, possible):
-    """At the intent: no POST. At the receipt: it is in the error. No later run makes a second order."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, file="-wal", **NO_SYNC)
-    before = ordered(sandbox)
+async def test_failed_sync_of_the_wal_loses_no_receipt_and_repeats_no_post(
+    faults, sandbox, session, path, step, then, possible
+):
+    """A failure at the intent prevents the POST. After a failure at the receipt, the error has it."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, file="-wal", **SYNC_FAILS)
+    before = later_orders(sandbox)
     state = states(path).get("sku-1")
-    did = await next_run(session)
-    after = ordered(sandbox)
+    rerun = await next_run(session)
+    after = later_orders(sandbox)
 
     assert ran.told["error"]["type"] == "LedgerUnavailableError"
     assert "I/O" in ran.told["error"]["text"]
     assert ran.told["failed"] > 0
-    assert len(before) == (step == "submitted" or then == "ordered again")
+    assert len(before) == (step == "submitted" or then == "submitted again")
     assert ran.told["error"]["ids"] == (before[0] if step == "submitted" else None)
     assert state in possible
     match state:
         case "submitted":
-            assert before == after == [did]
+            assert before == after == [rerun]
         case "sending":
-            assert (did, after) == ("is in doubt", before)
+            assert (rerun, after) == ("ambiguous", before)
         case _:
-            assert (before, after) == ([], [did])
+            assert (before, after) == ([], [rerun])
     assert posts(sandbox) == len(sandbox.orders)
 
 
 @pytest.mark.case(63)
-@pytest.mark.parametrize("then", ["killed", "closed in it"])
+@pytest.mark.parametrize("then", ["killed", "closed while failing"])
 @pytest.mark.parametrize("step", ["claim", "sending", "submitted"])
-async def test_an_error_of_a_sync_of_the_file_itself_loses_nothing(
-    faults, sandbox, session, path, step, then
-):
-    """What is said to be kept is in the -wal: the order goes through, and closing leaves it there."""
-    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, file="", **NO_SYNC)
-    before = ordered(sandbox)
+async def test_failed_sync_of_the_database_file_loses_nothing(faults, sandbox, session, path, step, then):
+    """The -wal file has all commits: the submission succeeds, and closing keeps the -wal file."""
+    ran = await faults.run("ledger", sandbox, ledger=path, step=step, then=then, file="", **SYNC_FAILS)
+    before = later_orders(sandbox)
     left = states(path)
 
     assert ran.told["error"]["type"] is None
     assert then == "killed" or ran.told["failed in all"] > 0
     assert left == {"first": "submitted", "sku-1": "submitted"}
-    assert [await next_run(session)] == before == ordered(sandbox)
+    assert [await next_run(session)] == before == later_orders(sandbox)
     assert posts(sandbox) == 2
 
 
-# --- files that are no good ledger --------------------------------------------------------------
+# --- invalid ledger files -----------------------------------------------------------------------
 
 
 def spoil_text(path):
@@ -256,8 +253,8 @@ def spoil_folder(path):
     path.mkdir()
 
 
-def killed(path, code, *arguments):
-    """Kill a process that has written: it leaves a -wal with what is not yet in the one file."""
+def write_and_kill(path, code, *arguments):
+    """Kill a process after a write, so that its last commit is only in the -wal file."""
     program = [sys.executable, "-c", f"{code}\nimport os; os.kill(os.getpid(), 9)", str(path), *arguments]
     assert subprocess.run(program, check=False).returncode == -9
     assert Path(f"{path}-wal").stat().st_size > 0
@@ -281,31 +278,31 @@ connection.execute(sys.argv[2])
 
 
 def spoil_lost_wal(path):
-    killed(path, CLAIM)
+    write_and_kill(path, CLAIM)
     Path(f"{path}-wal").unlink()
 
 
 def spoil_emptied_wal(path):
-    killed(path, CLAIM)
+    write_and_kill(path, CLAIM)
     Path(f"{path}-wal").write_bytes(b"")
 
 
 def spoil_bits_beside_a_wal(path):
     spoil_bits(path)
-    killed(path, EXECUTE, "INSERT INTO owners VALUES (9)")
+    write_and_kill(path, EXECUTE, "INSERT INTO owners VALUES (9)")
 
 
 def spoil_newer_in_its_wal(path):
     made(path)
-    killed(path, EXECUTE, "PRAGMA user_version = 99")
+    write_and_kill(path, EXECUTE, "PRAGMA user_version = 99")
 
 
 def spoil_lost_file(path):
-    """Lose the one file, and keep its -wal."""
-    Path(f"{path}-wal").write_bytes(b"what was written last")
+    """Create only the -wal file, as if the database file was lost."""
+    Path(f"{path}-wal").write_bytes(b"the last commits")
 
 
-CORRUPT, AWAY = q.LedgerCorruptError, q.LedgerUnavailableError
+CORRUPT, UNAVAILABLE = q.LedgerCorruptError, q.LedgerUnavailableError
 SPOILT = [
     pytest.param(spoil_text, CORRUPT, "not a database", marks=pytest.mark.case(64)),
     pytest.param(spoil_other_program, CORRUPT, "no ledger of this package", marks=pytest.mark.case(64)),
@@ -317,17 +314,17 @@ SPOILT = [
     pytest.param(spoil_lost_wal, CORRUPT, "-wal file is missing", marks=pytest.mark.case(65)),
     pytest.param(spoil_emptied_wal, CORRUPT, "-wal file is missing or empty", marks=pytest.mark.case(65)),
     pytest.param(spoil_lost_file, CORRUPT, "only its -wal", marks=pytest.mark.case(65)),
-    pytest.param(spoil_read_only, AWAY, "read-only", marks=pytest.mark.case(66)),
+    pytest.param(spoil_read_only, UNAVAILABLE, "read-only", marks=pytest.mark.case(66)),
     pytest.param(spoil_newer, q.LedgerVersionError, "version 99", marks=pytest.mark.case(67)),
     pytest.param(spoil_newer_in_its_wal, q.LedgerVersionError, "version 99", marks=pytest.mark.case(67)),
-    pytest.param(spoil_folder, AWAY, "no file"),
+    pytest.param(spoil_folder, UNAVAILABLE, "no file"),
 ]
 
 
 def content(path):
-    """Give every file of a ledger by its name, with its bytes and its time; a folder is one without bytes.
+    """Return the bytes, modification time and mode of each file of a ledger by name.
 
-    But not the index that SQLite keeps of a -wal: whoever opens that, if only to read, makes it anew.
+    The -shm file is left out: SQLite creates it anew whenever a -wal file is opened.
     """
     files = [file for file in path.parent.glob(f"{path.name}*") if not file.name.endswith("-shm")]
     return {
@@ -337,7 +334,7 @@ def content(path):
 
 
 def untouched(before, path):
-    """Say whether nothing was written since; the empty file for the locks may have come beside it."""
+    """Return whether the files have not changed; an empty lock file may have been created."""
     after, locks = content(path), f"{path.name}-owners"
     if locks not in before:
         assert after.pop(locks)[0] == b""
@@ -346,8 +343,8 @@ def untouched(before, path):
 
 @pytest.mark.parametrize("entered", [True, False])
 @pytest.mark.parametrize(("spoil", "error", "text"), SPOILT)
-def test_what_is_no_good_ledger_is_refused_untouched(spoil, error, text, path, quick, entered):
-    """A typed error before any POST, when the session is entered or when it is first used."""
+def test_invalid_ledger_is_refused_and_not_changed(spoil, error, text, path, quick, entered):
+    """The error is raised before any POST, when the session is entered or first used."""
     spoil(path)
     before = content(path)
 
@@ -366,8 +363,8 @@ def test_what_is_no_good_ledger_is_refused_untouched(spoil, error, text, path, q
 
 
 @pytest.mark.case(64)
-def test_a_damaged_row_is_found_where_the_database_finds_nothing(path):
-    """A flipped bit in what a row says is refused, not believed."""
+def test_damaged_row_is_detected_in_an_intact_database(path):
+    """The checksum of the row does not match its content."""
     made(path)
     connection = sqlite3.connect(path)
     connection.execute("UPDATE intents SET state = 'submitted' WHERE ref = 'r7'")
@@ -385,8 +382,8 @@ def test_a_damaged_row_is_found_where_the_database_finds_nothing(path):
 
 
 @pytest.mark.case(66)
-async def test_a_file_system_that_is_read_only_means_no_post(faults, sandbox, session, path):
-    """Though nothing of the file's own mode says so; all of its files stay as they are."""
+async def test_read_only_file_system_prevents_the_post(faults, sandbox, session, path):
+    """The mode of the file allows writing. No file of the ledger is changed."""
     async with session() as earlier:
         await order(earlier, ref="first")
     before = content(path)
@@ -401,8 +398,8 @@ async def test_a_file_system_that_is_read_only_means_no_post(faults, sandbox, se
 
 
 @pytest.mark.case(67)
-async def test_a_newer_schema_is_told_by_its_numbers(sandbox, session, path):
-    """So that one knows which version of this package is wanted; the rows stay for that one."""
+async def test_error_of_a_newer_schema_states_both_versions(sandbox, session, path):
+    """The rows are kept for a newer version of this package."""
     async with session() as earlier:
         await order(earlier)
     connection = sqlite3.connect(path)

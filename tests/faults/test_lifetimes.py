@@ -1,4 +1,4 @@
-"""The ends of things: an interrupt, a session that is closed, another loop, a fork."""
+"""Signals, closed sessions, second event loops and forks."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ import pytest
 from children import start
 from command import QUICK
 from command import started as command_started
-from faults import GOOD, LIST, FaultServer, http, nothing_left
+from faults import GOOD, LIST, FaultServer, assert_nothing_left, http
 
 import qamera_async as q
 from qamera_async.ledger.file import LedgerFile
@@ -22,7 +22,7 @@ PROGRAMS = Path(__file__).with_name("lifetime_programs.py")
 
 
 async def started(name, **asked):
-    """Start a program; its output is read by the caller."""
+    """Start a program of lifetime_programs.py; the caller reads its output."""
     return await start(
         sys.executable, "-Wignore::DeprecationWarning", PROGRAMS, name, json.dumps(asked),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -38,7 +38,7 @@ async def entries(ledger):
 
 
 async def interrupted(sandbox, ledger):
-    """Start a registration and press Ctrl-C once it is on the wire; it says so when that has arrived."""
+    """Send SIGINT to a program whose POST is on the wire; return after the program has received it."""
     process = await started("register", url=sandbox.url, key=sandbox.api_key, ledger=str(ledger))
     while not sandbox.orders:
         await asyncio.sleep(0.005)
@@ -48,8 +48,8 @@ async def interrupted(sandbox, ledger):
 
 
 @pytest.mark.case(54)
-async def test_ctrl_c_drains_what_is_on_the_wire(tmp_path):
-    """asyncio.run ends with KeyboardInterrupt, and the receipt is in the log and in the ledger."""
+async def test_ctrl_c_waits_for_the_receipt_on_the_wire(tmp_path):
+    """`asyncio.run` raises KeyboardInterrupt, and the receipt is in the log and in the ledger."""
     async with Sandbox(quota=None) as sandbox:
         sandbox.trouble("slow", seconds=0.3)
         process = await interrupted(sandbox, tmp_path / "jobs.db")
@@ -65,8 +65,8 @@ async def test_ctrl_c_drains_what_is_on_the_wire(tmp_path):
 
 
 @pytest.mark.case(54)
-async def test_ctrl_c_twice_leaves_the_intent_in_the_ledger(tmp_path, quick):
-    """It ends at once; the next run says that it is ambiguous, and sends nothing."""
+async def test_second_ctrl_c_leaves_an_ambiguous_intent(tmp_path, quick):
+    """The program exits immediately. The next session raises AmbiguousSubmissionError and sends nothing."""
     async with Sandbox(quota=None) as sandbox:
         sandbox.trouble("hang")
         process = await interrupted(sandbox, tmp_path / "jobs.db")
@@ -74,17 +74,22 @@ async def test_ctrl_c_twice_leaves_the_intent_in_the_ledger(tmp_path, quick):
         _, err = await process.communicate()
         (entry,) = await entries(tmp_path / "jobs.db")
         async with sandbox.session(**quick, ledger=tmp_path / "jobs.db") as session:
-            with pytest.raises(q.AmbiguousSubmissionError) as doubt:
+            with pytest.raises(q.AmbiguousSubmissionError) as raised:
                 await session.register_video(image_id="img_1", ref="sku-1")
 
         assert [request.method for request in sandbox.requests] == ["POST"]
     assert b"KeyboardInterrupt" in err
     assert (entry.state.value, entry.busy) == ("ambiguous", False)
-    assert doubt.value.intent.id == entry.id == sandbox.orders[0].idempotency_key
+    assert raised.value.intent.id == entry.id == sandbox.orders[0].idempotency_key
 
 
 def sent(sandbox, *, answered=None):
-    """Give the keys of the POSTs that have arrived; only those with an answer by now, or without."""
+    """Return the idempotency keys of the POSTs that have arrived.
+
+    Args:
+        sandbox: The sandbox.
+        answered: Whether to return answered or unanswered POSTs; None returns both.
+    """
     return {
         request.headers["Idempotency-Key"]
         for request in sandbox.requests
@@ -92,8 +97,8 @@ def sent(sandbox, *, answered=None):
     }
 
 
-async def signalled(sandbox, folder, number):
-    """Send a signal to a batch of the command with several POSTs on the wire; give it, and their keys."""
+async def batch_with_signal(sandbox, folder, number):
+    """Send a signal to a batch command with several POSTs on the wire; return its process and their keys."""
     rows = "".join(f"img_{n},sku-{n}\n" for n in range(300))
     (folder / "catalogue.csv").write_text(f"image_id,ref\n{rows}")
     process = await command_started(
@@ -115,11 +120,11 @@ SIGNALS = pytest.mark.parametrize(
 
 
 @SIGNALS
-async def test_a_signal_loses_no_receipt_of_what_was_on_the_wire(tmp_path, number):
-    """Each POST that was unanswered at the signal has its receipt in the ledger, and so has each order."""
+async def test_signal_loses_no_receipt_of_a_post_on_the_wire(tmp_path, number):
+    """The ledger has the receipts of all orders, including the POSTs that were unanswered at the signal."""
     async with Sandbox(quota=None, credits=10**6) as sandbox:
         sandbox.trouble("slow", seconds=0.3, times=1000)
-        process, on_the_wire = await signalled(sandbox, tmp_path, number)
+        process, on_the_wire = await batch_with_signal(sandbox, tmp_path, number)
         _, err = await process.communicate()
         kept = {entry.id: entry for entry in await entries(tmp_path / "jobs.db")}
 
@@ -137,14 +142,14 @@ MOST_ON_THE_WIRE = 5
 
 
 @SIGNALS
-async def test_a_second_signal_forgets_nothing_of_what_was_on_the_wire(tmp_path, number):
-    """The command exits at once. The ledger has each unanswered POST as ambiguous.
+async def test_second_signal_leaves_each_post_on_the_wire_ambiguous(tmp_path, number):
+    """The command exits immediately, and the ledger has each unanswered POST as ambiguous.
 
-    A submission that was committed as "sending" and had not left yet may be ambiguous too.
+    A submission that was committed as "sending" but not yet sent may be ambiguous too.
     """
     async with Sandbox(quota=None, credits=10**6) as sandbox:
         sandbox.trouble("hang", times=1000)
-        process, on_the_wire = await signalled(sandbox, tmp_path, number)
+        process, on_the_wire = await batch_with_signal(sandbox, tmp_path, number)
         while b"Stopping" not in await process.stderr.readline():
             pass
         process.send_signal(number)
@@ -160,7 +165,7 @@ async def test_a_second_signal_forgets_nothing_of_what_was_on_the_wire(tmp_path,
     assert {order.idempotency_key for order in sandbox.orders} <= kept.keys()
 
 
-# --- closed -------------------------------------------------------------------------------------
+# --- closed sessions ----------------------------------------------------------------------------
 
 
 async def updated(job):
@@ -176,23 +181,23 @@ WAITS = {
 
 
 @pytest.mark.case(56)
-@pytest.mark.parametrize("poll", ["on the wire", "between two"])
-async def test_closed_while_polls_run_all_who_wait_are_told(quick, caplog, tmp_path, poll):
-    """SessionClosedError for each of them; no warning, no task and no connection is left."""
-    asked = asyncio.Event()
+@pytest.mark.parametrize("poll", ["on the wire", "between two polls"])
+async def test_closing_during_polling_fails_all_waiters(quick, caplog, tmp_path, poll):
+    """Each waiter gets SessionClosedError, and no warning, task or connection is left."""
+    polled = asyncio.Event()
     pending = http(LIST.replace(b"DONE", b"PENDING"))
 
     async def lists(connection):
         await connection.request()
         if poll == "on the wire":
-            asked.set()
+            polled.set()
             await connection.hang()
         else:
             await connection.send(pending)
 
-    # An interval so long that what has told the first list is surely between two of them.
+    # With this interval, the event of the first poll is surely emitted between two polls.
     polling = quick["polling"] if poll == "on the wire" else q.PollPolicy(60.0, 60.0, 60.0)
-    options = quick | {"polling": polling, "on_event": lambda event: asked.set()}
+    options = quick | {"polling": polling, "on_event": lambda event: polled.set()}
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         async with FaultServer(lists) as server:
@@ -204,11 +209,11 @@ async def test_closed_while_polls_run_all_who_wait_are_told(quick, caplog, tmp_p
                 for n, job in enumerate(jobs)
                 for way, wait in WAITS.items()
             }
-            await asked.wait()
+            await polled.wait()
             await session.aclose()
             await asyncio.wait(waiting.values())
             ends = {way: type(waiter.exception()) for way, waiter in waiting.items()}
-            nothing_left(session)
+            assert_nothing_left(session)
             while server._tasks:
                 await asyncio.wait(server._tasks)
             left = asyncio.all_tasks() - before
@@ -223,7 +228,7 @@ async def test_closed_while_polls_run_all_who_wait_are_told(quick, caplog, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-# --- in another loop, after a fork --------------------------------------------------------------
+# --- second event loops and forks ---------------------------------------------------------------
 
 USES = {
     "list_videos": lambda session: session.list_videos(),
@@ -236,7 +241,7 @@ USES = {
 
 
 def refusals(session):
-    """Give what the methods of a session say, each in a loop of its own."""
+    """Return the error text of each method of a session, each called in a new event loop."""
 
     async def refused(use):
         with pytest.raises(q.SessionClosedError) as error:
@@ -247,22 +252,22 @@ def refusals(session):
 
 
 @pytest.mark.case(58)
-async def test_a_second_loop_is_refused(quick, tmp_path):
-    """A clear error from each method in another thread's loop, and no request; the first one goes on."""
+async def test_second_event_loop_is_refused(quick, tmp_path):
+    """Each method raises an error in the loop of another thread. The first loop can still use the session."""
     async with FaultServer(GOOD) as server:
         async with server.session(**quick, ledger=tmp_path / "jobs.db") as session:
             await session.list_videos()
             told = await asyncio.to_thread(refusals, session)
             assert server.methods == ["GET"]
             assert (await session.register_video(image_id="i")).record_ids == ("vid_1",)
-        nothing_left(session)
+        assert_nothing_left(session)
 
     assert {"another event loop" in text for text in told.values()} == {True}
 
 
 @pytest.mark.case(58)
-def test_a_loop_after_the_first_is_refused(quick, tmp_path):
-    """Also where the first one doesn't run any more: a clear error in place of a wait without end."""
+def test_event_loop_is_refused_after_the_first_one_has_ended(quick, tmp_path):
+    """Each method raises an error instead of waiting for ever."""
     session = q.QameraSession(
         "mk_live_a.bcdefgh", base_url="http://127.0.0.1:9", ledger=tmp_path / "jobs.db", **quick
     )
@@ -282,7 +287,7 @@ def test_a_loop_after_the_first_is_refused(quick, tmp_path):
 @pytest.mark.case(58)
 @pytest.mark.parametrize("ledger", [False, True])
 async def test_use_after_a_fork_is_refused(tmp_path, ledger):
-    """In the child: a clear error from each method, and no request. The parent goes on and closes."""
+    """Each method raises an error in the child and sends nothing. The parent can still use the session."""
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
         asked = {"url": sandbox.url, "key": sandbox.api_key}
         process = await started("fork", **asked, ledger=str(tmp_path / "jobs.db") if ledger else None)

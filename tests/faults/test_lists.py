@@ -1,4 +1,4 @@
-"""Lists that are longer, newer or more broken than documented."""
+"""Lists that are long, have unknown values, or have broken items."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from faults import GOOD, OFTEN, FaultServer, answers, by_method, http, nothing_left
+from faults import FREQUENT_POLLS, GOOD, FaultServer, answers, assert_nothing_left, by_method, http
 
 import qamera_async as q
 
@@ -26,7 +26,7 @@ def listing(*items):
 
 
 def many():
-    """Give a list with all of the documented fields, in 35 MB."""
+    """Return a list of 35 MB whose items have all documented fields."""
     one = (
         b'{"id":"vid_%06d","name":"Product Showcase - White T-Shirt",'
         b'"thumbnail":"https://cdn.example.com/videos/thumb_%06d.jpg",'
@@ -39,15 +39,15 @@ def many():
 
 
 @pytest.mark.case(47)
-async def test_a_list_of_100000_videos_works(quick):
-    """All are listed, and one in the middle is waited for and served as it is in the list."""
+async def test_list_of_100000_videos_is_read(quick):
+    """`list_videos` returns all of them, and a job returns the same record as the list."""
     body = many()
     async with FaultServer(answers(http(body))) as server:
         limits = q.Timeouts(request=30.0, job=30.0)
         async with server.session(**quick | {"timeouts": limits}) as session:
             videos = await session.list_videos()
             video = await session.job(f"vid_{MANY // 2:06d}")
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert len(body) > 35_000_000
     assert [video.id for video in videos] == [f"vid_{number:06d}" for number in range(MANY)]
@@ -65,12 +65,12 @@ async def test_a_list_of_100000_videos_works(quick):
     assert server.methods == ["GET", "GET"]
 
 
-# A process of its own, since the peak is a process's.
+# A separate process, because the kernel reports the peak memory of a process.
 PROGRAM = """
 import asyncio, json, sys
 import qamera_async as q
 
-ASK = {"listed": lambda session: session.list_videos(), "waited for": lambda s: s.job("vid_050000").wait()}
+CALLS = {"listed": lambda session: session.list_videos(), "waited for": lambda s: s.job("vid_050000").wait()}
 
 def memory(field):
     with open("/proc/self/status") as status:
@@ -80,7 +80,7 @@ async def main(url, key, ask):
     async with q.QameraSession(key, base_url=url) as session:
         await session.job("vid_1")
         before = memory("VmRSS")
-        given = await ASK[ask](session)
+        given = await CALLS[ask](session)
         last = given if ask == "waited for" else given[50_000]
         print(json.dumps([memory("VmHWM") - before, last.id]))
 
@@ -91,8 +91,8 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.mark.case(47)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize(("ask", "most"), [("waited for", 3.5), ("listed", 4.5)])
-async def test_a_list_of_100000_videos_takes_no_more_than_it_must(ask, most):
-    """In times the size of its body: to wait for one makes no objects of the others, to list all does."""
+async def test_list_of_100000_videos_takes_bounded_memory(ask, most):
+    """The limit is a multiple of the body's size. A poll decodes only the watched records."""
     body = many()
     async with FaultServer(GOOD, answers(http(body))) as server:
         program = await asyncio.create_subprocess_exec(
@@ -108,7 +108,7 @@ async def test_a_list_of_100000_videos_takes_no_more_than_it_must(ask, most):
 
 @pytest.mark.case(48)
 async def test_unknown_statuses_and_fields_are_tolerated(quick, caplog):
-    """A word that nobody knows is pending, with one warning; a field that nobody knows is passed over."""
+    """An unknown status counts as pending and is logged once; unknown fields are ignored."""
     new = {"shape": {"width": 9}, "tags": ["a", None], "price": 1.5}
     receipt = json.dumps({"createdRecordIds": ["vid_1"], "plan": new}).encode()
     lists = [
@@ -116,10 +116,10 @@ async def test_unknown_statuses_and_fields_are_tolerated(quick, caplog):
         for status in ("PONDERING", "Pondering", "PONDERING", "done")
     ]
     async with FaultServer(by_method(receipt, *lists)) as server:
-        async with server.session(**quick | {"polling": OFTEN}) as session:
+        async with server.session(**quick | {"polling": FREQUENT_POLLS}) as session:
             job = await session.register_video(image_id="i")
             seen = [(video.status, video.state) async for video in job.updates()]
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert seen[-1] == ("done", q.JobState.DONE)
     assert {state for _, state in seen[:-1]} == {q.JobState.PENDING}
@@ -133,18 +133,18 @@ BROKEN = [3, None, "vid_2", [], {}, {"id": 5}, {"id": None}, {"id": " "}, {"stat
 
 @pytest.mark.case(50)
 @pytest.mark.parametrize("broken", BROKEN, ids=json.dumps)
-async def test_one_broken_item_hides_no_other(broken, quick, caplog):
-    """The good ones are served, before it and after it; over all polls it is reported once."""
+async def test_broken_item_does_not_hide_other_items(broken, quick, caplog):
+    """The items before and after it are read, and it is logged once over all polls."""
     caplog.set_level(logging.WARNING)
     lists = [
         listing(item("vid_1", status=first), broken, item("vid_3", status=last))
         for first, last in (("PENDING", "PENDING"), ("DONE", "PENDING"), ("DONE", "DONE"))
     ]
     async with FaultServer(by_method(b"", *lists)) as server:
-        async with server.session(**quick | {"polling": OFTEN}) as session:
+        async with server.session(**quick | {"polling": FREQUENT_POLLS}) as session:
             waited = await asyncio.gather(session.job("vid_1"), session.job("vid_3"))
             videos = await session.list_videos()
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert [video.id for video in waited] == ["vid_1", "vid_3"]
     assert [video.id for video in videos] == ["vid_1", "vid_3"]
@@ -155,14 +155,14 @@ async def test_one_broken_item_hides_no_other(broken, quick, caplog):
 
 @pytest.mark.case(50)
 @pytest.mark.parametrize("field", ["name", "thumbnail", "videoUrl", "voting", "createdAt", "status"])
-async def test_a_field_of_a_wrong_type_counts_as_absent(field, quick):
-    """The item itself is served, and so are the others."""
+async def test_field_of_a_wrong_type_counts_as_absent(field, quick):
+    """The item and the other items are read."""
     body = listing(item("vid_1"), item("vid_2", **{field: {"new": 1}}))
     async with FaultServer(answers(http(body))) as server:
         async with server.session(**quick) as session:
             good, odd = await session.list_videos()
             video = await session.job("vid_1")
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert (good.id, odd.id) == ("vid_1", "vid_2")
     assert odd.status == ("" if field == "status" else "DONE")
@@ -171,12 +171,12 @@ async def test_a_field_of_a_wrong_type_counts_as_absent(field, quick):
 
 
 @pytest.mark.case(49)
-async def test_a_304_that_nobody_asked_for_is_no_list(quick):
-    """Also after a list that had no ETag: nothing is taken for unchanged on a server's whim."""
+async def test_unsolicited_304_raises_invalid_response_error(quick):
+    """The earlier list had no ETag, so the poll was not conditional."""
     first = http(b'{"videos":[]}')
-    stray = answers(b"HTTP/1.1 304 Not Modified\r\n\r\n", "fin")
-    async with FaultServer(answers(first), stray) as server, server.session(**quick) as session:
-        with pytest.raises(q.InvalidResponseError) as unasked:
+    unsolicited = answers(b"HTTP/1.1 304 Not Modified\r\n\r\n", "fin")
+    async with FaultServer(answers(first), unsolicited) as server, server.session(**quick) as session:
+        with pytest.raises(q.InvalidResponseError) as raised:
             await session.job("vid_1").wait()
 
-    assert unasked.value.status == 304
+    assert raised.value.status == 304

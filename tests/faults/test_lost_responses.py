@@ -4,7 +4,18 @@ import asyncio
 
 import pytest
 from aiohttp.http_parser import HttpResponseParserPy
-from faults import ASK, GOOD, HEAD, LIST, OFTEN, RECEIPT, FaultServer, ambiguous, answers, nothing_left
+from faults import (
+    CALLS,
+    FREQUENT_POLLS,
+    GOOD,
+    HEAD,
+    LIST,
+    RECEIPT,
+    FaultServer,
+    ambiguous_error,
+    answers,
+    assert_nothing_left,
+)
 
 import qamera_async as q
 
@@ -36,7 +47,7 @@ def sends(answer, end="fin"):
 
 def shut_at_once(_):
     """Send a FIN at once, and read the request."""
-    return lambda connection: connection.shut()
+    return lambda connection: connection.close_after_fin()
 
 
 def reset_at_once(_):
@@ -154,7 +165,7 @@ async def test_post_is_ambiguous_and_sent_once(fault, kind, quick):
     """The cause is the error that a GET would raise."""
     limit = {"request": 0.3} if kind is LATE else {}
     async with FaultServer(fault("POST"), GOOD) as server:
-        error = await ambiguous(server, quick, read=is_read(fault), **limit)
+        error = await ambiguous_error(server, quick, read=is_read(fault), **limit)
 
     assert type(error.cause) is kind
     assert getattr(error.cause, "status", None) is None
@@ -171,7 +182,7 @@ async def test_get_is_retried(fault, kind, quick):
         async with server.session(**quick | {"timeouts": limit}) as session:
             videos = await session.list_videos()
             assert session.rate_limiter.used == server.connections == 2
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert [video.id for video in videos] == ["vid_1"]
     assert server.methods == methods_read(fault, 2)
@@ -188,7 +199,7 @@ async def test_get_raises_its_error_after_the_last_attempt(fault, kind, quick):
             with pytest.raises(q.QameraError) as failed:
                 await asyncio.wait_for(session.list_videos(), 30)
             assert session.rate_limiter.used == 2
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert type(failed.value) is kind
     assert server.connections == 2
@@ -201,20 +212,24 @@ async def test_get_raises_its_error_after_the_last_attempt(fault, kind, quick):
 async def test_poll_is_repeated(fault, kind, quick):
     limit = q.Timeouts(request=0.5 if kind is LATE else 5.0, job=20.0)
     async with FaultServer(fault("GET"), GOOD) as server:
-        async with server.session(**quick | {"timeouts": limit, "polling": OFTEN}) as session:
+        async with server.session(**quick | {"timeouts": limit, "polling": FREQUENT_POLLS}) as session:
             video = await session.job("vid_1")
             assert session.rate_limiter.used == server.connections == 2
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert video.status == "DONE"
     assert server.methods == methods_read(fault, 2)
 
 
 ENDS = [
-    pytest.param(shut_at_once, "ServerDisconnectedError", id="FIN", marks=pytest.mark.case(10)),
-    pytest.param(reset_at_once, "ClientOSError", id="RST", marks=pytest.mark.case(11)),
-    pytest.param(sends(b"", "fin"), "ServerDisconnectedError", id="FIN, read", marks=pytest.mark.case(12)),
-    pytest.param(sends(b"", "rst"), "ClientOSError", id="RST, read", marks=pytest.mark.case(13)),
+    pytest.param(
+        shut_at_once, "ServerDisconnectedError", id="FIN before the request", marks=pytest.mark.case(10)
+    ),
+    pytest.param(reset_at_once, "ClientOSError", id="RST before the request", marks=pytest.mark.case(11)),
+    pytest.param(
+        sends(b"", "fin"), "ServerDisconnectedError", id="FIN after the request", marks=pytest.mark.case(12)
+    ),
+    pytest.param(sends(b"", "rst"), "ClientOSError", id="RST after the request", marks=pytest.mark.case(13)),
 ]
 
 
@@ -222,7 +237,7 @@ ENDS = [
 async def test_cause_of_an_ambiguous_post_says_how_the_connection_ended(fault, how, quick):
     """A server that closes connections differs from a firewall that resets them."""
     async with FaultServer(fault("POST"), GOOD) as server:
-        error = await ambiguous(server, quick, read=is_read(fault))
+        error = await ambiguous_error(server, quick, read=is_read(fault))
 
     assert f"was lost ({how})" in error.cause.message
     assert error.cause.sent
@@ -230,28 +245,28 @@ async def test_cause_of_an_ambiguous_post_says_how_the_connection_ended(fault, h
 
 @pytest.mark.parametrize(("fault", "how"), ENDS)
 async def test_error_of_a_get_says_how_the_connection_ended(fault, how, quick):
-    """Also on a connection that was used before: the HTTP client itself must not send the GET again."""
+    """The connection was used before. The HTTP client must not repeat the GET."""
     once = quick | {"retry": q.RetryPolicy(attempts=1)}
     async with FaultServer(GOOD, fault("GET")) as server:
         async with server.session(**once) as session:
             await session.list_videos()
             with pytest.raises(q.TransportError) as lost:
                 await session.list_videos()
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert f"was lost ({how})" in lost.value.message
 
 
 @pytest.mark.case(20)
-@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize("method", CALLS)
 async def test_parser_in_python_accepts_two_equal_lengths(method, quick, monkeypatch):
     """The HTTP client uses that parser where its parser in C is not available."""
     monkeypatch.setattr("aiohttp.client_proto.HttpResponseParser", HttpResponseParserPy)
     equal = sends(HEAD + b"Content-Length: LENGTH\r\nContent-Length: LENGTH\r\n\r\nBODY")
     async with FaultServer(equal(method), GOOD) as server:
         async with server.session(**quick) as session:
-            answered = await ASK[method](session)
-    nothing_left(session)
+            answered = await CALLS[method](session)
+    assert_nothing_left(session)
 
     ids = answered.record_ids if method == "POST" else tuple(video.id for video in answered)
     assert ids == ("vid_1",)

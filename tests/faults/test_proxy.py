@@ -1,4 +1,4 @@
-"""What a proxy sees of the requests that go through it, and what the environment adds to them."""
+"""Requests through a proxy, and settings from the environment."""
 
 import asyncio
 import ssl
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trustme
-from faults import ASK, GOOD, LIST, RECEIPT, FaultServer, http, nothing_left
+from faults import CALLS, GOOD, LIST, RECEIPT, FaultServer, assert_nothing_left, http
 
 import qamera_async as q
 
@@ -135,7 +135,7 @@ def proxied(named_contexts, quick, monkeypatch):
             options |= more | quick | {"base_url": f"https://{API}", "ssl_context": trusting}
             async with server.session(**options) as session:
                 yield server, proxy, session
-        nothing_left(session)
+        assert_nothing_left(session)
 
     return opened
 
@@ -145,11 +145,11 @@ WAYS = pytest.mark.parametrize("way", ["setting", "environment"])
 
 @pytest.mark.case(101)
 @WAYS
-@pytest.mark.parametrize("method", ASK)
-async def test_the_key_is_sent_only_inside_the_tunnel(proxied, way, method):
-    """P6: the CONNECT is in clear, so the proxy can read each of its headers."""
+@pytest.mark.parametrize("method", CALLS)
+async def test_key_is_sent_only_inside_the_tunnel(proxied, way, method):
+    """P6: the CONNECT request is not encrypted, so the proxy can read its headers."""
     async with proxied(way) as (server, proxy, session):
-        await ASK[method](session)
+        await CALLS[method](session)
 
     (connect,) = proxy.connects
     assert connect.startswith(f"CONNECT {API}:443 HTTP/1.1\r\n".encode())
@@ -160,7 +160,7 @@ async def test_the_key_is_sent_only_inside_the_tunnel(proxied, way, method):
 
 
 @WAYS
-async def test_the_key_is_not_sent_with_a_download_through_a_proxy(proxied, way, tmp_path):
+async def test_key_is_not_sent_with_a_download_through_a_proxy(proxied, way, tmp_path):
     """P6: neither the proxy nor the CDN behind the tunnel receives it."""
     async with proxied(way) as (server, proxy, session):
         await session.download(CLIP, tmp_path / "clip.mp4")
@@ -176,7 +176,7 @@ async def test_the_key_is_not_sent_with_a_download_through_a_proxy(proxied, way,
 
 
 @WAYS
-async def test_the_password_in_a_proxy_url_is_sent_to_the_proxy_only(proxied, way):
+async def test_password_in_a_proxy_url_is_sent_to_the_proxy_only(proxied, way):
     """The API's server doesn't receive the proxy's credentials."""
     async with proxied(way, credentials="me:secret@") as (server, proxy, session):
         await session.list_videos()
@@ -187,13 +187,13 @@ async def test_the_password_in_a_proxy_url_is_sent_to_the_proxy_only(proxied, wa
 
 
 @WAYS
-@pytest.mark.parametrize("method", ASK)
-async def test_a_traceback_with_locals_shows_neither_the_key_nor_the_proxy_password(proxied, way, method):
+@pytest.mark.parametrize("method", CALLS)
+async def test_traceback_with_locals_shows_neither_the_key_nor_the_proxy_password(proxied, way, method):
     """P6: a crash reporter may send the local variables of every frame to another company."""
     refusal = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
     async with proxied(way, "me:secret@", refusal) as (server, _, session):
         with pytest.raises(q.ConnectionFailedError) as failed:
-            await ASK[method](session)
+            await CALLS[method](session)
     lines = traceback.TracebackException.from_exception(failed.value, capture_locals=True).format()
     ours = "".join(line for line in lines if "qamera_async/" in line)
 
@@ -203,7 +203,7 @@ async def test_a_traceback_with_locals_shows_neither_the_key_nor_the_proxy_passw
 
 
 @WAYS
-async def test_a_407_to_a_connect_proves_that_nothing_was_sent(proxied, way):
+async def test_407_to_a_connect_proves_that_nothing_was_sent(proxied, way):
     """The tunnel was not opened: the POST raises at once, is not ambiguous and keeps no slot."""
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
     async with proxied(way, refusal=refusal) as (server, proxy, session):
@@ -216,7 +216,7 @@ async def test_a_407_to_a_connect_proves_that_nothing_was_sent(proxied, way):
     assert server.connections == 0
 
 
-async def test_a_407_to_a_connect_leaves_the_ref_free(proxied, tmp_path):
+async def test_407_to_a_connect_leaves_the_ref_free(proxied, tmp_path):
     """The ledger forgets a submission that was not sent, so the same ref can be submitted again."""
     refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
     async with proxied("setting", refusal=refusal, ledger=tmp_path / "jobs.db") as (_, proxy, session):
@@ -239,12 +239,12 @@ def netrc(tmp_path, monkeypatch):
 
 @pytest.mark.case(95)
 @pytest.mark.usefixtures("netrc")
-@pytest.mark.parametrize("method", ASK)
+@pytest.mark.parametrize("method", CALLS)
 async def test_trust_env_sends_no_netrc_credentials_to_the_api(method, quick):
     """trust_env=True reads proxies from the environment and nothing else."""
     async with FaultServer(GOOD) as server:
         async with server.session(**quick, trust_env=True) as session:
-            await ASK[method](session)
+            await CALLS[method](session)
 
     assert server.methods == [method]
     assert b"authorization" not in server.requests[0][0].lower()
@@ -253,7 +253,7 @@ async def test_trust_env_sends_no_netrc_credentials_to_the_api(method, quick):
 @pytest.mark.case(95)
 @pytest.mark.usefixtures("netrc")
 async def test_trust_env_sends_no_netrc_credentials_through_a_proxy(proxied):
-    """Neither the proxy nor the API behind the tunnel receives them."""
+    """Neither the proxy nor the API behind the tunnel receives the credentials."""
     async with proxied("environment") as (server, proxy, session):
         await session.register_video(image_id="i")
 

@@ -4,7 +4,7 @@ import json
 import pickle
 
 import pytest
-from faults import GOOD, FaultServer, ambiguous, answers, by_method, http, nothing_left
+from faults import GOOD, FaultServer, ambiguous_error, answers, assert_nothing_left, by_method, http
 
 import qamera_async as q
 
@@ -28,7 +28,7 @@ WITHOUT_IDS = {
 async def test_receipt_without_an_id_is_ambiguous(ids, quick):
     """The error has an excerpt of the response."""
     async with FaultServer(answers(http(REST | ids)), GOOD) as server:
-        error = await ambiguous(server, quick)
+        error = await ambiguous_error(server, quick)
 
     assert type(error.cause) is q.InvalidResponseError
     assert error.cause.status == 200
@@ -39,14 +39,14 @@ async def test_receipt_without_an_id_is_ambiguous(ids, quick):
 @pytest.mark.case(45)
 @pytest.mark.parametrize("odd", [5, None, "", [], {"id": "vid_2"}, True])
 async def test_readable_ids_of_a_broken_receipt_are_in_the_error(odd, quick):
-    """Also in the text of the error and in its pickle."""
+    """The text and the pickle of the error have the ids too."""
     body = REST | {"createdRecordIds": ["vid_1", odd, "vid_3"]}
     async with FaultServer(answers(http(body)), GOOD) as server:
-        error = await ambiguous(server, quick)
+        error = await ambiguous_error(server, quick)
 
     assert error.record_ids == ("vid_1", "vid_3")
     assert "vid_1, vid_3" in str(error)
-    assert pickle.loads(pickle.dumps(error)).record_ids == ("vid_1", "vid_3")  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(error)).record_ids == ("vid_1", "vid_3")  # noqa: S301 - own bytes
 
 
 @pytest.mark.case(45)
@@ -61,7 +61,7 @@ async def test_receipt_that_lacks_another_field_is_accepted(field, value, quick)
         async with server.session(**quick) as session:
             job = await session.register_video(image_id="i")
             video = await job
-    nothing_left(session)
+    assert_nothing_left(session)
 
     receipt = job.receipt
     fields = [receipt.batch_id, receipt.order_id, receipt.reservation_id, receipt.credits_reserved]
@@ -73,7 +73,7 @@ async def test_receipt_that_lacks_another_field_is_accepted(field, value, quick)
 
 @pytest.mark.case(46)
 async def test_job_has_all_records_of_a_receipt_with_several_ids(quick):
-    """Also where the request asked for one video."""
+    """The job has all of them although the request was for one video."""
     ids = ["vid_1", "vid_2", "vid_3"]
     records = [{"id": i, "status": "DONE", "videoUrl": f"https://cdn.example.com/{i}.mp4"} for i in ids]
     receipt = json.dumps(REST | {"createdRecordIds": ids}).encode()
@@ -82,7 +82,7 @@ async def test_job_has_all_records_of_a_receipt_with_several_ids(quick):
         async with server.session(**quick) as session:
             job = await session.register_video(image_id="i")
             await job
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert job.record_ids == job.receipt.record_ids == tuple(ids)
     assert [record.id for record in job.records] == ids

@@ -1,4 +1,4 @@
-"""P6: the API key is looked for in everything that is shown, kept or handed on, and is nowhere."""
+"""P6: the API key is in no error, log, repr, pickle, event, file or output."""
 
 import asyncio
 import gc
@@ -22,23 +22,23 @@ pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.case(81
 
 
 def found(shown, looked_for=FORMS):
-    """Give the names of those in which the key is, in whatever form; or something else that is looked for."""
+    """Return the names of the items that contain the key in any form, or one of other texts."""
     forms = [form.lower().encode() for form in looked_for]
     texts = {
         name: (thing if isinstance(thing, bytes) else str(thing).encode("utf-8", "backslashreplace")).lower()
         for name, thing in shown.items()
     }
-    # Each repr around another doubles the backslashes of what is escaped in it.
+    # A repr that contains another repr doubles its backslashes.
     texts = {name: re.sub(rb"\\+", rb"\\", text) for name, text in texts.items()}
     return [name for name, text in texts.items() if any(form in text for form in forms)]
 
 
 def not_seen(shown, known):
-    """Give the names of those in which something is not found that has to be: where the search sees nothing.
+    """Return the names of the items that lack their expected text: the search would find no key there either.
 
     Args:
-        shown: what is searched.
-        known: what must be in what has this name, or where there is none in each whose name so begins.
+        shown: The items that are searched, by name.
+        known: The expected texts, by the name of an item or by the first words of the names of several items.
     """
     missing = []
     for name, text in known.items():
@@ -48,15 +48,15 @@ def not_seen(shown, known):
     return missing
 
 
-def faces(error, name=""):
-    """Give all that one can make visible of an error, and of those it came of."""
+def representations(error, name=""):
+    """Yield the name and content of each representation of an error and of its causes and contexts."""
     while error is not None:
         name += type(error).__name__
         lines = traceback.TracebackException.from_exception(error, capture_locals=True).format()
         yield from {
             f"str of {name}": str(error),
             f"repr of {name}": repr(error),
-            f"%r of {name}": "%r" % error,  # noqa: UP031 - this very thing
+            f"%r of {name}": "%r" % error,  # noqa: UP031 - the tested way
             f"args of {name}": repr(error.args),
             f"attributes of {name}": repr(vars(error)),
             f"traceback of {name}": "".join(lines),
@@ -68,7 +68,7 @@ def faces(error, name=""):
 
 
 async def error_of(awaitable):
-    """Give the error that it ends in; no frame of a test, with all its locals, is in its traceback."""
+    """Return the error that an awaitable raises; its traceback has no frame of a test."""
     try:
         await awaitable
     except Exception as error:
@@ -82,26 +82,26 @@ async def sandbox():
         yield sandbox
 
 
-SEEN = "what is logged at DEBUG is looked at"
+LOGGED = "this DEBUG record is searched"
 
 
 @pytest.fixture
 def log(caplog):
-    """Everything that any library logs, with what the loop itself says in its debug mode."""
+    """Capture all log records from DEBUG on, including those of asyncio in its debug mode."""
     caplog.set_level(logging.DEBUG)
     return caplog
 
 
-def sent(sandbox):
-    """Tell whether the key was sent: else a test that finds it nowhere shows nothing."""
+def key_was_sent(sandbox):
+    """Return whether each request had the key; without it, finding no key would prove nothing."""
     return {request.headers.get("X-Api-Key") for request in sandbox.requests if request.origin == "api"} == {
         KEY
     }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_search_finds_what_it_looks_for(form):
-    """In a text, in bytes, in a list, in another case: else it would show nothing that it finds nothing."""
+def test_search_finds_each_form_of_the_key(form):
+    """The other tests prove nothing unless the search finds the key in these places."""
     places = {
         "text": f"a {form} b",
         "bytes": f"a {form} b".encode(),
@@ -113,11 +113,11 @@ def test_the_search_finds_what_it_looks_for(form):
     assert found(places | {"nothing": "a b"}) == list(places)
 
 
-# --- what a server echoes -----------------------------------------------------------------------
+# --- servers that echo the key ------------------------------------------------------------------
 
 
 def echoes():
-    """Give answers that echo the key, as raw bytes, by name."""
+    """Yield the name, status, body and headers of responses that echo the key."""
     ways = {
         "as it is": KEY,
         "the secret part": SECRET,
@@ -145,7 +145,7 @@ ECHOES = {name: (status, body, headers) for name, status, body, headers in echoe
 
 
 class Echo:
-    """A server that answers everything with one answer, also in its status line."""
+    """A server that answers every request with the same bytes."""
 
     def __init__(self):
         self.answer = b""
@@ -159,7 +159,7 @@ class Echo:
     async def __aexit__(self, *_):
         self._server.close()
 
-    def say(self, status, body, headers, reason="Odd"):
+    def set_answer(self, status, body, headers, reason="Odd"):
         lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
         head = "\r\n".join([*lines, f"Content-Length: {len(body.encode())}", "Connection: close", "", ""])
         self.answer = head.encode() + body.encode()
@@ -173,28 +173,33 @@ class Echo:
         writer.close()
 
 
-async def test_what_a_server_echoes_is_in_no_error(log):
-    """Neither of a POST nor of a GET: no text, attribute, pickle, log or traceback with locals has it."""
+async def test_echoed_key_is_in_no_error(log):
+    """No text, attribute, pickle, log record or traceback with locals of a POST or a GET contains it."""
     options = {
         "timeouts": q.Timeouts(reconcile=0.0),
         "retry": q.RetryPolicy(attempts=1),
         "rate_limiter": q.RateLimiter(10**6, 0.001),
     }
     shown, errors = {}, []
-    logging.getLogger("qamera_async").debug(SEEN)
+    logging.getLogger("qamera_async").debug(LOGGED)
     async with Echo() as server, q.QameraSession(KEY, base_url=server.url, **options) as session:
         for name, answer in ECHOES.items():
             for reason in ("Odd", KEY):
-                server.say(*answer, reason)
+                server.set_answer(*answer, reason)
                 for asked in (session.register_video(image_id="i"), session.list_videos()):
                     errors.append(error := await error_of(asked))
-                    shown |= {f"{name}, {reason == KEY}: {what}": face for what, face in faces(error)}
+                    shown |= {
+                        f"{name}, {reason == KEY}: {part}": content
+                        for part, content in representations(error)
+                    }
 
-    errors_shown = {name: face for name, face in shown.items() if ": pickle" in name or ": traceback" in name}
+    errors_shown = {
+        name: content for name, content in shown.items() if ": pickle" in name or ": traceback" in name
+    }
     assert len(errors) == 4 * len(ECHOES)
     assert found(shown | {"log": log.text}) == []
     assert set(found(errors_shown, ["qamera_async"])) == errors_shown.keys()
-    assert not_seen({"log": log.text}, {"log": SEEN}) == []
+    assert not_seen({"log": log.text}, {"log": LOGGED}) == []
     assert all(f"X-Api-Key: {KEY}".encode() in head for head in server.heads)
     assert sum("***" in str(error) for error in errors) > len(errors) / 2
 
@@ -202,9 +207,9 @@ async def test_what_a_server_echoes_is_in_no_error(log):
 @pytest.mark.parametrize(
     "garbage", ["{key}\r\n\r\n", "HTTP/1.1 {key}\r\n\r\n", "HTTP/1.1 200 OK\r\n{key}\0\r\n\r\n"]
 )
-async def test_what_is_no_http_is_in_no_error(log, quick, garbage):
-    """The client's own words about it quote what came; ours don't."""
-    logging.getLogger("qamera_async").debug(SEEN)
+async def test_key_in_invalid_http_is_in_no_error(log, quick, garbage):
+    """The errors of the HTTP client quote the response; the errors of this package do not."""
+    logging.getLogger("qamera_async").debug(LOGGED)
     async with Echo() as server, q.QameraSession(KEY, base_url=server.url, **quick) as session:
         server.answer = garbage.format(key=KEY).encode()
         errors = await asyncio.gather(
@@ -212,22 +217,22 @@ async def test_what_is_no_http_is_in_no_error(log, quick, garbage):
         )
 
     assert [type(error) for error in errors] == [q.AmbiguousSubmissionError, q.InvalidResponseError]
-    shown = {"log": log.text} | dict(face for error in errors for face in faces(error))
+    shown = {"log": log.text} | dict(item for error in errors for item in representations(error))
     assert found(shown) == []
     assert (
         not_seen(
             shown,
-            {"log": SEEN, "traceback of InvalidResponseError": "not valid HTTP", "pickle": "qamera_async"},
+            {"log": LOGGED, "traceback of InvalidResponseError": "not valid HTTP", "pickle": "qamera_async"},
         )
         == []
     )
 
 
-# --- what a run shows and keeps -----------------------------------------------------------------
+# --- a session and its files --------------------------------------------------------------------
 
 
 async def errors_of(session, sandbox):
-    """Meet every kind of trouble; give the errors."""
+    """Return errors of all kinds: refusals, lost responses, failed jobs and timeouts."""
     errors = []
     for name, details in [
         *(("error", {"status": status, "body": f"Not with {KEY}"}) for status in (400, 401, 402, 403, 404)),
@@ -269,11 +274,11 @@ def new_reprs():
 
 
 @pytest.mark.slow
-async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
-    """Events, errors, reprs, pickles, the log at DEBUG with the loop's own, the ledger, the report."""
+async def test_session_shows_and_stores_no_key(sandbox, quick, tmp_path, log):
+    """The search covers events, errors, reprs, pickles, the DEBUG log, the ledger and the report."""
     reprs = new_reprs()
     events, shown = [], {}
-    logging.getLogger("qamera_async").debug(SEEN)
+    logging.getLogger("qamera_async").debug(LOGGED)
     loop = asyncio.get_running_loop()
     loop.set_debug(True)
     loop.slow_callback_duration = 0.0
@@ -283,7 +288,7 @@ async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
         batch = session.batch([q.VideoRequest("i", ref=f"sku-{n}") for n in range(5)], download_to=tmp_path)
         result = await batch
         for error in await errors_of(session, sandbox):
-            shown |= dict(faces(error))
+            shown |= dict(representations(error))
         shown |= dict(reprs()) | {"batch": repr(batch), "result": repr(result), "summary": result.summary()}
         shown |= {f"open {path.name}": path.read_bytes() for path in tmp_path.iterdir()}
         for name, thing in {
@@ -294,7 +299,7 @@ async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
             try:
                 shown[f"pickle of {name}"] = pickle.dumps(thing)
             except Exception as error:
-                shown |= dict(faces(error, f"pickling {name}: "))
+                shown |= dict(representations(error, f"pickling {name}: "))
     loop.set_debug(False)
     await write_report(ledger, tmp_path / "report.html")
     shown |= {f"event {n}": repr(event).encode() + pickle.dumps(event) for n, event in enumerate(events)}
@@ -303,7 +308,7 @@ async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
 
     shown |= {"log": log.text, "cdn": cdn}
     known = {
-        "log": SEEN,
+        "log": LOGGED,
         "cdn": "user-agent",
         "str of AmbiguousSubmissionError": "accepted",
         "traceback of AmbiguousSubmissionError": "qamera_async.errors.AmbiguousSubmissionError",
@@ -319,15 +324,15 @@ async def test_a_run_shows_and_keeps_no_key(sandbox, quick, tmp_path, log):
     }
     assert found(shown) == []
     assert not_seen(shown, known) == []
-    assert sent(sandbox)
+    assert key_was_sent(sandbox)
     assert len(cdn) == 5
     assert {type(event) for event in events} >= {Submitted, Finished, Failed, Ambiguous, Polled}
     assert {"open jobs.db", "open jobs.db-wal", "closed report.html"} <= shown.keys()
     assert re.search(r"Executing .* took", log.text)
 
 
-async def test_a_session_that_nobody_closed_shows_no_key(sandbox):
-    """Not in the warning either."""
+async def test_unclosed_session_shows_no_key(sandbox):
+    """The key is not in the ResourceWarning."""
     session = sandbox.session()
     await session.list_videos()
     with pytest.warns(ResourceWarning) as warned:
@@ -351,8 +356,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_the_command_prints_no_key(sandbox, tmp_path, command):
-    """With --debug and --json, when all is well and when the server refuses with the key in its words."""
+async def test_command_prints_no_key(sandbox, tmp_path, command):
+    """The command runs with --debug and --json, without errors and with errors that echo the key."""
     sandbox.add_records(1)
     arguments = (*COMMANDS[command], *QUICK, "--debug", "--json", "--timeout", "0.2")
     for way, status in [("well", None), ("refused", 401), ("in trouble", 500)]:
@@ -369,11 +374,11 @@ async def test_the_command_prints_no_key(sandbox, tmp_path, command):
 
     assert found(kept) == []
     assert command != "batch" or not_seen(kept, {"jobs.db": "well 1", "report.html": "well 1"}) == []
-    assert sent(sandbox)
+    assert key_was_sent(sandbox)
 
 
-async def test_a_key_that_can_not_be_used_is_not_printed(tmp_path):
-    """Neither as it is nor in part."""
+async def test_invalid_key_is_not_printed(tmp_path):
+    """Neither the whole key nor its secret part is printed."""
     key = f"{KEY} "
     ended = await qamera(
         "videos", "--debug", cwd=tmp_path, QAMERA_API_KEY=key, QAMERA_BASE_URL="http://127.0.0.1:9"

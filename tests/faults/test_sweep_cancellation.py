@@ -1,4 +1,4 @@
-"""Callers cancelled at every point of the event loop lose no receipt (P4), and nothing shows the key (P6).
+"""Cancelling callers at any point of the event loop loses no receipt (P4) and shows no key (P6).
 
 With QAMERA_SWEEPS=full a submission is cancelled at each point, otherwise at every third.
 """
@@ -14,7 +14,7 @@ import attrs
 import pytest
 from canary import KEY, Search
 from counting_loop import CountingLoop, CountingUvloop
-from faults import FaultServer, http, nothing_left
+from faults import FaultServer, assert_nothing_left, http
 
 import qamera_async as q
 from qamera_async._protocol import parse_receipt
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 STEP = 1 if os.environ.get("QAMERA_SWEEPS") == "full" else 3
 TASKS = ["ordinary", *(["eager"] if sys.version_info >= (3, 12) else [])]
-PATIENCE = 10.0  # seconds; nothing here takes so long
+PATIENCE = 10.0  # seconds; no step of these tests takes that long
 COMPLETED = 3  # submissions that were not cancelled in time; a thread makes the number of points vary
 AT_ONCE = q.RetryPolicy(base=0.001, max_delay=0.001)
 
@@ -67,12 +67,12 @@ class Sweep:
         assert self.lost == []
 
     async def _answer(self, connection):
-        """Note a body, also an incomplete one; answer with a record id made from the image id."""
+        """Record a body, even if it is incomplete; answer with a record id made from the image id."""
         if self.serving is not None:
             await connection.speak_tls(self.serving)
         came = b""
         while b"\r\n\r\n" not in came:
-            if not (some := await connection.some()):
+            if not (some := await connection.receive()):
                 return
             came += some
         self.keys |= {line for line in came.split(b"\r\n") if line.lower().startswith(b"x-api-key:")}
@@ -80,7 +80,7 @@ class Sweep:
         if body:
             self.bodies.append(body)
         while not body.endswith(b"}"):
-            if not (some := await connection.some()):
+            if not (some := await connection.receive()):
                 return
             body += some
             self.bodies[-1:] = [body]
@@ -108,18 +108,18 @@ class Sweep:
             session = server.session(**options)
             await session.register_video(image_id="img_warm", ref="warm")
             completed = 0
-            for moment in count(0, self.step):
+            for point in count(0, self.step):
                 if self.cold:
                     await session.aclose()
-                    nothing_left(session)
+                    assert_nothing_left(session)
                     session = server.session(**options)
-                if not await self._cancelled_at(loop, session, server, moment):
+                if not await self._cancelled_at(loop, session, server, point):
                     completed += 1
                     if completed == COMPLETED:
                         break
             self._search_ledger()
             await session.aclose()
-            nothing_left(session)
+            assert_nothing_left(session)
             self._search_ledger()
             await self._all_closed(server)
         assert len(self.accepted) == len(set(self.accepted))
@@ -130,17 +130,17 @@ class Sweep:
             while server._tasks:
                 await asyncio.wait(server._tasks)
 
-    async def _cancelled_at(self, loop, session, server, moment):
+    async def _cancelled_at(self, loop, session, server, point):
         """Submit, and cancel at a point; return whether the submission was cancelled before its end."""
         self.events.clear()
         self.caplog.clear()
-        name, bodies, used = str(moment), len(self.bodies), session.rate_limiter.used
+        name, bodies, used = str(point), len(self.bodies), session.rate_limiter.used
         accepted = len(self.accepted)
         task = loop.create_task(session.register_video(image_id=f"img_{name}", ref=name))
         for later in range(self.times):
-            loop.at(moment + later, task.cancel)
+            loop.run_at(point + later, task.cancel)
         await asyncio.wait([task])
-        loop.forget()
+        loop.discard_planned()
         cancelled = task.cancelled()
         self.points += cancelled
         names = {other: other.get_name() for other in asyncio.all_tasks()}
@@ -151,12 +151,12 @@ class Sweep:
 
         def check(good, fault):
             if not good:
-                self.faults.append(f"point {moment}: {fault}")
+                self.faults.append(f"point {point}: {fault}")
 
         arrived, receipts = len(self.bodies) - bodies, len(self.accepted) - accepted
         check(receipts <= 1, f"{receipts} receipts")
         check(arrived == receipts or (self.refused and arrived <= receipts + 1), f"{arrived} POSTs")
-        check(session.rate_limiter.waiting == 0, "something waits for a slot")
+        check(session.rate_limiter.waiting == 0, "a request waits for a slot")
         check(
             session.rate_limiter.used - used == arrived,
             f"{session.rate_limiter.used - used} slots of {arrived} POSTs",
@@ -238,7 +238,7 @@ def sweep(caplog, contexts, tmp_path):
 @pytest.mark.parametrize("use", ["cold", "warm", "refused first"])
 @pytest.mark.parametrize("transport", ["TCP", "TLS"])
 def test_cancelled_at_any_point(sweep, transport, use, keeping, tasks, times):
-    """A receipt is recorded or nothing was sent; nothing is sent twice or left over, and no key shows."""
+    """Each receipt is recorded, no request is sent twice, no task is left, and nothing shows the key."""
     swept = sweep(transport, use, keeping, tasks, times)
     print(f"{swept.points} points")
 
@@ -265,7 +265,7 @@ def test_cancelled_at_any_callback_of_uvloop(sweep, transport, use, keeping):
     assert (swept.search.found, swept.search.blind) == (set(), set())
 
 
-# --- the sweep finds faults -----------------------------------------------------------------------
+# --- the sweep detects injected faults ------------------------------------------------------------
 
 
 async def run_in_the_caller(self, claim, step):

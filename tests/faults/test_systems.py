@@ -1,4 +1,4 @@
-"""Whole systems in trouble: a server, a network, a firewall, a clock, and whoever watches."""
+"""Failures of whole systems: servers, networks, firewalls, callbacks and clocks."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,6 @@ from typing import ClassVar
 import aiohttp
 import pytest
 from batch_helpers import Counted, consume, posts, videos
-from os_faults import Faults
 
 import qamera_async as q
 from qamera_async.events import Retrying
@@ -27,16 +26,16 @@ def polls(sandbox):
     return [request for request in sandbox.requests if request.method == "GET" and request.origin == "api"]
 
 
-# --- a server and a network ---------------------------------------------------------------------
+# --- servers and networks -----------------------------------------------------------------------
 
 
 @pytest.mark.case(82)
-@pytest.mark.parametrize("lookup", [0.0, 0.1])
-async def test_a_server_in_trouble_costs_five_posts(sandbox, quick, lookup):
-    """Every POST of 1,000 is answered 500: five POSTs, five outcomes, the rest unread; the same once more."""
+@pytest.mark.parametrize("reconcile", [0.0, 0.1])
+async def test_failing_server_stops_a_batch_after_five_posts(sandbox, quick, reconcile):
+    """The server answers each POST with status 500. A second batch sends five POSTs too."""
     sandbox.trouble("error", status=500, times=1000)
     source = Counted(videos(1000))
-    async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=lookup)}) as session:
+    async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=reconcile)}) as session:
         outcomes, error = await consume(session.batch(source))
         again = await session.batch(videos(1000))
 
@@ -49,20 +48,20 @@ async def test_a_server_in_trouble_costs_five_posts(sandbox, quick, lookup):
 
 
 class Network:
-    """A way to a sandbox that can be taken away: nobody can connect, and polls under way are cut.
+    """A TCP proxy to a sandbox that can be switched off: it then refuses connections and cuts polls.
 
-    A POST under way is let through: were it cut, nobody could know what became of it.
+    The proxy still forwards POSTs on the wire, since cutting them would make them ambiguous.
     """
 
     def __init__(self, sandbox):
-        self._there = int(sandbox.url.rpartition(":")[2])
+        self._sandbox_port = int(sandbox.url.rpartition(":")[2])
         self._port = 0
         self._tasks = set()
         self._writers = set()
         self._polling = set()
 
     async def __aenter__(self):
-        await self.come_back()
+        await self.switch_on()
         return self
 
     async def __aexit__(self, *_):
@@ -75,28 +74,28 @@ class Network:
     def url(self):
         return f"http://127.0.0.1:{self._port}"
 
-    def go_away(self):
+    def switch_off(self):
         self._server.close()
         for writer in self._polling:
             writer.transport.abort()
 
-    async def come_back(self):
+    async def switch_on(self):
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader, writer):
         self._tasks.add(asyncio.current_task())
-        answers, there = await asyncio.open_connection("127.0.0.1", self._there)
-        self._writers |= {writer, there}
+        answers, to_sandbox = await asyncio.open_connection("127.0.0.1", self._sandbox_port)
+        self._writers |= {writer, to_sandbox}
         with contextlib.suppress(OSError):
             first = await reader.read(4)
             if first == b"GET ":
-                self._polling |= {writer, there}
-            there.write(first)
-            await asyncio.gather(_carry(reader, there), _carry(answers, writer))
+                self._polling |= {writer, to_sandbox}
+            to_sandbox.write(first)
+            await asyncio.gather(_copy(reader, to_sandbox), _copy(answers, writer))
 
 
-async def _carry(reader, writer):
+async def _copy(reader, writer):
     with contextlib.suppress(OSError):
         while piece := await reader.read(2**16):
             writer.write(piece)
@@ -104,21 +103,21 @@ async def _carry(reader, writer):
     writer.close()
 
 
-class Noted(q.RetryPolicy):
-    """A policy that notes what it has given, one list for each run of waits."""
+class RecordingRetryPolicy(q.RetryPolicy):
+    """A policy that records its delays, with one list for each call of `delays`."""
 
     runs: ClassVar[list[list[float]]] = []
 
     def delays(self):
-        given = []
-        self.runs.append(given)
+        delays = []
+        self.runs.append(delays)
         for delay in super().delays():
-            given.append(delay)
+            delays.append(delay)
             yield delay
 
 
 def doubles(delays, policy, attempt=1):
-    """Whether they are the base times 1, 2, 4, ..., with half a base of jitter at most, up to the longest."""
+    """Return whether delays are the base times 1, 2, 4, ... with jitter of half a base, up to max_delay."""
     bounds = [policy.base * 2 ** (attempt - 1 + number) for number in range(len(delays))]
     return all(
         min(bound, policy.max_delay) <= delay <= min(bound + policy.base / 2, policy.max_delay)
@@ -127,14 +126,14 @@ def doubles(delays, policy, attempt=1):
 
 
 @pytest.mark.case(83)
-async def test_the_network_away_pauses_a_batch_and_uses_up_no_item(sandbox, quick, caplog):
-    """It tries ever more seldom, up to the longest wait; it goes on, and each item is ordered once."""
-    second, events = 0.02, []
-    Noted.runs = []
-    retry = Noted(base=second, max_delay=5 * second)
+async def test_unreachable_network_pauses_a_batch_and_fails_no_item(sandbox, quick, caplog):
+    """The delays between attempts grow up to max_delay. After the outage each item is submitted once."""
+    pause, events = 0.02, []
+    RecordingRetryPolicy.runs = []
+    retry = RecordingRetryPolicy(base=pause, max_delay=5 * pause)
     options = quick | {
         "retry": retry,
-        "polling": q.PollPolicy(interval=second, stale_after=5 * second, max_interval=20 * second),
+        "polling": q.PollPolicy(interval=pause, stale_after=5 * pause, max_interval=20 * pause),
         "timeouts": q.Timeouts(connect=10.0, request=10.0, reconcile=0.3),
         "on_event": events.append,
     }
@@ -146,30 +145,30 @@ async def test_the_network_away_pauses_a_batch_and_uses_up_no_item(sandbox, quic
     ):
 
         async def outage():
-            network.go_away()
+            network.switch_off()
             while "The batch pauses" not in caplog.text:
-                await asyncio.sleep(second)
+                await asyncio.sleep(pause)
             read, ordered, handed_out = source.read, len(sandbox.orders), len(outcomes)
-            # Until the one that tries has waited as long as it may, three times.
-            while not any(len(run) > 5 for run in Noted.runs):
-                await asyncio.sleep(second)
+            # Wait until the request that is retried has waited for max_delay three times.
+            while not any(len(run) > 5 for run in RecordingRetryPolicy.runs):
+                await asyncio.sleep(pause)
             assert source.read == read
-            await network.come_back()
+            await network.switch_on()
             return read, ordered, handed_out
 
         async for outcome in session.batch(source, max_in_flight=5):
             outcomes.append(outcome)
             if len(outcomes) == 10:
-                away = asyncio.create_task(outage())
-        read, ordered, handed_out = await away
+                outage_task = asyncio.create_task(outage())
+        read, ordered, handed_out = await outage_task
 
-    (pauses,) = [run for run in Noted.runs if len(run) > 5]
+    (pauses,) = [run for run in RecordingRetryPolicy.runs if len(run) > 5]
     assert doubles(pauses, retry)
     assert pauses[0] < pauses[1] < pauses[2] < pauses[3] == pauses[4] == pauses[5] == retry.max_delay
-    tried = [event for event in events if isinstance(event, Retrying) and event.what == "register"]
-    assert {event.attempt for event in tried} == {1, 2, 3}
-    assert all(doubles([event.delay], retry, event.attempt) for event in tried)
-    assert {type(event.error) for event in tried} == {q.ConnectionFailedError}
+    retries = [event for event in events if isinstance(event, Retrying) and event.what == "register"]
+    assert {event.attempt for event in retries} == {1, 2, 3}
+    assert all(doubles([event.delay], retry, event.attempt) for event in retries)
+    assert {type(event.error) for event in retries} == {q.ConnectionFailedError}
     assert [outcome.error for outcome in outcomes] == [None] * 40
     assert sorted(order.body["imageId"] for order in sandbox.orders) == sorted(r.image_id for r in videos(40))
     assert len(posts(sandbox)) == 40
@@ -177,12 +176,12 @@ async def test_the_network_away_pauses_a_batch_and_uses_up_no_item(sandbox, quic
     assert caplog.text.count("The batch pauses") == 1
 
 
-# --- a firewall, and a list that shows little ---------------------------------------------------
+# --- firewalls and incomplete lists -------------------------------------------------------------
 
 
 @pytest.mark.case(84)
-async def test_a_firewalls_403_is_an_outage(sandbox, quick):
-    """An HTML page on polls fails nobody: all waiters get their videos when it is over."""
+async def test_html_403_of_a_firewall_is_an_outage(sandbox, quick):
+    """Polls that get an HTML page fail no waiter, and all waiters get their videos after the outage."""
     async with sandbox.session(**quick) as session:
         jobs = [await session.register_video(image_id="i") for _ in range(3)]
         sandbox.trouble("error", on="GET", status=403, html=True, times=5)
@@ -194,8 +193,8 @@ async def test_a_firewalls_403_is_an_outage(sandbox, quick):
 
 
 @pytest.mark.case(84)
-async def test_the_apis_403_fails_all_waiters(sandbox, quick):
-    """One poll is enough for them all; the jobs can be awaited again."""
+async def test_403_in_the_api_shape_fails_all_waiters(sandbox, quick):
+    """One poll fails all of them, and the jobs can be awaited again."""
     async with sandbox.session(**quick) as session:
         jobs = [await session.register_video(image_id="i") for _ in range(3)]
         sandbox.trouble("error", on="GET", status=403)
@@ -211,8 +210,8 @@ async def test_the_apis_403_fails_all_waiters(sandbox, quick):
 
 
 @pytest.mark.case(85)
-async def test_all_works_where_only_finished_records_are_listed(quick, tmp_path):
-    """Waiting, updates, failures, a lost answer's candidate, a batch with clips, and its rerun."""
+async def test_everything_works_if_only_finished_records_are_listed(quick, tmp_path):
+    """The test covers waiting, updates, failures, reconciling, a batch with downloads, and its rerun."""
     async with Sandbox(job_seconds=0.1, quota=None, show="finished") as sandbox:
         options = quick | {"ledger": tmp_path / "jobs.db"}
         async with sandbox.session(**options) as session:
@@ -238,12 +237,12 @@ async def test_all_works_where_only_finished_records_are_listed(quick, tmp_path)
         assert len(sandbox.requests) == before
 
 
-# --- sessions one after the other ---------------------------------------------------------------
+# --- consecutive sessions -----------------------------------------------------------------------
 
 
 @pytest.mark.case(86)
-async def test_a_session_opened_and_closed_100_times_provokes_no_429():
-    """Each thinks that it has a window of its own, and none has: one quota counts them all."""
+async def test_100_consecutive_sessions_cause_no_429():
+    """Sessions with the same key and origin share one rate limit, although each gets its own RateLimiter."""
     async with Sandbox(job_seconds=0.01, quota=(30, 0.3), credits=10**6, count_delay=0.01) as sandbox:
         for number in range(100):
             options = {"base_url": sandbox.url, "rate_limiter": q.RateLimiter(30, 0.3)}
@@ -257,33 +256,33 @@ async def test_a_session_opened_and_closed_100_times_provokes_no_429():
         assert len(sandbox.orders) == 50
 
 
-# --- whoever watches ----------------------------------------------------------------------------
+# --- callbacks that raise -----------------------------------------------------------------------
 
 
-def exploding_traces():
-    async def explode(*_):
+def raising_trace_configs():
+    async def raise_error(*_):
         raise RuntimeError("a trace hook")
 
     trace = aiohttp.TraceConfig()
     for name in vars(aiohttp.TraceConfig()):
         if name.startswith("_on_"):
-            getattr(trace, name.removeprefix("_")).append(explode)
+            getattr(trace, name.removeprefix("_")).append(raise_error)
     return [trace]
 
 
-def explode(_):
+def raise_error(_):
     raise RuntimeError("on_event")
 
 
 @pytest.mark.case(87)
-@pytest.mark.parametrize("who", ["on_event", "a trace hook", "both"])
-async def test_what_a_watcher_raises_loses_no_receipt(sandbox, quick, tmp_path, who):
-    """Each order of a batch is kept, waited for and fetched, whatever is raised at every turn of it."""
-    watchers = {
-        **({} if who == "a trace hook" else {"on_event": explode}),
-        **({} if who == "on_event" else {"trace_configs": exploding_traces()}),
+@pytest.mark.parametrize("raises", ["on_event", "a trace hook", "both"])
+async def test_callback_that_raises_loses_no_receipt(sandbox, quick, tmp_path, raises):
+    """All items of a batch are submitted, recorded, awaited and downloaded although each callback raises."""
+    callbacks = {
+        **({} if raises == "a trace hook" else {"on_event": raise_error}),
+        **({} if raises == "on_event" else {"trace_configs": raising_trace_configs()}),
     }
-    options = quick | watchers | {"ledger": tmp_path / "jobs.db"}
+    options = quick | callbacks | {"ledger": tmp_path / "jobs.db"}
     async with sandbox.session(**options) as session:
         job = await session.register_video(image_id="i", ref="alone")
         result = await session.batch(videos(10), download_to=tmp_path / "clips")
@@ -299,12 +298,12 @@ async def test_what_a_watcher_raises_loses_no_receipt(sandbox, quick, tmp_path, 
 
 
 @pytest.mark.case(87)
-async def test_a_receipt_whose_caller_is_gone_is_kept_though_its_watchers_raise(
+async def test_receipt_of_a_cancelled_caller_is_kept_although_callbacks_raise(
     sandbox, quick, tmp_path, caplog
 ):
-    """It is in the ledger and in the log."""
+    """The receipt is in the ledger and in the log."""
     sandbox.trouble("slow", seconds=0.1)
-    options = quick | {"on_event": explode, "trace_configs": exploding_traces()}
+    options = quick | {"on_event": raise_error, "trace_configs": raising_trace_configs()}
     async with sandbox.session(**options, ledger=tmp_path / "jobs.db") as session:
         ordering = asyncio.create_task(session.register_video(image_id="i", ref="sku-1"))
         while not sandbox.orders:
@@ -320,17 +319,12 @@ async def test_a_receipt_whose_caller_is_gone_is_kept_though_its_watchers_raise(
     assert len(posts(sandbox)) == 1
 
 
-# --- the clock ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    return Faults(tmp_path_factory.mktemp("faults"))
+# --- the wall clock -----------------------------------------------------------------------------
 
 
 @pytest.mark.case(88)
-async def test_a_wall_clock_that_is_set_back_moves_nothing(faults, tmp_path):
-    """By an hour, for one of two processes: the quota of both, deadlines and the ledger are as they were."""
+async def test_setting_the_wall_clock_back_changes_nothing(faults, tmp_path):
+    """One of two processes goes back an hour; rate limit, deadlines and ledger are not affected."""
     number, quota, ledger = 10, (10, 0.4), tmp_path / "jobs.db"
     async with Sandbox(job_seconds=0.05, quota=quota, credits=10**6, count_delay=0.01) as sandbox:
         both = await asyncio.gather(
@@ -350,7 +344,7 @@ async def test_a_wall_clock_that_is_set_back_moves_nothing(faults, tmp_path):
     for told in (moved, unmoved):
         assert told["done"] == [number, number]
         assert told["same"]
-        assert told["in order"]
+        assert told["in submission order"]
         assert told["states"] == ["done"] * number
-        assert told["ended"] == "JobTimeoutError"
+        assert told["error"] == "JobTimeoutError"
         assert 0.2 <= told["waited"] < 30

@@ -1,7 +1,7 @@
-"""TLS before anything is sent: a handshake that hangs may pass, a certificate that is wrong doesn't."""
+"""TLS failures before a request is sent: hanging handshakes are retried, wrong certificates are not."""
 
 import pytest
-from faults import ASK, GOOD, FaultServer, http, nothing_left
+from faults import CALLS, GOOD, FaultServer, assert_nothing_left, http
 
 import qamera_async as q
 from qamera_async.events import Retrying
@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.case(104),
 ]
 
-WAIT = {"WAIT": lambda session: session.job("vid_1").wait()}
+WAITING = {"WAIT": lambda session: session.job("vid_1").wait()}
 
 
 def over_tls(serving):
@@ -27,8 +27,8 @@ async def hanging(connection):
     await connection.hang()
 
 
-async def test_a_certificate_that_is_trusted_is_used(contexts, quick):
-    """ssl_context is for the API's certificate."""
+async def test_ssl_context_is_used_for_the_api(contexts, quick):
+    """A certificate of a private authority is accepted if ssl_context trusts that authority."""
     serving, trusting = contexts
     async with FaultServer(over_tls(serving)) as server:
         url = f"https://127.0.0.1:{server.port}"
@@ -40,47 +40,47 @@ async def test_a_certificate_that_is_trusted_is_used(contexts, quick):
 
 
 @pytest.mark.case(6)
-@pytest.mark.parametrize("method", ASK)
-async def test_a_handshake_that_hangs_is_tried_again(contexts, method, quick):
-    """Within Timeouts.connect; what comes through then is processed once."""
+@pytest.mark.parametrize("method", CALLS)
+async def test_hanging_handshake_is_retried(contexts, method, quick):
+    """Timeouts.connect limits the handshake. The server gets the request once."""
     serving, trusting = contexts
     async with FaultServer(hanging, over_tls(serving)) as server:
         options = quick | {"timeouts": q.Timeouts(connect=0.4), "ssl_context": trusting}
         async with server.session(base_url=f"https://127.0.0.1:{server.port}", **options) as session:
-            await ASK[method](session)
+            await CALLS[method](session)
             assert session.rate_limiter.used == 1
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert server.methods == [method]
     assert server.connections == 2
 
 
 @pytest.mark.case(6)
-@pytest.mark.parametrize("method", ASK)
-async def test_a_handshake_that_always_hangs_is_typed(method, quick):
-    """After a bounded number of attempts, and no slot is kept."""
+@pytest.mark.parametrize("method", CALLS)
+async def test_repeated_hanging_handshakes_raise_after_the_last_attempt(method, quick):
+    """The error keeps no slot of the rate limit."""
     async with FaultServer(hanging) as server:
         options = quick | {"timeouts": q.Timeouts(connect=0.1, reconcile=0.0)}
         async with server.session(base_url=f"https://127.0.0.1:{server.port}", **options) as session:
             with pytest.raises(q.ConnectionFailedError) as failed:
-                await ASK[method](session)
+                await CALLS[method](session)
             assert session.rate_limiter.used == 0
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert not failed.value.permanent
     assert not failed.value.sent
     assert server.connections == quick["retry"].attempts
 
 
-async def refused_at_once(server, host, ask, options):
-    """Ask, and see that it is refused for good with nothing sent."""
+async def assert_refused_without_retry(server, host, call, options):
+    """Assert that a call raises a permanent ConnectionFailedError without a retry, and sends nothing."""
     events = []
     url = f"https://{host}:{server.port}"
     async with server.session(base_url=url, on_event=events.append, **options) as session:
         with pytest.raises(q.ConnectionFailedError) as failed:
-            await ask(session)
+            await call(session)
         assert session.rate_limiter.used == 0
-    nothing_left(session)
+    assert_nothing_left(session)
 
     assert failed.value.permanent
     assert not failed.value.sent
@@ -88,7 +88,7 @@ async def refused_at_once(server, host, ask, options):
     assert not [event for event in events if isinstance(event, Retrying)]
 
 
-@pytest.mark.parametrize("ask", [*ASK, *WAIT])
+@pytest.mark.parametrize("name", [*CALLS, *WAITING])
 @pytest.mark.parametrize(
     ("host", "trusted"),
     [
@@ -96,30 +96,30 @@ async def refused_at_once(server, host, ask, options):
         pytest.param("localhost", True, id="another name", marks=pytest.mark.case(8)),
     ],
 )
-async def test_an_untrusted_certificate_is_raised_at_once(contexts, host, trusted, ask, quick):
-    """An unknown authority and a name that doesn't match: nothing sent, no retry, waiters fail."""
+async def test_untrusted_certificate_raises_without_a_retry(contexts, host, trusted, name, quick):
+    """The authority is unknown, or the certificate is for another host. Nothing is sent, and waiters fail."""
     serving, trusting = contexts
     options = quick | ({"ssl_context": trusting} if trusted else {})
     async with FaultServer(over_tls(serving)) as server:
-        await refused_at_once(server, host, (ASK | WAIT)[ask], options)
+        await assert_refused_without_retry(server, host, (CALLS | WAITING)[name], options)
 
         assert server.connections == 1
 
 
 @pytest.mark.case(9)
-@pytest.mark.parametrize("ask", [*ASK, *WAIT])
-async def test_https_to_a_plain_port_is_raised_at_once(ask, quick):
-    """The handshake can't succeed later either; neither key nor request is in what was said."""
-    heard = []
+@pytest.mark.parametrize("name", [*CALLS, *WAITING])
+async def test_https_to_a_plain_http_port_raises_without_a_retry(name, quick):
+    """The handshake cannot succeed later. The server receives neither the key nor the request."""
+    received = []
 
     async def plain(connection):
-        heard.append(await connection.some())
+        received.append(await connection.receive())
         await connection.send(http(b"<h1>400</h1>", "400 Bad Request"))
         connection.fin()
 
     async with FaultServer(plain) as server:
-        await refused_at_once(server, "127.0.0.1", (ASK | WAIT)[ask], quick)
+        await assert_refused_without_retry(server, "127.0.0.1", (CALLS | WAITING)[name], quick)
 
-    assert len(heard) == 1
-    assert server.key.encode() not in heard[0]
-    assert b"/api/external" not in heard[0]
+    assert len(received) == 1
+    assert server.key.encode() not in received[0]
+    assert b"/api/external" not in received[0]

@@ -1,4 +1,4 @@
-"""The example of a batch run as a process: what it refuses, and what it tells of trouble."""
+"""The batch example as a process: invalid input, ambiguous submissions and outages."""
 
 import asyncio
 import os
@@ -7,17 +7,9 @@ import sys
 import pytest
 from test_examples import EXAMPLES, catalogue, finish
 
-from qamera_async.sandbox import Sandbox
-
-
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(job_seconds=0.05, quota=None, credits=10**6) as sandbox:
-        yield sandbox
-
 
 async def start(sandbox, name, *arguments, url):
-    """Start an example with the sandbox's key, on another address."""
+    """Start an example with the key of the sandbox and another base URL."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         EXAMPLES / name,
@@ -42,8 +34,8 @@ async def start(sandbox, name, *arguments, url):
         (b"image_id,re\0f\na,x\n", 1, "NUL"),
     ],
 )
-async def test_a_file_that_is_no_catalogue_is_one_line(sandbox, tmp_path, content, line, reason):
-    """With the number of the line, before anything is paid."""
+async def test_invalid_catalogue_is_reported_in_one_line(sandbox, tmp_path, content, line, reason):
+    """The message states the line number, and nothing is submitted."""
     file = tmp_path / "catalogue.csv"
     file.write_bytes(content)
     code, out, err = await finish(sandbox, "batch.py", file, tmp_path / "clips")
@@ -56,8 +48,8 @@ async def test_a_file_that_is_no_catalogue_is_one_line(sandbox, tmp_path, conten
 
 
 @pytest.mark.parametrize("folder", [".", "/", "..", "clips/.."])
-async def test_a_folder_without_a_name_is_refused(sandbox, tmp_path, folder):
-    """The ledger is named after it; with --ledger there is none to find."""
+async def test_folder_without_a_name_is_refused(sandbox, tmp_path, folder):
+    """The default ledger is named after the folder; the message suggests --ledger."""
     file = catalogue(tmp_path / "catalogue.csv", 1)
     code, out, err = await finish(sandbox, "batch.py", file, folder)
 
@@ -67,8 +59,8 @@ async def test_a_folder_without_a_name_is_refused(sandbox, tmp_path, folder):
     assert sandbox.requests == []
 
 
-async def test_a_folder_without_a_name_will_do_with_a_ledger(sandbox, tmp_path):
-    """Nothing has to be named after it then."""
+async def test_folder_without_a_name_is_accepted_with_a_ledger(sandbox, tmp_path):
+    """The ledger then has its own name."""
     file = catalogue(tmp_path / "catalogue.csv", 1)
     (tmp_path / "clips" / "inner").mkdir(parents=True)
     folder = tmp_path / "clips" / "inner" / ".."
@@ -79,8 +71,8 @@ async def test_a_folder_without_a_name_will_do_with_a_ledger(sandbox, tmp_path):
 
 
 @pytest.mark.slow
-async def test_what_is_in_doubt_comes_with_how_to_settle_it(sandbox, tmp_path):
-    """Python that runs: with the intent, the candidate and the ledger in it."""
+async def test_ambiguous_submission_is_reported_with_code_that_resolves_it(sandbox, tmp_path):
+    """The printed code has the intent and the ledger, and runs as it is."""
     sandbox.trouble("error", status=500, taken=True)
     file, clips = catalogue(tmp_path / "catalogue.csv", 1), tmp_path / "clips"
     code, _, err = await finish(sandbox, "batch.py", file, clips)
@@ -103,7 +95,7 @@ async def test_what_is_in_doubt_comes_with_how_to_settle_it(sandbox, tmp_path):
             "asyncio.run(main())",
         ]
     )
-    script = tmp_path / "settle.py"
+    script = tmp_path / "resolve.py"
     script.write_text(program)
     code, _, err = await finish(sandbox, script)
     assert (code, err) == (0, "")
@@ -115,8 +107,8 @@ async def test_what_is_in_doubt_comes_with_how_to_settle_it(sandbox, tmp_path):
 
 
 @pytest.mark.slow
-async def test_a_server_that_is_away_is_told(sandbox, tmp_path, unused_tcp_port):
-    """Each attempt is a line, and so is the pause."""
+async def test_unreachable_server_is_reported(sandbox, tmp_path, unused_tcp_port):
+    """The example prints a line for each attempt and for the pause."""
     file = catalogue(tmp_path / "catalogue.csv", 1)
     process = await start(
         sandbox, "batch.py", file, tmp_path / "clips", url=f"http://127.0.0.1:{unused_tcp_port}"

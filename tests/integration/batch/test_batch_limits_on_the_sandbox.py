@@ -1,4 +1,4 @@
-"""A batch of a session in trouble: what stops it, what pauses it, and what that costs."""
+"""Failures that stop or pause a batch on the sandbox, and the POSTs they cost."""
 
 import asyncio
 
@@ -10,12 +10,6 @@ from qamera_async import AmbiguityLimitError, CreditLimitError
 from qamera_async.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
-
-
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(job_seconds=0.05, quota=None, credits=1_000_000) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -36,7 +30,7 @@ async def test_five_ambiguous_submissions_in_a_row_stop_the_batch(session, sandb
     assert len(posts(sandbox)) == len(outcomes) == source.read == 5
 
 
-async def test_submissions_that_are_being_reconciled_count(sandbox, quick):
+async def test_submissions_that_are_being_reconciled_count_as_ambiguous(sandbox, quick):
     sandbox.trouble("error", status=500, times=1000)
     async with sandbox.session(**quick | {"timeouts": q.Timeouts(reconcile=30.0)}) as session:
         async with session.batch(videos(100)) as batch:
@@ -49,7 +43,7 @@ async def test_submissions_that_are_being_reconciled_count(sandbox, quick):
             await asyncio.wait([running])
 
 
-async def test_ambiguous_submissions_apart_from_each_other_stop_nothing(sandbox, quick):
+async def test_ambiguous_submissions_with_receipts_between_them_do_not_stop_the_batch(sandbox, quick):
     for _ in range(10):
         sandbox.trouble("slow", seconds=0.0)
         sandbox.trouble("error", status=500)
@@ -61,14 +55,16 @@ async def test_ambiguous_submissions_apart_from_each_other_stop_nothing(sandbox,
     assert len(posts(sandbox)) == 20
 
 
-# --- what stops a batch -----------------------------------------------------------------------------
+# --- errors that stop a batch -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("status", "error"),
     [(401, q.AuthenticationError), (403, q.PermissionDeniedError), (402, q.InsufficientCreditsError)],
 )
-async def test_a_fatal_refusal_stops_the_batch_and_the_paid_is_handed_out(sandbox, session, status, error):
+async def test_fatal_refusal_stops_the_batch_and_submitted_jobs_are_handed_out(
+    sandbox, session, status, error
+):
     sandbox.trouble("slow", seconds=0.0, times=3)
     sandbox.trouble("error", times=1000, status=status)
     source = Counted(videos(100))
@@ -80,7 +76,7 @@ async def test_a_fatal_refusal_stops_the_batch_and_the_paid_is_handed_out(sandbo
     assert source.read <= 3 + 5
 
 
-async def test_a_refusal_in_a_foreign_shape_is_ambiguous(sandbox, session):
+async def test_refusal_in_a_foreign_shape_is_ambiguous(sandbox, session):
     sandbox.trouble("error", status=403, html=True)
     result = await session.batch(videos(4))
 
@@ -109,7 +105,7 @@ async def test_jobs_that_can_not_be_polled_stop_the_batch(quick):
         (("redirect", {"status": 301}), q.InvalidResponseError),
     ],
 )
-async def test_a_list_that_is_refused_stops_the_batch(quick, trouble, error):
+async def test_list_that_is_refused_stops_the_batch(quick, trouble, error):
     name, options = trouble
     async with Sandbox(job_seconds=1e6, quota=None, credits=10**6) as sandbox:
         sandbox.trouble(name, on="GET", times=1000, **options)
@@ -123,14 +119,14 @@ async def test_a_list_that_is_refused_stops_the_batch(quick, trouble, error):
 
 
 @pytest.mark.parametrize("status", [400, 404])
-async def test_a_list_that_a_proxy_refuses_is_polled_again(session, sandbox, status):
+async def test_list_that_a_proxy_refuses_is_polled_again(session, sandbox, status):
     sandbox.trouble("error", on="GET", times=2, status=status, html=True)
     result = await session.batch(videos(5))
 
     assert (result.stopped, len(result.records)) == (None, 5)
 
 
-async def test_a_permanent_failure_to_connect_stops_the_batch(sandbox, quick):
+async def test_permanent_failure_to_connect_stops_the_batch(sandbox, quick):
     source = Counted(videos(9))
     url = sandbox.url.replace("http", "https")
     async with q.QameraSession(sandbox.api_key, base_url=url, **quick) as session:
@@ -142,7 +138,7 @@ async def test_a_permanent_failure_to_connect_stops_the_batch(sandbox, quick):
     assert source.read <= 5
 
 
-async def test_a_closed_session_stops_the_batch(sandbox, quick):
+async def test_closed_session_stops_the_batch(sandbox, quick):
     session = sandbox.session(**quick)
     sandbox.trouble("late", seconds=100.0, times=1000)
     running = asyncio.ensure_future(consume(session.batch(videos(20), max_in_flight=3)))
@@ -181,7 +177,7 @@ async def test_submits_as_many_as_the_credit_limit_pays_for(session, sandbox, li
     assert isinstance(result.stopped, CreditLimitError)
 
 
-async def test_an_ambiguous_first_submission_is_the_cause_of_an_unknown_price(session, sandbox):
+async def test_ambiguous_first_submission_is_the_cause_of_an_unknown_price(session, sandbox):
     sandbox.trouble("error", status=500, taken=True)
     result = await session.batch(videos(20), max_credits=1000)
 
@@ -194,7 +190,7 @@ async def test_an_ambiguous_first_submission_is_the_cause_of_an_unknown_price(se
 # --- outages ----------------------------------------------------------------------------------------
 
 
-async def test_a_batch_pauses_while_its_server_refuses_connections(sandbox, session, caplog):
+async def test_batch_pauses_while_its_server_refuses_connections(sandbox, session, caplog):
     sandbox.trouble("slow", seconds=0.0, times=3)
     running = asyncio.ensure_future(consume(session.batch(Counted(videos(20)))))
     await until(lambda: len(sandbox.orders) >= 3)

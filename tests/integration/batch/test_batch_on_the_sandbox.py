@@ -1,4 +1,4 @@
-"""A batch of a session on the sandbox: results, files, the rate limit, and a second run with a ledger."""
+"""A batch on the sandbox: results, files, the rate limit, and a second run with a ledger."""
 
 import asyncio
 import itertools
@@ -14,16 +14,10 @@ from qamera_async.sandbox import Sandbox
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(job_seconds=0.05, quota=None, credits=1_000_000) as sandbox:
-        yield sandbox
-
-
-async def test_awaiting_returns_all_outcomes_in_the_order_of_the_input(session, sandbox):
+async def test_awaiting_returns_all_outcomes_in_the_order_of_the_input(new_session, sandbox):
     sandbox.trouble("fail_job")
     requests = [*videos(6), q.ReelRequest(["a", "b"])]
-    async with session(ledger=None) as qamera:
+    async with new_session(ledger=None) as qamera:
         result = await qamera.batch(requests)
 
     assert [outcome.request for outcome in result.outcomes] == requests
@@ -33,14 +27,14 @@ async def test_awaiting_returns_all_outcomes_in_the_order_of_the_input(session, 
     assert (result.credits_reserved, result.credits_refunded) == (75, 10)
 
 
-async def test_an_empty_batch_sends_no_request(session, sandbox):
-    async with session() as qamera:
+async def test_empty_batch_sends_no_request(new_session, sandbox):
+    async with new_session() as qamera:
         await qamera.batch([])
 
     assert sandbox.requests == []
 
 
-async def test_keeps_the_rate_limit_and_yields_results_meanwhile(quick):
+async def test_yields_outcomes_while_submissions_wait_for_the_rate_limit(quick):
     async with Sandbox(job_seconds=0.01, quota=(12, 0.3), credits=10_000) as sandbox:
         async with sandbox.session(**quick) as qamera, qamera.batch(videos(30)) as batch:
             seen = [len(sandbox.orders) async for outcome in batch if outcome.ok]
@@ -50,9 +44,9 @@ async def test_keeps_the_rate_limit_and_yields_results_meanwhile(quick):
     assert {request.status for request in sandbox.requests} == {200}
 
 
-async def test_downloads_into_a_new_folder(session, tmp_path):
+async def test_downloads_into_a_new_folder(new_session, tmp_path):
     folder = tmp_path / "a" / "b"
-    async with session() as qamera:
+    async with new_session() as qamera:
         result = await qamera.batch([*videos(2), q.VideoRequest("i")], download_to=folder)
 
     names = ["sku-0.mp4", "sku-1.mp4", f"{result.outcomes[2].job.record_ids[0]}.mp4"]
@@ -61,9 +55,9 @@ async def test_downloads_into_a_new_folder(session, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-async def test_existing_files_are_overwritten_only_if_asked(session, sandbox, tmp_path, overwrite):
+async def test_existing_files_are_overwritten_only_if_asked(new_session, sandbox, tmp_path, overwrite):
     (tmp_path / "sku-0.mp4").write_text("mine")
-    async with session(ledger=None) as qamera:
+    async with new_session(ledger=None) as qamera:
         result = await qamera.batch(videos(2), download_to=tmp_path, overwrite=overwrite)
 
     assert [outcome.ok for outcome in result.outcomes] == [overwrite, True]
@@ -73,10 +67,10 @@ async def test_existing_files_are_overwritten_only_if_asked(session, sandbox, tm
 
 @pytest.mark.parametrize("ledger", [True, False])
 async def test_requests_with_the_same_ref_are_paid_once_if_they_share_a_file(
-    session, sandbox, path, tmp_path, ledger
+    new_session, sandbox, path, tmp_path, ledger
 ):
     folder = tmp_path / "clips"
-    async with session(ledger=path if ledger else None) as qamera:
+    async with new_session(ledger=path if ledger else None) as qamera:
         result = await qamera.batch([*videos(2), *videos(2)], download_to=folder)
 
     assert len(posts(sandbox)) == len(list(folder.iterdir())) == 2
@@ -86,10 +80,10 @@ async def test_requests_with_the_same_ref_are_paid_once_if_they_share_a_file(
         assert [type(outcome.error) for outcome in result.failures] == [q.InvalidRequestError] * 2
 
 
-async def test_a_second_run_with_a_ledger_submits_only_what_is_new(session, sandbox, tmp_path):
-    async with session() as qamera:
+async def test_second_run_with_a_ledger_submits_only_what_is_new(new_session, sandbox, tmp_path):
+    async with new_session() as qamera:
         await qamera.batch(videos(3), download_to=tmp_path / "clips")
-    async with session() as qamera:
+    async with new_session() as qamera:
         again = await qamera.batch(videos(5), download_to=tmp_path / "clips")
 
     assert len(again.records) == 5
@@ -98,9 +92,9 @@ async def test_a_second_run_with_a_ledger_submits_only_what_is_new(session, sand
     assert len(list((tmp_path / "clips").iterdir())) == 5
 
 
-async def test_retry_failed_submits_failed_jobs_again(session, sandbox):
+async def test_retry_failed_submits_failed_jobs_again(new_session, sandbox):
     sandbox.trouble("fail_job")
-    async with session() as qamera:
+    async with new_session() as qamera:
         first = await qamera.batch(videos(2))
         second = await qamera.batch(videos(2))
         third = await qamera.batch(videos(2), retry_failed=True)
@@ -109,17 +103,17 @@ async def test_retry_failed_submits_failed_jobs_again(session, sandbox):
     assert len(posts(sandbox)) == 3
 
 
-async def test_two_replicas_on_one_catalogue_share_the_work(session, sandbox):
-    async with session() as one, session() as other:
+async def test_two_sessions_with_one_ledger_share_the_requests(new_session, sandbox):
+    async with new_session() as one, new_session() as other:
         first, second = await asyncio.gather(collect(one.batch(videos(40))), collect(other.batch(videos(40))))
 
     assert len(first.records) == len(second.records) == 40
     assert len(posts(sandbox)) == 40
 
 
-async def test_counters_change_while_the_batch_runs(session, sandbox):
+async def test_counters_change_while_the_batch_runs(new_session, sandbox):
     sandbox.trouble("late", seconds=100.0, times=3)
-    async with session() as qamera, qamera.batch(videos(4)) as batch:
+    async with new_session() as qamera, qamera.batch(videos(4)) as batch:
         outcome = await anext(aiter(batch))
         assert outcome.ok
         await until(lambda: batch.submitted == 4)

@@ -1,4 +1,4 @@
-"""The limits of a wait for a job, and a loop over its updates that is left early."""
+"""Time limits of a wait for a job, and loops over updates that end early."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from qamera_async.sandbox import Sandbox
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
 
-async def test_wait_of_zero_seconds_returns_what_is_known(quick):
+async def test_wait_of_zero_seconds_returns_a_known_result(quick):
     async with Sandbox(job_seconds=0.05, quota=None) as sandbox, sandbox.session(**quick) as session:
         job = await session.register_video(image_id="i")
         with pytest.raises(q.JobTimeoutError):

@@ -1,4 +1,4 @@
-"""Jobs that are submitted to the sandbox and waited for, through the session."""
+"""Jobs of a session on the sandbox: waiting, polling, updates and failures."""
 
 import asyncio
 import math
@@ -13,20 +13,8 @@ pytestmark = [pytest.mark.usefixtures("no_lost_exceptions"), pytest.mark.every_l
 
 
 @pytest.fixture
-async def sandbox():
-    async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-async def session(sandbox, quick):
-    async with sandbox.session(**quick) as session:
-        yield session
-
-
-@pytest.fixture
-async def endless():
-    """A sandbox whose jobs end when the test says so."""
+async def sandbox_without_ends():
+    """Yield a sandbox whose jobs end when the test calls `finish`."""
     async with Sandbox(job_seconds=math.inf, quota=None, etag=True, compress=True) as sandbox:
         yield sandbox
 
@@ -35,7 +23,7 @@ def polls(sandbox):
     return [request for request in sandbox.requests if request.method == "GET"]
 
 
-async def has_polled(sandbox, number):
+async def until_polled(sandbox, number):
     async with asyncio.timeout(10):
         while len(polls(sandbox)) < number:
             await asyncio.sleep(0.005)
@@ -55,7 +43,7 @@ async def test_many_waiting_jobs_cost_the_polls_of_one():
 
 
 async def test_no_waiter_means_no_request(session, sandbox):
-    """P1: neither a job that is not awaited nor a finished one costs a poll."""
+    """P1: a job without a waiter and a finished job cause no poll."""
     job = await session.register_video(image_id="i")
     await asyncio.sleep(0.1)
     assert polls(sandbox) == []
@@ -95,8 +83,8 @@ async def test_job_of_several_records_has_all_of_them(session, sandbox):
     assert len(job.record_ids) == 3
 
 
-async def test_one_waiter_affects_no_other(session):
-    """P9: of three waiters one is cancelled and one times out; the third gets the video."""
+async def test_cancelled_or_late_waiter_affects_no_other_waiter(session):
+    """P9: one of three waiters is cancelled and one times out. The third gets the video."""
     job = await session.register_video(image_id="i")
     first, second, third = (asyncio.ensure_future(job.wait(t)) for t in (None, 0.001, None))
     await asyncio.sleep(0)
@@ -139,16 +127,16 @@ async def test_job_downloads_its_clip(session, tmp_path):
     assert (await job.download(tmp_path / "clip.mp4")).stat().st_size > 0
 
 
-async def test_refresh_updates_the_state(endless, quick):
-    async with endless.session(**quick) as session:
+async def test_refresh_updates_the_state(sandbox_without_ends, quick):
+    async with sandbox_without_ends.session(**quick) as session:
         job = await session.register_video(image_id="i")
         before = await job.refresh()
-        endless.finish(job.record_ids[0])
+        sandbox_without_ends.finish(job.record_ids[0])
         after = await job.refresh()
 
     assert (before.state, after.state) == (q.JobState.PENDING, q.JobState.DONE)
     assert job.done()
-    assert len(polls(endless)) == 2
+    assert len(polls(sandbox_without_ends)) == 2
 
 
 @pytest.mark.parametrize("trouble", [("late", {"seconds": 0.15}), ("no_url", {"seconds": 0.15})])
@@ -196,25 +184,23 @@ async def test_outage_fails_no_waiter(sandbox, quick, name):
         assert (await job).status == "DONE"
 
 
-async def test_no_waiter_in_a_cooldown_means_no_request(endless, quick):
-    """P1: a waiter that gives up during the cooldown of a 429 leaves no poll behind."""
-    endless.trouble("error", status=429, times=1000, on="GET")
-    async with endless.session(**quick) as session:
+async def test_no_waiter_in_a_cooldown_means_no_request(sandbox_without_ends, quick):
+    """P1: there is no poll after a cooldown if the last waiter left during it."""
+    sandbox_without_ends.trouble("error", status=429, times=1000, on="GET")
+    async with sandbox_without_ends.session(**quick) as session:
         with pytest.raises(q.JobTimeoutError) as waited:
             await session.job("vid_1").wait(0.1)
         await asyncio.sleep(0.02)
-        before = len(endless.requests)
+        before = len(sandbox_without_ends.requests)
         await asyncio.sleep(0.1)
 
         assert before > 0
-        assert len(endless.requests) == before
+        assert len(sandbox_without_ends.requests) == before
         assert isinstance(waited.value.last_error, q.RateLimitError)
 
 
 @pytest.mark.case(103)
-async def test_callback_that_raises_cancelled_error_loses_nothing(sandbox, quick, caplog):
-    """Trouble case 103."""
-
+async def test_callback_that_raises_cancelled_error_is_logged_and_ignored(sandbox, quick, caplog):
     def on_event(event):
         raise asyncio.CancelledError
 
@@ -225,35 +211,35 @@ async def test_callback_that_raises_cancelled_error_loses_nothing(sandbox, quick
     assert "on_event" in caplog.text
 
 
-async def test_unchanged_list_is_not_sent_again(endless, quick):
-    """From the second poll on the request has the ETag, and the response is a 304."""
-    async with endless.session(**quick) as session:
+async def test_unchanged_list_is_not_sent_again(sandbox_without_ends, quick):
+    """From the second poll on, requests have the ETag, and responses have status 304."""
+    async with sandbox_without_ends.session(**quick) as session:
         job = await session.register_video(image_id="img")
         waiting = asyncio.ensure_future(job.wait())
-        await has_polled(endless, 6)
+        await until_polled(sandbox_without_ends, 6)
         assert not waiting.done()
-        endless.finish(job.record_ids[0])
+        sandbox_without_ends.finish(job.record_ids[0])
         await waiting
 
-    statuses = [request.status for request in polls(endless)]
-    conditions = [request.headers.get("If-None-Match") for request in polls(endless)]
+    statuses = [request.status for request in polls(sandbox_without_ends)]
+    conditions = [request.headers.get("If-None-Match") for request in polls(sandbox_without_ends)]
     assert conditions[0] is None
     assert None not in conditions[1:]
     assert statuses.count(200) == 2
     assert {*statuses[1:-1]} == {304}
 
 
-async def test_attached_job_is_answered_by_an_unchanged_list(endless, quick):
-    endless.add_records(3)
-    async with endless.session(**quick) as session:
+async def test_attached_job_is_answered_by_an_unchanged_list(sandbox_without_ends, quick):
+    sandbox_without_ends.add_records(3)
+    async with sandbox_without_ends.session(**quick) as session:
         waiting = asyncio.ensure_future((await session.register_video(image_id="img")).wait())
-        await has_polled(endless, 4)
+        await until_polled(sandbox_without_ends, 4)
         done = await session.job("old_000002")
         waiting.cancel()
         await asyncio.wait([waiting])
 
     assert done.state is q.JobState.DONE
-    assert [request.status for request in polls(endless)].count(200) == 1
+    assert [request.status for request in polls(sandbox_without_ends)].count(200) == 1
 
 
 async def test_status_that_echoes_the_key_is_redacted(quick, caplog):

@@ -1,6 +1,6 @@
-"""Pollers that share a ledger: the lease holder polls, the others take what it found.
+"""Pollers that share a ledger: the lease holder polls, the followers read its results.
 
-Each poller here has a ledger object of its own, as if it were another process. The last test has processes.
+Each poller has its own ledger object, as if it were in another process. The last test starts processes.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ on_postgres = pytest.mark.parametrize("path", ["postgres"], indirect=True)
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def path(request, tmp_path):
-    """Where the ledger is."""
+    """Return the file or URL of the ledger."""
     return str(tmp_path / "jobs.db") if request.param == "sqlite" else postgres.server().database()
 
 
@@ -46,7 +46,7 @@ def server():
 
 @pytest.fixture
 async def pollings(server, path):
-    """Return a function that makes pollers that share the ledger."""
+    """Return a function that makes pollers with the same ledger."""
     opened = []
 
     async def make(number, **options):
@@ -71,12 +71,12 @@ def waiting(polling, record_id):
 
 
 def holder_and_follower(first, second):
-    """Return the one that makes the polls, and the other."""
+    """Return the poller that holds the lease, and the other poller."""
     return (first, second) if second.poller._shared.handover_delay else (second, first)
 
 
 async def settled_roles(pollings):
-    """Wait until one poller holds the lease, and the others leave the next poll to it."""
+    """Wait until one poller holds the lease and the others follow it."""
     async with asyncio.timeout(10):
         while sum(each.poller._shared.handover_delay == 0.0 for each in pollings) != 1:
             await asyncio.sleep(INTERVAL / 10)
@@ -91,7 +91,7 @@ def select(path, statement):
 
 
 async def execute(path, statement):
-    """Run a statement in the ledger, to which others may be writing."""
+    """Execute a statement in the ledger while other connections may write to it."""
     if path.startswith("postgres"):
         postgres.execute(path, "SET search_path TO qamera", statement)
         return
@@ -103,14 +103,14 @@ async def execute(path, statement):
     await asyncio.to_thread(run)
 
 
-async def nothing_watched(path):
-    """Wait until the ledger says that no process watches a record."""
+async def until_nothing_is_watched(path):
+    """Wait until the ledger has no watched records."""
     async with asyncio.timeout(10):
         while select(path, "SELECT * FROM waiting"):
             await asyncio.sleep(INTERVAL / 10)
 
 
-# --- what it costs ----------------------------------------------------------------------------------
+# --- number of polls --------------------------------------------------------------------------------
 
 
 async def test_four_processes_cost_the_polls_of_one(server, pollings):
@@ -129,11 +129,11 @@ async def test_four_processes_cost_the_polls_of_one(server, pollings):
     videos = await asyncio.gather(*tasks)
 
     assert {video.id for video in videos} == set(ids)
-    assert polls <= intervals / 0.9 + 4  # each process may begin with a poll of its own
+    assert polls <= intervals / 0.9 + 4  # each process may begin with its own poll
 
 
-async def test_last_lease_holder_goes_first(server, pollings):
-    """The lease stays with one process, and need not be fought for."""
+async def test_lease_stays_with_the_last_lease_holder(server, pollings):
+    """The other processes leave the next poll to it."""
     three = await pollings(3)
     tasks = [waiting(polling, record_id) for polling, record_id in zip(three, "abc", strict=True)]
     await settled_roles(three)
@@ -151,7 +151,7 @@ async def test_no_waiter_in_any_process_means_no_request(server, pollings, path)
     await server.has_answered(2)
     server.finish("a")
     await asyncio.gather(*tasks)
-    await nothing_watched(path)
+    await until_nothing_is_watched(path)
     before = len(server.times)
     await asyncio.sleep(3 * INTERVAL)
 
@@ -159,7 +159,7 @@ async def test_no_waiter_in_any_process_means_no_request(server, pollings, path)
 
 
 async def test_only_watched_records_are_stored(server, pollings, path):
-    """The ledger holds no other part of a list, and forgets what is watched no more."""
+    """The ledger has no other records of a list, and forgets records that are no longer watched."""
     server.add(*[item(f"vid_{n}") for n in range(50)])
     first, second = await pollings(2)
     tasks = [waiting(first, "a"), waiting(first, "c"), waiting(second, "b"), waiting(second, "c")]
@@ -176,11 +176,11 @@ async def test_only_watched_records_are_stored(server, pollings, path):
     assert left <= {"a"}
 
 
-# --- what followers learn ---------------------------------------------------------------------------
+# --- results for followers --------------------------------------------------------------------------
 
 
 async def test_each_change_reaches_a_follower(server, pollings):
-    """With the same states and events as if it had polled."""
+    """Its states and events are the same as if it had polled."""
     pair = await pollings(2)
     tasks = [waiting(polling, "a") for polling in pair]
     await settled_roles(pair)
@@ -199,13 +199,13 @@ async def test_each_change_reaches_a_follower(server, pollings):
 
 
 async def test_old_result_does_not_answer_a_new_waiter(server, pollings, path):
-    """Not even while a poll waits for its slot: a URL in the ledger may have expired by then."""
+    """A URL in the ledger may have expired, so the waiter waits for a new poll."""
     pair = await pollings(2)
     tasks = [waiting(polling, "a") for polling in pair]
     await server.has_answered(3)
     server.finish("a")
     await asyncio.gather(*tasks)
-    await nothing_watched(path)
+    await until_nothing_is_watched(path)
     stored = select(path, "SELECT record_id FROM shown")
     await asyncio.sleep(2 * INTERVAL)
     for polling in pair:
@@ -222,7 +222,7 @@ async def test_old_result_does_not_answer_a_new_waiter(server, pollings, path):
 
 
 async def test_follower_forgets_finished_records(server, pollings, path):
-    """A process may follow for weeks."""
+    """A follower may run for weeks, so it must not keep finished records."""
     pair = await pollings(2)
     stay = [waiting(polling, "a") for polling in pair]
     await settled_roles(pair)
@@ -268,8 +268,8 @@ async def test_missing_record_is_lost_to_all(server, pollings):
     assert [type(error) for error in errors] == [q.JobLostError] * 2
 
 
-async def test_outage_is_one_for_all(server, pollings):
-    """Followers don't try for themselves at once, know the reason, and go on after the outage."""
+async def test_all_processes_share_one_outage(server, pollings):
+    """Followers do not poll during the outage, know its error, and continue after it."""
     loop = asyncio.get_running_loop()
     four = await pollings(4)
     tasks = [waiting(polling, record_id) for polling, record_id in zip(four, "abcd", strict=True)]
@@ -287,8 +287,8 @@ async def test_outage_is_one_for_all(server, pollings):
     assert all("overloaded" in str(error) for error in errors)
 
 
-async def test_outage_slows_all_down_together(server, pollings):
-    """Each failed poll doubles the pause of every process: three of them take 14 intervals."""
+async def test_outage_slows_all_processes_down(server, pollings):
+    """Each failed poll doubles the pause of every process, so three more polls take 14 intervals."""
     loop = asyncio.get_running_loop()
     six = await pollings(6, max_interval=1000.0)
     tasks = [waiting(polling, record_id) for polling, record_id in zip(six, "abcdef", strict=True)]
@@ -304,8 +304,8 @@ async def test_outage_slows_all_down_together(server, pollings):
     assert intervals >= 0.9 * 14 - 1
 
 
-async def test_end_of_an_outage_ends_the_pauses_of_all(server, pollings):
-    """The lease holder stops after the outage; a follower goes on without the long pause of the outage."""
+async def test_end_of_an_outage_ends_the_pauses_of_all_processes(server, pollings):
+    """The lease holder stops after the outage. The follower then polls without the long pause."""
     loop = asyncio.get_running_loop()
     pair = await pollings(2, max_interval=1000.0)
     tasks = {id(polling): waiting(polling, "a") for polling in pair}
@@ -327,7 +327,7 @@ async def test_end_of_an_outage_ends_the_pauses_of_all(server, pollings):
 
 
 async def test_refusal_fails_every_process(server, pollings):
-    """The lease holder fails at once; the others poll for themselves and find out."""
+    """The lease holder fail first. The other processes then poll and get the same error."""
     tasks = [waiting(polling, "a") for polling in await pollings(3)]
     await server.has_answered(2)
     server.failures = [error_response(401)] * 1000
@@ -337,7 +337,7 @@ async def test_refusal_fails_every_process(server, pollings):
 
 
 async def test_follower_that_needs_the_whole_list_fetches_it(server, pollings):
-    """What it saw before others polled is no measure of what is new."""
+    """The lists that it fetched before it followed do not show which records are new."""
     pair = await pollings(2)
     for polling in pair:
         await polling.poller.fetch_list()
@@ -356,11 +356,11 @@ async def test_follower_that_needs_the_whole_list_fetches_it(server, pollings):
     assert len(follower.api.requests) == before + 1
 
 
-# --- who holds the lease ----------------------------------------------------------------------------
+# --- the lease --------------------------------------------------------------------------------------
 
 
 async def test_lease_of_a_hanging_holder_expires(server, pollings, path, monkeypatch):
-    """A paused machine keeps the others waiting for an interval and a half."""
+    """A suspended lease holder delays the other processes by an interval and a half."""
     monkeypatch.setattr(lease, "_MIN_LEASE", 0.0)
     (polling,) = await pollings(1)
     ledger = ledger_at(checked_place(path), ORIGIN)
@@ -376,8 +376,8 @@ async def test_lease_of_a_hanging_holder_expires(server, pollings, path, monkeyp
     assert published is None
 
 
-async def test_slow_list_is_fetched_by_one(server, pollings, monkeypatch):
-    """The lease lasts longer, once it is known that the list takes long."""
+async def test_slow_list_is_fetched_by_one_process(server, pollings, monkeypatch):
+    """The lease lasts longer after polls that took long."""
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(lease, "_MIN_LEASE", 3 * INTERVAL)
     three = await pollings(3)
@@ -394,9 +394,9 @@ async def test_slow_list_is_fetched_by_one(server, pollings, monkeypatch):
     assert intervals >= 2 * 5
 
 
-@pytest.mark.parametrize("when", ["while it is taken", "just after"])
+@pytest.mark.parametrize("when", ["during the acquisition", "after the acquisition"])
 async def test_lease_that_ends_without_a_poll_is_released(server, pollings, monkeypatch, when):
-    """The last waiter leaves at that instant; the other processes go on."""
+    """The last waiter is cancelled at that point, and another process can poll."""
     monkeypatch.setattr(lease, "_MIN_LEASE", math.inf)
     first, second = await pollings(2)
     board = first.poller._shared._board
@@ -404,7 +404,7 @@ async def test_lease_that_ends_without_a_poll_is_released(server, pollings, monk
 
     async def begins(*args, **options):
         taking = begin(*args, **options)
-        if when == "just after":
+        if when == "after the acquisition":
             await taking
         leaving.cancel()
         await asyncio.sleep(0)  # the poller is cancelled
@@ -439,15 +439,15 @@ async def test_429_without_waiters_releases_the_lease(server, pollings, monkeypa
 
 
 async def test_unusable_ledger_keeps_no_process_waiting(server, pollings, monkeypatch):
-    """Each process polls for itself."""
+    """Each process then polls without the ledger."""
     pair = await pollings(2)
 
-    async def fails(*_args, **_options):
+    async def fail(*_args, **_options):
         raise LedgerUnavailableError("The disk is full.")
 
     for polling in pair:
         for name in ("begin", "look", "publish"):
-            monkeypatch.setattr(polling.poller._shared._board, name, fails)
+            monkeypatch.setattr(polling.poller._shared._board, name, fail)
     tasks = [waiting(polling, "a") for polling in pair]
     await server.has_answered(2)
     server.finish("a")
@@ -455,14 +455,14 @@ async def test_unusable_ledger_keeps_no_process_waiting(server, pollings, monkey
     assert [(await task).id for task in tasks] == ["a"] * 2
 
 
-async def test_closed_process_watches_nothing_and_holds_no_lease(server, pollings, path):
+async def test_closing_ends_the_watch_and_the_lease(server, pollings, path):
     first, second = await pollings(2)
     task = waiting(first, "a")
     await server.has_answered(2)
     await first.poller.aclose()
     with pytest.raises(q.SessionClosedError):
         await task
-    await nothing_watched(path)
+    await until_nothing_is_watched(path)
     after = waiting(second, "a")
     await server.has_answered()
     server.finish("a")
@@ -470,8 +470,8 @@ async def test_closed_process_watches_nothing_and_holds_no_lease(server, polling
     assert (await after).id == "a"
 
 
-async def test_process_that_was_taken_for_dead_registers_its_records_again(server, pollings, path):
-    """To other processes a lost connection looks like a lost process."""
+async def test_process_whose_records_were_deleted_registers_them_again(server, pollings, path):
+    """Other processes delete the records of a process whose connection is lost."""
     tasks = [waiting(polling, record_id) for polling, record_id in zip(await pollings(2), "ab", strict=True)]
     await server.has_answered(3)
     await execute(path, "DELETE FROM waiting")
@@ -482,8 +482,8 @@ async def test_process_that_was_taken_for_dead_registers_its_records_again(serve
     await asyncio.gather(*tasks)
 
 
-async def test_process_that_is_always_taken_for_dead_polls_for_itself(server, pollings):
-    """Polls of other processes are made without its records."""
+async def test_process_whose_records_are_always_deleted_polls_itself(server, pollings):
+    """The polls of other processes do not include its records."""
     (first,) = await pollings(1)
     (second,) = await pollings(1, interval=4 * INTERVAL)
     board = first.poller._shared._board
@@ -503,7 +503,7 @@ async def test_process_that_is_always_taken_for_dead_polls_for_itself(server, po
 
 
 @on_postgres
-async def test_lost_connection_is_listened_to_again(server, pollings, path):
+async def test_listener_reconnects_after_a_lost_connection(server, pollings, path):
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     tasks = [waiting(polling, record_id) for polling, record_id in zip(await pollings(2), "ab", strict=True)]
     await server.has_answered(2)
@@ -535,7 +535,7 @@ asyncio.run(main())
 
 
 class Process:
-    """A process that waits for a record, and prints a line for each of its polls."""
+    """A process that waits for a record and prints a line after each poll."""
 
     async def start(self, *arguments):
         self.process = await asyncio.create_subprocess_exec(
@@ -556,7 +556,7 @@ class Process:
 
 @pytest.mark.slow
 async def test_death_of_the_lease_holder_is_noticed(path):
-    """After kill -9, another process polls at most an interval and a half after the last poll."""
+    """After kill -9 of the lease holder, another process polls within an interval and a half."""
     interval = 1.0
     async with Sandbox(job_seconds=math.inf, quota=None, api_key=KEY) as sandbox:
 

@@ -1,4 +1,4 @@
-"""The rate limit in a ledger: no reboot, changed clock, crash or suspension frees a slot too early."""
+"""The rate limit in a ledger: reboots, clock changes, crashes and suspensions free no slot too early."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ in_a_file = pytest.mark.parametrize("machine", ["sqlite"], indirect=True)
 in_postgres = pytest.mark.parametrize("machine", ["postgres"], indirect=True)
 
 LIMIT, WINDOW, GRACE = 3, 60.0, 70.0
-OWNERS = {"one": 101, "two": 102, "looker": 103}
+OWNERS = {"one": 101, "two": 102, "observer": 103}
 
 
 class Machine:
@@ -34,14 +34,14 @@ class Machine:
         self.boot = "first"
         self._worker = worker
         self._living = set(OWNERS)
-        # An owner lives in PostgreSQL while its connection has a lock of its name.
+        # In PostgreSQL an owner is alive while its connection holds the advisory lock of its number.
         self._connections = {name: psycopg.connect(database) for name in OWNERS if database}
         for name, connection in self._connections.items():
             connection.execute("SELECT pg_advisory_lock(%s, %s)", (LOCKS, OWNERS[name]))
         self._slots = {name: self.slots("account", name) for name in OWNERS}
 
     def slots(self, account, name):
-        """Return the slots of an account as a process uses them."""
+        """Return the slots of an account, as one process sees them."""
         if self._connections:
             slots = PostgresSlots(
                 self._worker,
@@ -89,17 +89,17 @@ class Machine:
         self._slots[process].settle(slot_id, until)
         await asyncio.sleep(0)
 
-    async def usage(self, process="looker"):
-        """Return what a process reads of the others."""
+    async def usage(self, process="observer"):
+        """Return the usage of the other processes, as one process reads it."""
         usages = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self._slots[process].fetch_usage(lambda usage: loop.call_soon_threadsafe(usages.put_nowait, usage))
         return await asyncio.wait_for(usages.get(), 10)
 
     async def is_full(self):
-        slot_id, _ = await self.take("looker")
+        slot_id, _ = await self.take("observer")
         if slot_id is not None:
-            await self.settle(slot_id, None, "looker")
+            await self.settle(slot_id, None, "observer")
         return slot_id is None
 
 
@@ -118,7 +118,7 @@ async def machine(request, tmp_path):
     await storage.aclose()
 
 
-async def test_slot_is_free_when_it_was_said_to_be(machine):
+async def test_slot_is_free_at_the_time_it_was_settled_with(machine):
     for slot_id in await machine.fill():
         await machine.settle(slot_id, machine.now + WINDOW)
     machine.now += WINDOW - 0.1
@@ -128,7 +128,7 @@ async def test_slot_is_free_when_it_was_said_to_be(machine):
     assert not await machine.is_full()
 
 
-async def test_slot_of_a_request_that_never_left_is_free_at_once(machine):
+async def test_slot_of_an_unsent_request_is_free_immediately(machine):
     slot_ids = await machine.fill()
     await machine.settle(slot_ids[0], None)
 
@@ -136,7 +136,7 @@ async def test_slot_of_a_request_that_never_left_is_free_at_once(machine):
 
 
 async def test_killed_process_keeps_its_slots_as_long_as_they_may_count(machine):
-    """A request in flight counts until its response could have come, and one window more."""
+    """A request in flight counts for the longest time that its response may take, and for one window."""
     await machine.fill()
     machine.kill("one")
     machine.now += GRACE + WINDOW - 0.1
@@ -147,7 +147,10 @@ async def test_killed_process_keeps_its_slots_as_long_as_they_may_count(machine)
 
 
 async def test_suspended_process_keeps_its_slots_in_flight(machine):
-    """P2: it may send its requests when it goes on. They end with it, or a window after a response."""
+    """P2: the process may send its requests when it is resumed.
+
+    Its slots end with the process, or a window after a response.
+    """
     slot_ids = await machine.fill()
     machine.now += 10 * (GRACE + WINDOW)
     assert await machine.is_full()
@@ -165,7 +168,7 @@ async def test_suspended_process_keeps_its_slots_in_flight(machine):
 
 
 async def test_process_forgets_a_slot_that_could_not_be_settled(machine):
-    """A settling that failed, on a full disk, must not keep the slot as long as the process lives."""
+    """A failed write, for example on a full disk, must not keep the slot until the process ends."""
     slot_ids = await machine.fill()
     settling = machine._slots["one"]._settling
     machine._slots["one"]._settling = lambda *_: lambda _: None
@@ -180,7 +183,7 @@ async def test_process_forgets_a_slot_that_could_not_be_settled(machine):
 @in_a_file
 @pytest.mark.parametrize("uptime", [0.5, 5_000.0])
 async def test_reboot_frees_no_slot_early_and_none_late(machine, uptime):
-    """The monotonic clock begins again: an earlier slot counts for one more window."""
+    """A reboot restarts the monotonic clock. Slots taken before the reboot count for one more window."""
     for slot_id in await machine.fill():
         await machine.settle(slot_id, machine.now + WINDOW)
     machine.boot, machine.now = "second", uptime
@@ -193,8 +196,8 @@ async def test_reboot_frees_no_slot_early_and_none_late(machine, uptime):
 
 
 @in_a_file
-async def test_boots_without_names_are_told_apart_by_the_clock(machine):
-    """A moment that no slot of this boot can have belongs to an earlier one."""
+async def test_reboot_is_detected_by_the_clock_if_the_boot_has_no_id(machine):
+    """A slot with a time that this boot has not reached was taken in an earlier boot."""
     machine.boot = ""
     machine.now = 1e6
     for slot_id in await machine.fill():
@@ -220,7 +223,7 @@ async def test_database_clock_set_back_keeps_slots_for_one_window(machine):
 
 
 async def test_each_process_reads_the_usage_of_the_others_only(machine):
-    """Settled and in flight, by priority, and what the others keep for their polls."""
+    """The usage has settled slots and slots in flight by priority, and the reserve for polls."""
     first, _ = await machine.take("one", reserve=4.0)
     await machine.take("one", Priority.POLL, reserve=4.0)
     await machine.settle(first, machine.now + WINDOW)
@@ -235,20 +238,20 @@ async def test_each_process_reads_the_usage_of_the_others_only(machine):
 
 
 async def test_cancelled_take_leaves_no_slot(machine):
-    """Whether the slot was written before the cancellation or after it."""
-    busy = threading.Event()
-    machine._slots["one"]._worker.post("be busy", lambda _: busy.wait(5))
+    """The slot is written after the cancellation, and then removed."""
+    unblock = threading.Event()
+    machine._slots["one"]._worker.post("block", lambda _: unblock.wait(5))
     taking = asyncio.ensure_future(machine.take())
     await asyncio.sleep(0)
     taking.cancel()
     await asyncio.wait([taking])
-    busy.set()
+    unblock.set()
     await machine.fill()
 
     assert taking.cancelled()
 
 
-async def test_accounts_do_not_share(machine):
+async def test_accounts_do_not_share_slots(machine):
     """Each key and origin has its own rate limit."""
     await machine.fill()
     other = machine.slots("other", "one")
@@ -274,24 +277,24 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system can't suspend a process")
-@pytest.mark.parametrize("where", ["sqlite", "postgres"])
-async def test_slot_ends_with_its_process_and_not_while_it_is_suspended(where, tmp_path):
-    """P2: the clock of a suspended process goes on, and the other processes see that it lives."""
-    if where == "sqlite":
-        place = str(tmp_path / "jobs.db")
-        storage = SqliteStorage.of(place)
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+async def test_slot_in_flight_ends_when_its_process_ends_and_not_while_it_is_suspended(backend, tmp_path):
+    """P2: time passes while the process is suspended, but the other processes see that it is alive."""
+    if backend == "sqlite":
+        location = str(tmp_path / "jobs.db")
+        storage = SqliteStorage.of(location)
         names = {
             "module": "from qamera_async.ledger.sqlite import SqliteStorage",
             "storage": "SqliteStorage",
-            "place": repr(place),
+            "place": repr(location),
         }
     else:
-        place = postgres.server().database()
-        storage = PostgresStorage.of(checked_place(place))
+        location = postgres.server().database()
+        storage = PostgresStorage.of(checked_place(location))
         names = {
             "module": "from qamera_async.ledger.postgres import PostgresStorage",
             "storage": "PostgresStorage",
-            "place": f"checked_place({place!r})",
+            "place": f"checked_place({location!r})",
         }
     await storage.open()
     child = await asyncio.create_subprocess_exec(

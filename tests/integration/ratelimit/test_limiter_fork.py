@@ -1,4 +1,4 @@
-"""The rate limiter in forked processes: each has its own state, and none touches the locks of its parent."""
+"""The rate limiter in forked processes: each has its own state, and none uses the locks of its parent."""
 
 import subprocess
 import sys
@@ -130,7 +130,7 @@ LOCKED = """
     ids=["unused", "in-use", "other-numbers", "locked"],
 )
 def test_forked_process_has_its_own_state(program, expected):
-    """The child works; the parent's state is as before."""
+    """The child can use the rate limiter, and the state of the parent does not change."""
     code = textwrap.dedent(PROGRAM) + textwrap.dedent(program)
     run = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],

@@ -1,4 +1,4 @@
-"""One rate limit for several processes: the store of slots that they share, raced for and never overrun."""
+"""One rate limit for several processes, which take their slots in a shared store."""
 
 import asyncio
 import threading
@@ -16,11 +16,11 @@ from qamera_async._ratelimit import ExternalUsage, session_limiter
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
-LENGTH = 20.0  # seconds of a window; then a reading is due every second
+LENGTH = 20.0  # seconds of a window; the usage is read every twentieth of it
 
 
 class Table:
-    """What would be the table: each slot with its store, its priority and when it becomes free."""
+    """A table of slots in memory. Each has its store, its priority and the time at which it becomes free."""
 
     def __init__(self, clock):
         self.clock = clock
@@ -48,7 +48,7 @@ class Table:
 
 
 class Store:
-    """One process's access to a table. A test may stop it, before and after a slot is recorded."""
+    """The access of one process to a table. A test can block it before or after a slot is recorded."""
 
     def __init__(self, table):
         self.table = table
@@ -56,11 +56,11 @@ class Store:
         self.before, self.after = asyncio.Event(), asyncio.Event()
         self.before.set()
         self.after.set()
-        self.steps = 0  # of the loop that taking a slot needs, twice
+        self.steps = 0  # loop iterations before and after a slot is recorded
         self.error = None
         self.full = False
-        self.shown = None  # the usage to show instead of the table's
-        self.on_usage = None  # of the last reading, if readings are held back
+        self.shown = None  # the usage to return instead of the table's
+        self.on_usage = None  # the callback of the last read, if `holding_back` is set
         self.holding_back = False
 
     async def take(self, priority, limit, window, reserve):
@@ -111,8 +111,8 @@ class Process(Limited):
         self.session.attach(store)
 
 
-class World:
-    """Some processes with one table, and the time they have in common."""
+class Cluster:
+    """Some processes that share a table and a clock."""
 
     def __init__(self, limit, processes=2):
         self.clock = Clock()
@@ -129,9 +129,9 @@ class World:
 
 
 async def test_detached_store_is_not_called():
-    """A second session that attached it must detach it as well."""
-    world = World(2)
-    (a, store), table = (world.processes[0], world.processes[0].store), world.table
+    """If two sessions attached the store, both of them must detach it."""
+    cluster = Cluster(2)
+    (a, store), table = (cluster.processes[0], cluster.processes[0].store), cluster.table
     second = a.another_session()
     second.attach(store)
     a.session.detach()
@@ -150,38 +150,38 @@ async def test_detached_store_is_not_called():
 
 
 async def test_two_processes_share_one_rate_limit():
-    """Each knows what the other has taken, and wakes its waiters when that is free again."""
-    world = World(2)
-    a, b = world.processes
+    """A request of one process waits for slots of the other process."""
+    cluster = Cluster(2)
+    a, b = cluster.processes
     first, _ = await a.acquire(), await a.acquire(POLL)
     waiting = await b.waiting()
     assert (b.counts, waiting.done()) == ((2, 1), False)
     first.on_response()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
     assert not waiting.done()
-    await world.pass_time(LENGTH - 1.1)
+    await cluster.pass_time(LENGTH - 1.1)
     assert not waiting.done()
-    await world.pass_time(0.2)
+    await cluster.pass_time(0.2)
 
     assert waiting.done()
-    assert len(world.table.slots) == 2
+    assert len(cluster.table.slots) == 2
 
 
 async def test_attaching_reads_the_usage():
-    """Before the first request, so that a burst leaves the other processes their slots."""
-    world = World(60)
-    world.table.slots[object()] = (world.processes[0].store, POLL, world.clock.now + 5)
-    late = Process(60, world.clock, Store(world.table))
+    """The usage is known before the first request, so a burst does not take the slots of other processes."""
+    cluster = Cluster(60)
+    cluster.table.slots[object()] = (cluster.processes[0].store, POLL, cluster.clock.now + 5)
+    late = Process(60, cluster.clock, Store(cluster.table))
 
     assert late.rate_limiter.used == 1
-    world.clock.now += 6
+    cluster.clock.now += 6
     assert late.rate_limiter.used == 0
 
 
 async def test_usage_of_two_stores_is_added_up():
     """Each slot is taken in each store; detaching a store forgets its usage."""
-    world = World(3)
-    a, other = world.processes[0], Store(Table(world.clock))
+    cluster = Cluster(3)
+    a, other = cluster.processes[0], Store(Table(cluster.clock))
     other.shown = ExternalUsage(polls_in_flight=1)
     a.store.shown = ExternalUsage(submissions_in_flight=1)
     second = a.another_session()
@@ -193,13 +193,13 @@ async def test_usage_of_two_stores_is_added_up():
 
     assert a.rate_limiter.used == 2
     slot.give_back()
-    assert other.table.slots == world.table.slots == {}
+    assert other.table.slots == cluster.table.slots == {}
 
 
 async def test_waiter_takes_its_slot_in_a_store_attached_meanwhile():
-    """A slot that only one of two processes knows would be one too many."""
-    world = World(1, processes=1)
-    a = world.processes[0]
+    """Other processes would not count a slot that is missing in the store."""
+    cluster = Cluster(1, processes=1)
+    a = cluster.processes[0]
     a.session.detach()
     slot = await a.acquire()
     waiting = await a.waiting()
@@ -218,26 +218,26 @@ async def test_waiter_takes_its_slot_in_a_store_attached_meanwhile():
         (lambda slot: slot.on_429(1.0, POLICY), LENGTH),
     ],
 )
-async def test_slot_ends_in_the_store_as_it_ends_here(end, until):
-    """One window after its response; later if it was lost; at once if it never left."""
-    world = World(2)
-    a = world.processes[0]
+async def test_slot_becomes_free_in_the_store_and_in_the_process_at_the_same_time(end, until):
+    """A slot is free a window after its response, later if that is lost, at once if nothing was sent."""
+    cluster = Cluster(2)
+    a = cluster.processes[0]
     slot = await a.acquire()
-    world.clock.now += 3
+    cluster.clock.now += 3
     end(slot)
     slot.on_response()
 
     settled = [call for call in a.store.calls if call[0] == "settle"]
-    assert settled == [("settle", None if until is None else world.clock.now + until)]
-    assert a.rate_limiter.used == len(world.table.slots) == (until is not None)
+    assert settled == [("settle", None if until is None else cluster.clock.now + until)]
+    assert a.rate_limiter.used == len(cluster.table.slots) == (until is not None)
 
 
 # --- races ----------------------------------------------------------------------------------------
 
 
-async def lost_race(world, priority=SUBMISSION, *then):
-    """Let the first process lose the last slot to the second, with further waiters behind."""
-    a, b = world.processes
+async def lost_race(cluster, priority=SUBMISSION, *then):
+    """Let the first process lose the last slot to the second process, while further requests wait."""
+    a, b = cluster.processes
     a.store.before.clear()
     early = await a.waiting(priority)
     later = [await a.waiting(p) for p in then]
@@ -248,12 +248,12 @@ async def lost_race(world, priority=SUBMISSION, *then):
     return early, later, winner
 
 
-async def test_loser_of_a_race_keeps_its_place():
-    world = World(1)
-    early, (late, latest), winner = await lost_race(world, SUBMISSION, SUBMISSION, SUBMISSION)
-    assert world.processes[0].rate_limiter.waiting == 3
+async def test_request_that_lost_a_race_keeps_its_place_in_the_queue():
+    cluster = Cluster(1)
+    early, (late, latest), winner = await lost_race(cluster, SUBMISSION, SUBMISSION, SUBMISSION)
+    assert cluster.processes[0].rate_limiter.waiting == 3
     winner.give_back()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
     assert [early.done(), late.done(), latest.done()] == [True, False, False]
     early.result().give_back()
     await run_ready()
@@ -261,13 +261,13 @@ async def test_loser_of_a_race_keeps_its_place():
 
     late.result().give_back()
     (await latest).give_back()
-    assert world.table.slots == {}
+    assert cluster.table.slots == {}
 
 
-async def test_several_losers_keep_their_order():
-    """Whichever of them is told first that no slot is left."""
-    world = World(2)
-    a, b = world.processes
+async def test_requests_that_lost_a_race_keep_their_order():
+    """The order does not depend on which request the store refuses first."""
+    cluster = Cluster(2)
+    a, b = cluster.processes
     a.store.before.clear()
     first, second = await a.waiting(), await a.waiting()
     third = await a.waiting()
@@ -275,26 +275,26 @@ async def test_several_losers_keep_their_order():
     a.store.before.set()
     await run_ready()
     winners[0].give_back()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
 
     assert [first.done(), second.done(), third.done()] == [True, False, False]
     await drop(second, third)
 
 
-async def test_submissions_go_before_a_poll_that_lost():
-    world = World(1)
-    poll, (submission,), winner = await lost_race(world, POLL, SUBMISSION)
+async def test_submission_goes_before_a_poll_that_lost_a_race():
+    cluster = Cluster(1)
+    poll, (submission,), winner = await lost_race(cluster, POLL, SUBMISSION)
     winner.give_back()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
 
     assert (submission.done(), poll.done()) == (True, False)
     await drop(poll)
 
 
-async def test_loser_is_told_how_long_it_will_wait():
-    """``on_wait`` is called when it begins to wait, which may be after it lost."""
-    world = World(1)
-    a, b = world.processes
+async def test_request_that_lost_a_race_calls_on_wait():
+    """The call has the expected wait, and comes when the request begins to wait."""
+    cluster = Cluster(1)
+    a, b = cluster.processes
     waits = []
     a.store.before.clear()
     early = await a.waiting(on_wait=waits.append)
@@ -307,43 +307,43 @@ async def test_loser_is_told_how_long_it_will_wait():
     await drop(early)
 
 
-async def test_loser_gives_back_what_it_took_in_other_stores():
-    world = World(2)
-    a, other = world.processes[0], Store(Table(world.clock))
+async def test_request_that_lost_a_race_gives_back_its_slots_in_other_stores():
+    cluster = Cluster(2)
+    a, other = cluster.processes[0], Store(Table(cluster.clock))
     a.another_session().attach(other)
     other.full = True
     waiting = await a.waiting()
     assert a.store.calls.count("take") == 1
-    assert world.table.slots == {}
+    assert cluster.table.slots == {}
     assert a.rate_limiter.waiting == 1
     other.full = False
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
 
     assert len(waiting.result().shared) == 2
 
 
 async def test_full_store_is_asked_once_per_reading():
-    """Also if its usage doesn't show why no slot is left."""
-    world = World(5)
-    a, store = world.processes[0], world.processes[0].store
+    """The usage may not explain why the store is full."""
+    cluster = Cluster(5)
+    a, store = cluster.processes[0], cluster.processes[0].store
     store.full, store.shown = True, ExternalUsage()
     waiting, later = await a.waiting(), await a.waiting()
     store.holding_back = True
-    await world.pass_time(0.5)
+    await cluster.pass_time(0.5)
     assert store.calls.count("take") == 1
     store.full = False
-    await world.pass_time(0.6)
+    await cluster.pass_time(0.6)
 
     assert waiting.done()
     assert later.done()
 
 
-async def test_nobody_passes_a_loser():
-    """Also if the usage shows a slot that the store doesn't give."""
-    world = World(2)
-    a, store = world.processes[0], world.processes[0].store
+async def test_no_request_overtakes_one_that_lost_a_race():
+    """The usage may show a free slot that the store refuses."""
+    cluster = Cluster(2)
+    a, store = cluster.processes[0], cluster.processes[0].store
     store.shown = ExternalUsage(submissions_in_flight=1)
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
     store.before.clear()
     early, late = await a.waiting(), await a.waiting()
     store.full, store.shown = True, ExternalUsage()
@@ -355,38 +355,38 @@ async def test_nobody_passes_a_loser():
     await drop(early, late)
 
 
-async def test_slot_that_the_store_gave_counts_whatever_it_shows():
-    world = World(1)
-    a = world.processes[0]
+async def test_granted_slot_is_used_even_if_the_usage_shows_a_full_store():
+    cluster = Cluster(1)
+    a = cluster.processes[0]
     a.store.shown = ExternalUsage(polls_in_flight=1)
 
     assert (await a.acquire()).shared
 
 
 async def test_burst_of_two_processes_leaves_slots_to_the_shared_poll():
-    """Also if neither knew of the other's requests when its own were granted."""
-    world = World(20)
-    for process in world.processes:
+    """Both processes may grant requests before they know of each other's requests."""
+    cluster = Cluster(20)
+    for process in cluster.processes:
         process.session.reserve_polls(LENGTH / 4)
-    for process in [*world.processes] * 2:
-        (await process.acquire()).give_back()  # now each knows what the other keeps for polls
-    for process in world.processes:
+    for process in [*cluster.processes] * 2:
+        (await process.acquire()).give_back()  # now each process knows the poll reserve of the other process
+    for process in cluster.processes:
         process.store.before.clear()
-    waiting = [await process.waiting() for _ in range(30) for process in world.processes]
-    assert [process.rate_limiter.used for process in world.processes] == [16, 16]
-    for process in world.processes:
+    waiting = [await process.waiting() for _ in range(30) for process in cluster.processes]
+    assert [process.rate_limiter.used for process in cluster.processes] == [16, 16]
+    for process in cluster.processes:
         process.store.before.set()
     await run_ready()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
 
-    assert len(world.table.slots) == sum(task.done() for task in waiting) == 16
+    assert len(cluster.table.slots) == sum(task.done() for task in waiting) == 16
     await drop(*waiting)
 
 
-async def test_cooldown_that_begins_meanwhile_stops_a_granted_request():
-    """After a 429 nothing is sent, also no request that is about to take its slot in the store."""
-    world = World(5)
-    a, store = world.processes[0], world.processes[0].store
+async def test_cooldown_stops_a_request_that_is_taking_its_slot():
+    """After a 429 no request is sent, not even one that was granted but has no slot in the store yet."""
+    cluster = Cluster(5)
+    a, store = cluster.processes[0], cluster.processes[0].store
     slot = await a.acquire()
     store.before.clear()
     waiting = await a.waiting()
@@ -394,23 +394,23 @@ async def test_cooldown_that_begins_meanwhile_stops_a_granted_request():
     store.before.set()
     await run_ready()
     assert not waiting.done()
-    assert len(world.table.slots) == 1
-    await world.pass_time(5.1)
+    assert len(cluster.table.slots) == 1
+    await cluster.pass_time(5.1)
 
     waiting.result().on_response()
-    assert (await a.acquire()).granted_at == world.clock.now
+    assert (await a.acquire()).granted_at == cluster.clock.now
 
 
-async def test_request_that_gets_its_slot_after_a_cooldown_probes():
-    """It counts as granted when the store gave the slot, which is right before it is sent."""
-    world = World(5)
-    a, store = world.processes[0], world.processes[0].store
+async def test_request_that_gets_its_slot_after_a_cooldown_is_the_probe():
+    """A request counts as granted at the time at which the store gave it the slot."""
+    cluster = Cluster(5)
+    a, store = cluster.processes[0], cluster.processes[0].store
     slot = await a.acquire()
     store.before.clear()
     waiting = await a.waiting()
-    world.clock.now += 1
+    cluster.clock.now += 1
     slot.on_429(5.0, POLICY)
-    world.clock.now += 6
+    cluster.clock.now += 6
     store.before.set()
     (await waiting).on_response()
     both = [await a.waiting() for _ in range(2)]
@@ -418,14 +418,14 @@ async def test_request_that_gets_its_slot_after_a_cooldown_probes():
     assert all(task.done() for task in both)
 
 
-# --- nothing leaks ----------------------------------------------------------------------------------
+# --- cancellation and errors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_cancelling_while_the_store_is_asked_leaks_no_slot(when):
-    """Neither before the store recorded it nor after; and the next waiter gets it."""
-    world = World(1)
-    a = world.processes[0]
+    """The next waiter gets the slot, whether or not the store had recorded it."""
+    cluster = Cluster(1)
+    a = cluster.processes[0]
     getattr(a.store, when).clear()
     taking, behind = await a.waiting(), await a.waiting()
     assert a.rate_limiter.waiting == 2
@@ -435,49 +435,49 @@ async def test_cancelling_while_the_store_is_asked_leaks_no_slot(when):
     assert taking.cancelled()
 
     behind.result().give_back()
-    assert (a.counts, world.table.slots) == ((0, 0), {})
+    assert (a.counts, cluster.table.slots) == ((0, 0), {})
 
 
 async def test_cancelling_between_two_stores_gives_back_the_first():
-    world = World(1)
-    a, other = world.processes[0], Store(Table(world.clock))
+    cluster = Cluster(1)
+    a, other = cluster.processes[0], Store(Table(cluster.clock))
     a.another_session().attach(other)
     other.before.clear()
     taking = await a.waiting()
-    assert len(world.table.slots) == 1
+    assert len(cluster.table.slots) == 1
     await drop(taking)
 
-    assert (a.counts, world.table.slots) == ((0, 0), {})
+    assert (a.counts, cluster.table.slots) == ((0, 0), {})
 
 
 async def test_cancelled_loser_leaves_the_queue():
-    world = World(1)
-    early, (late,), winner = await lost_race(world, SUBMISSION, SUBMISSION)
+    cluster = Cluster(1)
+    early, (late,), winner = await lost_race(cluster, SUBMISSION, SUBMISSION)
     await drop(early)
     winner.give_back()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
 
     late.result().give_back()
-    assert (world.processes[0].counts, world.table.slots) == ((0, 0), {})
+    assert (cluster.processes[0].counts, cluster.table.slots) == ((0, 0), {})
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), TimeoutError("locked")])
 async def test_error_of_a_store_is_raised_and_leaks_no_slot(error):
-    world = World(1)
-    a, other = world.processes[0], Store(Table(world.clock))
+    cluster = Cluster(1)
+    a, other = cluster.processes[0], Store(Table(cluster.clock))
     a.another_session().attach(other)
     other.error = error
     with pytest.raises(type(error)) as raised:
         await a.acquire()
 
     assert raised.value is error
-    assert (a.counts, world.table.slots) == ((0, 0), {})
+    assert (a.counts, cluster.table.slots) == ((0, 0), {})
 
 
 async def test_store_detached_meanwhile_fails_no_request():
     """One session's store may be closed while another session's request takes a slot in it."""
-    world = World(1)
-    a, store = world.processes[0], world.processes[0].store
+    cluster = Cluster(1)
+    a, store = cluster.processes[0], cluster.processes[0].store
     store.before.clear()
     taking = asyncio.ensure_future(a.another_session().acquire(SUBMISSION))
     await run_ready()
@@ -490,9 +490,9 @@ async def test_store_detached_meanwhile_fails_no_request():
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_stop_ends_a_request_that_takes_its_slot(times):
-    """However long the store takes; requests of other sessions go on."""
-    world = World(5)
-    a, store = world.processes[0], world.processes[0].store
+    """`stop` does not wait for the store, and requests of other sessions continue."""
+    cluster = Cluster(5)
+    a, store = cluster.processes[0], cluster.processes[0].store
     store.after.clear()
     mine = await a.waiting()
     other = asyncio.ensure_future(a.another_session().acquire(SUBMISSION))
@@ -503,18 +503,18 @@ async def test_stop_ends_a_request_that_takes_its_slot(times):
     await run_ready()
     with pytest.raises(SessionClosedError):
         mine.result()
-    assert (a.rate_limiter.used, len(world.table.slots)) == (1, 1)
+    assert (a.rate_limiter.used, len(cluster.table.slots)) == (1, 1)
     store.after.set()
     await run_ready()
 
     other.result().give_back()
-    assert (a.counts, world.table.slots) == ((0, 0), {})
+    assert (a.counts, cluster.table.slots) == ((0, 0), {})
 
 
 async def test_stop_ends_a_granted_request_before_the_store_is_asked():
-    """Otherwise it would lose there, wait again and stay for ever."""
-    world = World(1)
-    a = world.processes[0]
+    """Otherwise the store could refuse it, and it would wait for ever."""
+    cluster = Cluster(1)
+    a = cluster.processes[0]
     slot = await a.acquire()
     mine = await a.waiting()
     slot.give_back()
@@ -523,21 +523,21 @@ async def test_stop_ends_a_granted_request_before_the_store_is_asked():
 
     with pytest.raises(SessionClosedError):
         mine.result()
-    assert (a.counts, world.table.slots) == ((0, 0), {})
+    assert (a.counts, cluster.table.slots) == ((0, 0), {})
 
 
 @pytest.mark.parametrize("full", [True, False])
-async def test_stop_in_the_moment_of_the_answer_ends_the_request(full):
-    """Whether it lost or won: it must not wait again, and gives back what it has."""
-    world = World(1)
-    a, store = world.processes[0], world.processes[0].store
+async def test_stop_during_the_answer_of_the_store_ends_the_request(full):
+    """The request does not wait again, and gives back the slot if it got one."""
+    cluster = Cluster(1)
+    a, store = cluster.processes[0], cluster.processes[0].store
 
     async def take(*_):
         await a.session.stop(SessionClosedError("closed"))
         if full:
             return None, ExternalUsage(submissions_in_flight=1)
         slot_id = object()
-        world.table.slots[slot_id] = (store, SUBMISSION, None)
+        cluster.table.slots[slot_id] = (store, SUBMISSION, None)
         return slot_id, ExternalUsage()
 
     store.take = take
@@ -545,8 +545,8 @@ async def test_stop_in_the_moment_of_the_answer_ends_the_request(full):
         await a.acquire()
 
     store.shown = ExternalUsage()
-    await world.pass_time(LENGTH)
-    assert (a.rate_limiter.waiting, world.table.slots) == (0, {})
+    await cluster.pass_time(LENGTH)
+    assert (a.rate_limiter.waiting, cluster.table.slots) == (0, {})
 
 
 # --- reading the usage ----------------------------------------------------------------------------
@@ -554,30 +554,30 @@ async def test_stop_in_the_moment_of_the_answer_ends_the_request(full):
 
 async def test_usage_is_read_every_twentieth_of_a_window_while_a_request_waits():
     """Other processes return slots without a notification; without a waiter nothing is read."""
-    world = World(1)
-    a, b = world.processes
+    cluster = Cluster(1)
+    a, b = cluster.processes
     await b.acquire()
-    await world.pass_time(30)
+    await cluster.pass_time(30)
     assert a.store.calls == ["read"]
     waiting = await a.waiting()
     a.store.calls.clear()
     for _ in range(8):
-        await world.pass_time(0.25)
+        await cluster.pass_time(0.25)
 
     assert a.store.calls == ["read"] * 2
     await drop(waiting)
 
 
 async def test_slow_store_is_not_read_more_often():
-    world = World(1)
-    a, b = world.processes
+    cluster = Cluster(1)
+    a, b = cluster.processes
     await b.acquire()
     waiting = await a.waiting()
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
     a.store.holding_back = True
     a.store.calls.clear()
     for _ in range(8):
-        await world.pass_time(0.25)
+        await cluster.pass_time(0.25)
 
     assert a.store.calls == ["read"] * 2
     await drop(waiting)
@@ -585,7 +585,7 @@ async def test_slow_store_is_not_read_more_often():
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_timer_reads_the_usage(run):
-    """By itself, also while no time is known at which a slot becomes free; also on uvloop."""
+    """The timer runs even if no slot in use has a known end, also on uvloop."""
 
     async def main():
         store = Store(Table(Clock()))
@@ -636,12 +636,12 @@ def test_slow_store_does_not_keep_the_loop_busy():
 
 
 async def test_reading_in_another_thread_wakes_the_waiter():
-    world = World(1)
-    a, b = world.processes
+    cluster = Cluster(1)
+    a, b = cluster.processes
     winner = await b.acquire()
     waiting = await a.waiting()
     a.store.holding_back = True
-    await world.pass_time(1.0)
+    await cluster.pass_time(1.0)
     winner.give_back()
     thread = threading.Thread(target=a.store.on_usage, args=(ExternalUsage(),))
     thread.start()
@@ -651,8 +651,8 @@ async def test_reading_in_another_thread_wakes_the_waiter():
 
 
 async def test_late_reading_does_not_undo_a_newer_one():
-    world = World(2)
-    a, b = world.processes
+    cluster = Cluster(2)
+    a, b = cluster.processes
     a.session.detach()
     a.store.holding_back = True
     a.session.attach(a.store)
@@ -664,9 +664,9 @@ async def test_late_reading_does_not_undo_a_newer_one():
 
 
 async def test_store_is_never_called_under_the_lock():
-    """A store may have a lock of its own: two threads would wait for each other."""
-    world = World(1)
-    a, store = world.processes[0], world.processes[0].store
+    """A store may have its own lock, and two threads could then wait for each other."""
+    cluster = Cluster(1)
+    a, store = cluster.processes[0], cluster.processes[0].store
     free = []
 
     def watched(method):
@@ -687,15 +687,15 @@ async def test_store_is_never_called_under_the_lock():
     a.another_session().attach(store)
     for end in ("on_response", "give_back"):
         getattr(await a.acquire(), end)()
-        await world.pass_time(LENGTH + 1)
+        await cluster.pass_time(LENGTH + 1)
     (await a.acquire()).on_429(0.0, POLICY)
     waiting = await a.waiting()
-    await world.pass_time(2.0)
+    await cluster.pass_time(2.0)
     await drop(waiting)
     taking = await a.waiting()
     await drop(taking)
-    await world.pass_time(LENGTH)
-    other = Store(Table(world.clock))
+    await cluster.pass_time(LENGTH)
+    other = Store(Table(cluster.clock))
     other.full = True
     second = a.another_session()
     second.attach(other)
@@ -709,14 +709,14 @@ async def test_store_is_never_called_under_the_lock():
 
 @pytest.mark.parametrize("which", [0, 1])
 async def test_polls_go_on_in_time_through_the_bursts_of_two_processes(which):
-    """Whichever process polls for both does so about every stale_after seconds."""
-    world = World(20)
+    """The process that polls for both of them polls about every stale_after seconds."""
+    cluster = Cluster(20)
     stale_after, step = 5.0, 0.25
-    polls, due, asked, poller = [], 0.0, None, world.processes[which]
-    for process in world.processes:
+    polls, due, poll, poller = [], 0.0, None, cluster.processes[which]
+    for process in cluster.processes:
         process.session.reserve_polls(stale_after)
     submissions = []
-    for process in world.processes:
+    for process in cluster.processes:
         submissions += [await process.waiting() for _ in range(100)]
     sent = 0
     for _ in range(int(6 * LENGTH / step)):
@@ -724,23 +724,24 @@ async def test_polls_go_on_in_time_through_the_bursts_of_two_processes(which):
             submissions.remove(slot)
             slot.result().on_response()
             sent += 1
-        if asked is not None and asked.done():
-            asked.result().on_response()
-            asked = None
-            polls.append(world.clock.now)
-            due = world.clock.now + poller.session.poll_delay(0.5, stale_after)
-        if asked is None and world.clock.now >= due:
-            asked = await poller.waiting(POLL)
-        await world.pass_time(step)
-    await drop(*submissions, *filter(None, [asked]))
+        if poll is not None and poll.done():
+            poll.result().on_response()
+            poll = None
+            polls.append(cluster.clock.now)
+            due = cluster.clock.now + poller.session.poll_delay(0.5, stale_after)
+        if poll is None and cluster.clock.now >= due:
+            poll = await poller.waiting(POLL)
+        await cluster.pass_time(step)
+    await drop(*submissions, *filter(None, [poll]))
 
-    began = 1000.0 + LENGTH  # in the first window neither knows of the other, and polls may run out
-    later = [at for at in polls if at >= began]
-    assert max(b - a for a, b in pairwise(later)) <= stale_after + 2 * step
+    # In the first window the processes do not know each other, so a poll may get no slot.
+    second_window = 1000.0 + LENGTH
+    later_polls = [at for at in polls if at >= second_window]
+    assert max(b - a for a, b in pairwise(later_polls)) <= stale_after + 2 * step
     assert sent >= 6 * 15
 
 
-# --- all of it at once ------------------------------------------------------------------------------
+# --- random interleavings ---------------------------------------------------------------------------
 
 
 STEPS = st.one_of(
@@ -761,26 +762,26 @@ STEPS = st.one_of(
     st.lists(st.sampled_from([None, 2.0, LENGTH]), min_size=1, max_size=3),
 )
 def test_server_never_counts_more_than_the_limit_of_all_processes(steps, limit, reserves):
-    """P2, whatever the interleaving; no slot leaks, and every request gets one in the end."""
-    asyncio.run(interleaved(steps, limit, reserves))
+    """P2: in every interleaving no slot leaks, and every request gets a slot eventually."""
+    asyncio.run(run_interleaving(steps, limit, reserves))
 
 
 class Interleaving:
-    """Requests of up to three processes, and when the server counted each."""
+    """Requests of up to three processes, and the times at which the server counted them."""
 
     def __init__(self, limit, reserves):
-        self.world = World(limit, processes=len(reserves))
-        for process, stale_after in zip(self.world.processes, reserves, strict=True):
+        self.cluster = Cluster(limit, processes=len(reserves))
+        for process, stale_after in zip(self.cluster.processes, reserves, strict=True):
             if stale_after is not None:
                 process.session.reserve_polls(stale_after)
         self.asking, self.holding, self.counted = [], [], []
 
     async def request(self, process, priority):
         slot = await process.acquire(priority)
-        self.holding.append((slot, self.world.clock.now))
+        self.holding.append((slot, self.cluster.clock.now))
 
     def ask(self, which, priority, steps):
-        process = self.world.processes[which]
+        process = self.cluster.processes[which]
         process.store.steps = steps
         self.asking.append(asyncio.ensure_future(self.request(process, priority)))
 
@@ -791,12 +792,12 @@ class Interleaving:
         grace = (3.0,) if how == "on_lost" else ()
         getattr(slot, how)(*grace)
         if how != "give_back":
-            last = self.world.clock.now + sum(grace)
+            last = self.cluster.clock.now + sum(grace)
             self.counted.append(granted + (last - granted) * fraction)
 
     async def step(self, which, step, what, number, fraction):
         if step == "ask":
-            self.ask(which % len(self.world.processes), what, number)
+            self.ask(which % len(self.cluster.processes), what, number)
         elif step == "end":
             self.end(what, number, fraction)
         elif step == "cancel" and self.asking:
@@ -805,27 +806,27 @@ class Interleaving:
             for _ in range(number):
                 await asyncio.sleep(0)
         elif step == "time":
-            await self.world.pass_time(number)
+            await self.cluster.pass_time(number)
 
     async def answer_all(self):
         for _ in range(25 * (len(self.asking) + 3)):
             while self.holding:
                 self.end("on_response", 0, 0.5)
             self.asking = [task for task in self.asking if not task.done()]
-            await self.world.pass_time(1.0)
+            await self.cluster.pass_time(1.0)
 
 
-async def interleaved(steps, limit, reserves):
+async def run_interleaving(steps, limit, reserves):
     run = Interleaving(limit, reserves)
-    world = run.world
+    cluster = run.cluster
     for which, (step, what, number), fraction in steps:
         await run.step(which, step, what, number, fraction)
     await run.answer_all()
     assert run.asking == run.holding == []
     counted = sorted(run.counted)
     assert all(b - a >= LENGTH for a, b in zip(counted, counted[limit:], strict=False))
-    await world.pass_time(LENGTH + 3)
-    assert world.table.taken() == 0
-    for process in world.processes:
-        process.session.detach()  # with it what the last reading showed
+    await cluster.pass_time(LENGTH + 3)
+    assert cluster.table.taken() == 0
+    for process in cluster.processes:
+        process.session.detach()  # also forgets the usage of the last read
         assert process.counts == (0, 0)

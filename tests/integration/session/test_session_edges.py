@@ -1,4 +1,4 @@
-"""What a server can do to the evidence: dates, lists that come and go, refused polls, echoed secrets."""
+"""Settings of a session, the secrets in its errors, and calls that wait for a slot when it closes."""
 
 import asyncio
 import pickle
@@ -7,7 +7,6 @@ import traceback
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
@@ -17,51 +16,8 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 KEY = "mk_live_canary.SECRETCANARY"
 
 
-def video(record_id, **fields):
-    return {"id": record_id, "status": "DONE", "videoUrl": "https://cdn.example.com/a.mp4"} | fields
-
-
-class Scripted:
-    """A server whose lists are scripted; each POST ends with status 500."""
-
-    def __init__(self):
-        self.lists = []
-        self.seen = []
-        self.headers = {}
-        self.post = (500, {"error": "boom"})
-
-    async def answer(self, request):
-        self.seen.append(request.method)
-        if request.method == "POST":
-            status, body = self.post
-            return web.json_response(body, status=status, headers=self.headers)
-        listed = self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
-        if isinstance(listed, int):
-            return web.json_response({"error": "x"}, status=listed, headers={"Retry-After": "0"})
-        return web.json_response({"videos": listed, "count": len(listed)}, headers=self.headers)
-
-
-@pytest.fixture
-async def server():
-    scripted = Scripted()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", scripted.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    scripted.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield scripted
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def session(server, quick):
-    async with q.QameraSession(KEY, base_url=server.url, **quick) as session:
-        yield session
-
-
-async def test_a_cancelled_list_shows_no_key():
-    """Neither a traceback with locals, nor a context, leads into the HTTP client's frames."""
+async def test_cancelled_list_shows_no_key():
+    """Neither the traceback nor the context of the error has frames of the HTTP client."""
     async with Sandbox(quota=None, api_key=KEY) as sandbox, sandbox.session() as other:
         sandbox.trouble("hang", on="GET")
         with pytest.raises(TimeoutError) as timed_out:
@@ -73,8 +29,8 @@ async def test_a_cancelled_list_shows_no_key():
     assert "aiohttp" not in "".join(line for line in lines if line.lstrip().startswith("File"))
 
 
-async def test_no_error_leads_into_the_http_client(quick):
-    """Walking causes and contexts meets none of its exceptions, which hold the request's headers."""
+async def test_errors_have_no_cause_or_context_from_the_http_client(quick):
+    """Exceptions of the HTTP client hold the headers of the request, and so the key."""
     async with Sandbox(quota=None) as sandbox, sandbox.session(**quick) as session:
         for name in ("reset_after", "truncate", "garbage"):
             sandbox.trouble(name)
@@ -86,8 +42,8 @@ async def test_no_error_leads_into_the_http_client(quick):
                 error = error.__cause__ or error.__context__
 
 
-async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
-    """list_videos too gets SessionClosedError without waiting for a slot."""
+async def test_closing_ends_calls_that_wait_for_a_slot(quick):
+    """`list_videos` and `register_video` raise SessionClosedError without waiting for a slot."""
     async with Sandbox(quota=(1, 60.0)) as sandbox:
         session = sandbox.session(**quick)
         await session.list_videos()
@@ -104,6 +60,11 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
 @pytest.mark.parametrize(
     "options",
     [
+        {"api_key": ""},
+        {"api_key": "a b"},
+        {"api_key": "a\n"},
+        {"api_key": "ключ"},
+        {"polling": 3},
         {"proxy": 3},
         {"proxy": "garbage"},
         {"proxy": "socks5://x:1"},
@@ -112,6 +73,10 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
         {"trace_configs": [object()]},
         {"trust_env": "no"},
         {"allow_http": "no"},
+        {"base_url": "http://example.com"},
+        {"base_url": "ftp://example.com"},
+        {"base_url": "example.com"},
+        {"base_url": "https://u:p@example.com"},
         {"base_url": "https://h:0"},
         {"base_url": "https://h\r\nx"},
         {"base_url": KEY},
@@ -119,10 +84,10 @@ async def test_closing_ends_what_queues_for_a_slot_at_once(quick):
         {"on_event": 3},
     ],
 )
-def test_a_bad_setting_is_refused_and_shows_no_key(options):
-    """Where it is made, and with the key neither in the text nor in a traceback with locals."""
+def test_invalid_setting_is_refused_and_shows_no_key(options):
+    """The session refuses it when it is built. Neither the text nor a traceback with locals shows the key."""
     with pytest.raises(q.ConfigurationError) as refused:
-        q.QameraSession(KEY, **{"base_url": "https://example.com"} | options)
+        q.QameraSession(**{"api_key": KEY, "base_url": "https://example.com"} | options)
     lines = traceback.TracebackException.from_exception(refused.value, capture_locals=True).format()
     ours = [line for line in lines if "qamera_async/" in line]
 
@@ -130,8 +95,8 @@ def test_a_bad_setting_is_refused_and_shows_no_key(options):
     assert options.get("base_url") == KEY or "SECRETCANARY" not in "".join(ours)
 
 
-def test_good_settings_are_taken():
-    """What the last test refuses has a good counterpart."""
+def test_valid_settings_are_accepted():
+    """The settings have a secret in their values, and neither their repr nor a pickle shows it."""
     session = q.QameraSession(
         KEY,
         base_url="http://cluster.internal:8080/qamera/",

@@ -1,4 +1,4 @@
-"""Submits videos one after the other, and stops its own process once in each submission.
+"""A program that submits videos and stops its own process once in each submission.
 
 Usage: freezing_program.py URL LEDGER NUMBER
 
@@ -41,7 +41,7 @@ def stop():
 
 
 class FreezingLedger(Ledger):
-    """Stops the process after the first commit of "sending" of each intent, where `freezes` is set."""
+    """Stops the process after the next commit of "sending" if `freezes` is set."""
 
     freezes = False
 
@@ -53,7 +53,7 @@ class FreezingLedger(Ledger):
 
 
 class FreezingApi(ApiClient):
-    """Stops the process before the first byte of a POST, where `freezes` is set."""
+    """Stops the process before the first byte of the next POST if `freezes` is set."""
 
     freezes = False
 

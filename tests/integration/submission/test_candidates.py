@@ -12,7 +12,7 @@ def video(record_id, **fields):
     return {"id": record_id, "status": "DONE", "videoUrl": "https://cdn.example.com/a.mp4"} | fields
 
 
-class Scripted:
+class ScriptedServer:
     """A server that answers POSTs with one response, and GETs with lists; the last list is repeated."""
 
     def __init__(self):
@@ -34,7 +34,7 @@ class Scripted:
 
 @pytest.fixture
 async def server():
-    scripted = Scripted()
+    scripted = ScriptedServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", scripted.answer)
     runner = web.AppRunner(app)
@@ -51,7 +51,7 @@ async def session(server, quick):
         yield session
 
 
-async def candidates(session):
+async def candidate_ids(session):
     """Submit a video whose answer is lost; return the ids of its candidates."""
     with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
         await session.register_video(image_id="i")
@@ -71,39 +71,37 @@ async def test_absurd_date_gives_no_candidates(server, session, date):
     server.lists = [[video("vid_1", createdAt="2026-03-20T17:00:00Z")]]
     server.headers = {"Date": date}
 
-    assert await candidates(session) == []
+    assert await candidate_ids(session) == []
 
 
 async def test_429_to_the_poll_of_the_search_loses_no_candidate(server, session):
     server.lists = [[video("old")], 429, [video("old"), video("new")]]
     await session.list_videos()
 
-    assert await candidates(session) == ["new"]
+    assert await candidate_ids(session) == ["new"]
 
 
-async def test_record_that_any_list_showed_before_is_no_candidate(server, session):
-    """Also where the last list before the POST lacked it."""
+async def test_record_in_any_earlier_list_is_no_candidate(server, session):
+    """The last list before the POST may lack the record."""
     server.lists = [[video("a"), video("b")], [video("b")], [video("a"), video("b"), video("new")]]
     await session.list_videos()
     await session.list_videos()
 
-    assert await candidates(session) == ["new"]
+    assert await candidate_ids(session) == ["new"]
 
 
-async def test_record_that_a_poll_showed_before_is_no_candidate(server, session):
+async def test_record_in_an_earlier_poll_is_no_candidate(server, session):
     """A list of more than 64 KiB is processed in steps."""
     server.lists = [[], [video(f"foreign_{number}") for number in range(3_000)]]
     await session.list_videos()
     with pytest.raises(q.JobTimeoutError):
         await session.job("vid_1").wait(0.2)
 
-    assert await candidates(session) == []
+    assert await candidate_ids(session) == []
 
 
 @pytest.mark.parametrize("error", [OSError(24, "no file descriptor is free"), ImportError("cattrs")])
-async def test_receipt_that_a_local_failure_keeps_from_being_read_is_ambiguous(
-    server, session, monkeypatch, error
-):
+async def test_receipt_that_can_not_be_parsed_is_ambiguous(server, session, monkeypatch, error):
     def fail(_):
         raise error
 
@@ -112,5 +110,5 @@ async def test_receipt_that_a_local_failure_keeps_from_being_read_is_ambiguous(
     await session.list_videos()
     monkeypatch.setattr("qamera_async._submission.submit.parse_receipt", fail)
 
-    assert await candidates(session) == ["vid_1"]
+    assert await candidate_ids(session) == ["vid_1"]
     assert server.methods.count("POST") == 1

@@ -1,4 +1,4 @@
-"""P3: a process that stands still after the commit of "sending" submits nothing that was abandoned meanwhile.
+"""P3: a process that is suspended after the commit of "sending" does not submit an abandoned intent.
 
 QAMERA_FREEZES sets how often the process is stopped; the default is 20.
 """
@@ -52,7 +52,7 @@ class Server:
 
 @asynccontextmanager
 async def serve():
-    """Serve on loopback; give the server and its URL."""
+    """Run a server on loopback; yield it and its URL."""
     server = Server()
     async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
         yield server, f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
@@ -71,7 +71,7 @@ async def stopped(process):
 
 
 async def abandon(path, ref):
-    """Abandon the open intent of a ref, as a person does on another machine after the lease has expired."""
+    """Abandon the open intent of a ref, like a user on another machine after the lease has expired."""
     storage = SqliteStorage.apart(path)
     try:
         (row,) = [
@@ -88,7 +88,7 @@ async def abandon(path, ref):
 
 @pytest.mark.case(102)
 async def test_frozen_submissions_are_not_doubled(path):
-    """Half of the intents are abandoned and submitted elsewhere while the process stands still."""
+    """Half of the intents are abandoned and submitted by another process while the first one is suspended."""
     async with serve() as (server, url), Program(url, str(path)) as elsewhere:
         command = [sys.executable, str(PROGRAM), url, str(path), str(FREEZES)]
         process = start(command)
@@ -115,5 +115,5 @@ async def test_frozen_submissions_are_not_doubled(path):
 
 
 def is_abandoned(number):
-    """Whether an intent is abandoned: half of those that are frozen at each point."""
+    """Return whether the test abandons an intent: half of the intents at each point."""
     return number // 2 % 2 == 0

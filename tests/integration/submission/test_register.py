@@ -1,8 +1,9 @@
-"""`session.register` and its siblings on the sandbox: what is sent, and each outcome."""
+"""`register_video` and `register_reel` on the sandbox: the requests they send, and each outcome."""
 
 import asyncio
 
 import pytest
+from batch_helpers import posts
 
 import qamera_async as q
 from qamera_async.sandbox import Sandbox
@@ -10,26 +11,10 @@ from qamera_async.sandbox import Sandbox
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
 
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(job_seconds=0.05, quota=None) as sandbox:
-        yield sandbox
+# --- the request ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def session(sandbox, quick):
-    async with sandbox.session(**quick) as session:
-        yield session
-
-
-def posts(sandbox):
-    return [request for request in sandbox.requests if request.method == "POST"]
-
-
-# --- what is sent ---------------------------------------------------------------------------------
-
-
-async def test_reel_is_sent_in_the_spelling_of_the_api(session, sandbox):
+async def test_reel_is_sent_with_the_field_name_of_the_api(session, sandbox):
     await session.register_reel(["a", "b"])
 
     assert sandbox.orders[0].body == {"imagesIds": ["a", "b"]}
@@ -152,7 +137,7 @@ LOST = [
 
 @pytest.mark.parametrize(("name", "details"), LOST)
 async def test_post_whose_answer_is_lost_is_ambiguous_and_sent_once(sandbox, quick, name, details):
-    """The new record is a candidate, and no old one is."""
+    """Only the new record is a candidate."""
     sandbox.add_records(3)
     options = quick | {"timeouts": q.Timeouts(request=0.2, reconcile=0.5)}
     async with sandbox.session(**options) as session:

@@ -14,14 +14,8 @@ from qamera_async.sandbox import Sandbox
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
 
-@pytest.fixture
-async def sandbox():
-    async with Sandbox(quota=None) as sandbox:
-        yield sandbox
-
-
-async def received(sandbox):
-    """Wait until the sandbox has received a request."""
+async def until_received(sandbox):
+    """Wait until the sandbox has until_received a request."""
     while not sandbox.requests:
         await asyncio.sleep(0.001)
 
@@ -31,7 +25,7 @@ async def test_receipt_of_a_cancelled_caller_is_in_the_log_and_an_event(sandbox,
     async with sandbox.session(**quick, on_event=events.append) as session:
         sandbox.trouble("slow", seconds=0.1)
         task = asyncio.ensure_future(session.register_video(image_id="i", ref="sku-1"))
-        await received(sandbox)
+        await until_received(sandbox)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -76,7 +70,7 @@ async def test_closing_cuts_off_a_submission_without_an_answer(sandbox, quick, c
     session = sandbox.session(**quick | {"timeouts": q.Timeouts(close=0.05)})
     sandbox.trouble("hang")
     sending = asyncio.ensure_future(session.register_video(image_id="i", ref="sku-1"))
-    await received(sandbox)
+    await until_received(sandbox)
     await session.aclose()
 
     with pytest.raises(q.AmbiguousSubmissionError):
@@ -89,7 +83,7 @@ async def test_cancelled_close_still_closes(sandbox, quick):
     session = sandbox.session(**quick)
     sandbox.trouble("slow", seconds=0.1)
     sending = asyncio.ensure_future(session.register_video(image_id="i"))
-    await received(sandbox)
+    await until_received(sandbox)
     closing = asyncio.ensure_future(session.aclose())
     await asyncio.sleep(0)
     closing.cancel()
@@ -174,7 +168,7 @@ asyncio.run(main())
         ({"loggers": {"qamera_async": {"level": "WARNING"}}}, True),
     ],
 )
-def test_receipt_without_a_caller_is_emitted_whatever_the_logging_configuration(config, logged):
+def test_receipt_without_a_caller_is_emitted_with_any_logging_configuration(config, logged):
     handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
     root = {"handlers": ["out"], "level": "WARNING"}
     config = {"version": 1, "handlers": {"out": handler}, "root": root} | config

@@ -1,4 +1,4 @@
-"""Clients for the transport tests, which are closed after each test."""
+"""Fixtures of the transport tests."""
 
 import pytest
 from faults import FaultServer
@@ -14,7 +14,7 @@ def slot():
 
 @pytest.fixture
 async def api(no_lost_exceptions):
-    """Return a function that makes clients of a server or URL; the clients are closed after the test."""
+    """Return a function that makes API clients for a server or URL, and close the clients after the test."""
     clients = []
 
     def make(server, timeouts=LIMITS, **options):

@@ -1,4 +1,4 @@
-"""ApiClient.send: what is on the wire, what is returned, and how the slot is settled."""
+"""ApiClient.send: the bytes on the wire, the returned response, and the settled slot."""
 
 import asyncio
 import gzip
@@ -72,7 +72,7 @@ async def test_gets_share_a_connection_and_each_post_has_its_own(api, slot):
 
 
 async def test_post_without_a_body_is_refused(api, slot):
-    """Without a body, aiohttp would send the headers before anybody knows that they may be sent."""
+    """Without a body, aiohttp would send the headers before `before_body` is awaited."""
     async with FaultServer(GOOD) as server:
         with pytest.raises(ValueError, match="body"):
             await api(server).send(ApiRequest("POST", "/register"), slot)
@@ -127,8 +127,8 @@ async def test_lost_connection_keeps_the_slot(api, slot, method):
     assert slot.settled == [LOST]
 
 
-async def test_get_on_a_dropped_kept_connection_is_not_sent_again(api, slot):
-    """By itself, aiohttp would send it a second time, outside of the rate limit."""
+async def test_get_on_a_dropped_keep_alive_connection_is_not_sent_again(api, slot):
+    """Aiohttp would otherwise send it again, outside of the rate limit."""
     async with FaultServer(GOOD, answers(b"", "fin"), GOOD) as server:
         client = api(server)
         await client.send(GET, slot)
@@ -140,7 +140,7 @@ async def test_get_on_a_dropped_kept_connection_is_not_sent_again(api, slot):
 
 
 @METHODS
-async def test_timeout_tells_that_the_request_may_have_been_received(api, slot, method):
+async def test_timeout_states_that_the_request_may_have_been_received(api, slot, method):
     limits = q.Timeouts(connect=5.0, request=0.1)
     async with FaultServer(answers(b"", "hang")) as server:
         with pytest.raises(q.RequestTimeoutError) as late:
@@ -151,7 +151,7 @@ async def test_timeout_tells_that_the_request_may_have_been_received(api, slot, 
 
 
 @METHODS
-async def test_headers_that_drip_do_not_extend_the_timeout(api, slot, method):
+async def test_slow_headers_do_not_extend_the_timeout(api, slot, method):
     async def drip(connection):
         await connection.request()
         await connection.send(HEAD)
@@ -164,7 +164,7 @@ async def test_headers_that_drip_do_not_extend_the_timeout(api, slot, method):
             await asyncio.wait_for(api(server, q.Timeouts(request=0.1)).send(REQUESTS[method], slot), 10)
 
 
-async def test_attempt_tells_the_state_of_a_post(api, slot):
+async def test_attempt_has_the_state_of_a_post(api, slot):
     states = []
 
     def state():
@@ -213,7 +213,7 @@ async def test_closed_client_sends_nothing(api, slot):
 
 
 @pytest.mark.parametrize(("method", "kind"), [("GET", q.SessionClosedError), ("POST", q.TransportError)])
-async def test_closing_cuts_requests_and_tells_whether_a_post_was_sent(api, slot, method, kind):
+async def test_closing_cuts_requests_and_states_whether_a_post_was_sent(api, slot, method, kind):
     async with FaultServer(answers(b"", "hang")) as server:
         client = api(server)
         sending = asyncio.ensure_future(client.send(REQUESTS[method], slot))

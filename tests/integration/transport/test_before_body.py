@@ -1,4 +1,4 @@
-"""before_body: awaited before the first byte of a POST leaves, and able to stop it."""
+"""The before_body callback: it is awaited before the first byte of a POST, and can stop the POST."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.every_loop
 
 
 class RefusedError(Exception):
-    """What a callback raises."""
+    """An error that a callback raises."""
 
 
 class Recorder:
@@ -25,13 +25,13 @@ class Recorder:
 
     async def __call__(self, connection):
         self.connected.set()
-        while data := await connection.some():
+        while data := await connection.receive():
             self.received += data
             if b"\r\n\r\n{" in self.received:
                 await connection.send(http(RECEIPT))
 
 
-async def test_nothing_arrives_before_it_returns(api, slot):
+async def test_server_receives_nothing_before_the_callback_returns(api, slot):
     recorder = Recorder()
     received = []
 
@@ -70,7 +70,7 @@ async def test_what_it_raises_is_raised_and_nothing_was_sent(api, slot, error, l
     assert slot.settled == ["given back"]
 
 
-async def test_client_works_after_it_raised(api, slot):
+async def test_client_works_after_the_callback_raised(api, slot):
     async def before_body():
         raise RefusedError
 
@@ -84,7 +84,7 @@ async def test_client_works_after_it_raised(api, slot):
     assert server.methods == ["POST"]
 
 
-async def test_it_is_awaited_once_for_a_long_body(api, slot):
+async def test_callback_is_awaited_once_for_a_long_body(api, slot):
     calls = []
 
     async def before_body():
@@ -154,11 +154,11 @@ async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, s
     never = asyncio.Event()
     attempt = Attempt(never.wait)
 
-    async def speaks_first(connection):
+    async def answer_first(connection):
         await connection.send(http(RECEIPT))
         await connection.hang()
 
-    async with FaultServer(speaks_first) as server:
+    async with FaultServer(answer_first) as server:
         with pytest.raises(q.TransportError) as failed:
             await api(server).send(POST, slot, attempt)
 

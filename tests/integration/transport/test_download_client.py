@@ -16,7 +16,7 @@ LIMIT = q.Timeouts(connect=5.0, request=0.3)
 
 @pytest.fixture
 async def downloads():
-    """Return a function that makes download clients; they are closed after the test."""
+    """Return a function that makes download clients, and close the clients after the test."""
     clients = []
 
     def make(base_url="https://api.example", timeouts=LIMIT, **options):
@@ -60,7 +60,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("ends", ENDS)
-async def test_response_tells_what_ends_its_body(downloads, ends):
+async def test_response_states_how_its_body_ends(downloads, ends):
     async with FaultServer(answers(ENDS[ends], "fin")) as server:
         async with downloads().fetch(server.url, {}, None) as response:
             body = await body_of(response)
@@ -84,10 +84,10 @@ async def test_redirect_is_returned(downloads):
 
 
 async def test_refused_address_is_not_connected_to(downloads):
-    asked = []
+    addresses = []
 
     def refuse(address):
-        asked.append(address)
+        addresses.append(address)
         return False
 
     async with FaultServer(answers(http(b"data"))) as server:
@@ -97,7 +97,7 @@ async def test_refused_address_is_not_connected_to(downloads):
 
         assert server.connections == 0
     assert refused.value.permanent
-    assert "127.0.0.1" in asked
+    assert "127.0.0.1" in addresses
 
 
 async def test_allowed_address_is_connected_to(downloads):
@@ -115,7 +115,7 @@ async def test_allowed_address_is_connected_to(downloads):
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", q.InvalidResponseError),
     ],
 )
-async def test_broken_response_is_an_error_of_ours(downloads, answer, kind):
+async def test_broken_response_raises_an_error_of_this_package(downloads, answer, kind):
     async with FaultServer(answers(answer, "fin")) as server:
         with pytest.raises(kind) as failed:
             async with downloads().fetch(server.url, {}, None) as response:
@@ -124,7 +124,7 @@ async def test_broken_response_is_an_error_of_ours(downloads, answer, kind):
     assert type(failed.value) is kind
 
 
-async def test_host_that_is_never_reached_is_an_error_of_ours(downloads, unused_tcp_port):
+async def test_unreachable_host_raises_connection_failed_error(downloads, unused_tcp_port):
     with pytest.raises(q.ConnectionFailedError):
         async with downloads().fetch(f"http://127.0.0.1:{unused_tcp_port}", {}, None):
             pass
@@ -152,15 +152,15 @@ def dripping(size, pause):
     return drip
 
 
-async def test_body_that_drips_times_out(downloads):
-    """Each byte arrives in time, but not 64 KiB in Timeouts.request seconds."""
+async def test_slow_body_times_out(downloads):
+    """The minimum throughput is 64 KiB in Timeouts.request seconds."""
     async with FaultServer(dripping(1, 0.01)) as server:
         with pytest.raises(q.RequestTimeoutError):
             async with downloads().fetch(server.url, {}, None) as response:
                 await asyncio.wait_for(body_of(response), 10)
 
 
-async def test_body_may_take_longer_than_the_limit_in_all(downloads):
+async def test_whole_body_may_take_longer_than_the_timeout(downloads):
     async with FaultServer(dripping(100_000, 0.1)) as server:
         async with downloads(timeouts=q.Timeouts(request=0.5)).fetch(server.url, {}, None) as response:
             assert len(await body_of(response)) == 1_000_000
@@ -239,7 +239,7 @@ async def test_closing_ends_a_fetch(downloads, answer):
             await asyncio.wait_for(fetching, 5)
 
 
-async def test_read_after_closing_is_not_taken_for_the_end_of_the_body(downloads):
+async def test_read_after_closing_raises_instead_of_ending_the_body(downloads):
     async with FaultServer(answers(HEAD + b"\r\ndata", "hang")) as server:
         client = downloads()
         async with client.fetch(server.url, {}, None) as response:

@@ -1,4 +1,4 @@
-"""A timer that fires after the process stood still does not discard a response that can be read."""
+"""Responses that arrived during a suspension are read, although their timeout has passed."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ class ThreadServer:
 
     Args:
         answer: The bytes that are sent after a request.
-        wait: The event that is awaited before they are sent.
+        wait: The event that the server awaits before it sends the answer; None sends it immediately.
 
     """
 
@@ -81,7 +81,7 @@ async def test_response_that_arrived_while_the_loop_was_blocked_is_read(api, slo
 
     def block():
         blocked.set()
-        server.answered.wait(0.1)  # a long response fills the buffer of the socket, and waits there
+        server.answered.wait(0.1)  # a long response blocks once the buffer of the socket is full
         time.sleep(REQUEST_TIMEOUT * 1.5)
 
     with ThreadServer(ANSWERS[name], blocked) as server:
@@ -132,10 +132,10 @@ else:
 @pytest.mark.case(90)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_response_that_arrived_while_the_process_was_stopped_is_read(loop):
-    """SIGSTOP is what a debugger, a container that is frozen and a laptop that sleeps do."""
+    """SIGSTOP stands for a debugger, a frozen container or a sleeping laptop."""
     stopped = threading.Event()
     with ThreadServer(http(RECEIPT), stopped) as server:
-        # The response is sent once the process is stopped, for longer than its timeout.
+        # The server answers while the process is stopped, and the stop lasts longer than the timeout.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, loop, server.url],

@@ -1,4 +1,4 @@
-"""Trace hooks of the user: they see what aiohttp shows them, and what they raise costs nothing."""
+"""Trace hooks of the user: they get the arguments of aiohttp, and their errors are logged and ignored."""
 
 import asyncio
 import types
@@ -30,7 +30,7 @@ def tracing(hook, factory=types.SimpleNamespace):
 
 
 @METHODS
-async def test_hooks_see_no_context_of_ours(api, slot, method):
+async def test_hooks_do_not_get_the_context_of_this_package(api, slot, method):
     seen = {}
 
     async def note(signal, context, params):
@@ -61,15 +61,15 @@ async def test_context_factory_of_the_user_is_used(api, slot):
 @METHODS
 @pytest.mark.case(87)
 @pytest.mark.parametrize("error", [RuntimeError("S3CRET"), asyncio.CancelledError("S3CRET")])
-async def test_what_a_hook_raises_costs_no_response_and_is_logged(api, slot, method, error, caplog):
+async def test_error_of_a_hook_is_logged_and_loses_no_response(api, slot, method, error, caplog):
     raised = []
 
-    async def explode(signal, context, params):
+    async def raise_error(signal, context, params):
         raised.append(signal)
         raise error
 
     async with FaultServer(GOOD) as server:
-        response = await api(server, trace_configs=[tracing(explode)]).send(REQUESTS[method], slot)
+        response = await api(server, trace_configs=[tracing(raise_error)]).send(REQUESTS[method], slot)
 
     assert response.body == BODIES[method]
     assert slot.settled == ["response"]
@@ -101,7 +101,7 @@ async def test_hook_does_not_swallow_a_cancellation(api, slot, method):
 
 
 @METHODS
-async def test_hooks_see_how_a_kept_connection_was_lost(api, slot, method):
+async def test_hooks_get_the_error_of_a_lost_keep_alive_connection(api, slot, method):
     seen = []
 
     async def note(signal, context, params):

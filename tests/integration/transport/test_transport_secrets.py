@@ -94,8 +94,8 @@ async def test_broken_response_shows_no_secret(api, slot, method, name, caplog):
     assert TOKEN.encode() in sent
 
 
-def test_the_search_finds_a_local_variable_and_a_chained_error():
-    """A test that finds no secret shows nothing if the search is blind."""
+def test_search_finds_secrets_in_locals_of_chained_errors():
+    """The other tests prove nothing unless the search can find a secret."""
 
     def fail():
         exec(compile("def f(key):\n raise ValueError\nf(key)", "elsewhere.py", "exec"), {"key": KEY})  # noqa: S102
@@ -118,8 +118,8 @@ PROXY_ANSWERS = {
 }
 
 
-def through(way, proxy, monkeypatch):
-    """Return the settings that lead through a proxy."""
+def proxy_options(way, proxy, monkeypatch):
+    """Return the settings of a client that uses a proxy."""
     if way == "environment":
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -138,7 +138,7 @@ async def test_refusing_proxy_shows_no_secret(api, way, name, sender, monkeypatc
         connection.fin()
 
     async with FaultServer(refuse) as proxy:
-        given = options(**through(way, f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}", monkeypatch))
+        given = options(**proxy_options(way, f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}", monkeypatch))
         url = "https://h.example"
         if sender == "download":
             error = await error_of(_download(f"{url}/clip.mp4", base_url=url, **given))
@@ -156,8 +156,10 @@ async def test_refusing_proxy_shows_no_secret(api, way, name, sender, monkeypatc
 
 @pytest.mark.parametrize("proxy", ["http://[", f"http://me:{PASSWORD}@h:99999", f"http://me:{PASSWORD}@["])
 @pytest.mark.parametrize("sender", [*REQUESTS, "download"])
-async def test_malformed_proxy_of_the_environment_is_an_error_of_ours(api, slot, proxy, sender, monkeypatch):
-    given = options(**through("environment", proxy, monkeypatch))
+async def test_malformed_proxy_of_the_environment_raises_connection_failed_error(
+    api, slot, proxy, sender, monkeypatch
+):
+    given = options(**proxy_options("environment", proxy, monkeypatch))
     url = "https://h.example"
     if sender == "download":
         error = await error_of(_download(f"{url}/clip.mp4", base_url=url, **given))

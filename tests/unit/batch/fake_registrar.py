@@ -17,11 +17,11 @@ class Answer:
     """How the server answers one POST.
 
     Attributes:
-        error: What `send` raises; None for a receipt.
+        error: The error that `send` raises; None for a receipt.
         price: The credits in the receipt; None if it states none.
-        seconds: How long the POST is on the wire.
-        until: An event to wait for on the wire; None for none.
-        reconcile: How long an ambiguous submission is reconciled after it left the wire, in seconds.
+        seconds: The time that the POST is on the wire.
+        until: An event that the answer waits for; None to answer after `seconds`.
+        reconcile: The seconds for which an ambiguous submission is reconciled after the exchange.
         taken: Whether an ambiguous submission was accepted, so that it costs its price.
 
     """
@@ -79,8 +79,8 @@ class FakeRegistrar:
     """Replaces the `Registrar` of a session.
 
     Args:
-        answer: Gives the answer to a request that is sent now; the receipts state 10 credits by default.
-        known: The jobs, or the errors, that the ledger has for a ref.
+        answer: A function that returns the answer to a request; by default a receipt of 10 credits.
+        known: The job or the error that the ledger has for each ref.
         job_seconds: How long a job takes; None leaves it to the test.
         has_ledger: Whether there is a ledger.
 
@@ -100,16 +100,16 @@ class FakeRegistrar:
         self.rate_limit = asyncio.Event()
         self.rate_limit.set()
         self.waiting = 0
-        self.elsewhere = {}  # an event for each ref that another process has claimed
+        self.claimed_elsewhere = {}  # an event for each ref that another process has claimed
 
-    # --- what the batch calls -------------------------------------------------------------------
+    # --- operations of the session --------------------------------------------------------------
 
     async def claim(self, request, *, retry_failed):
         if not isinstance(request, q.VideoRequest | q.ReelRequest):
             raise q.InvalidRequestError("no request")
         await asyncio.sleep(0)
-        if request.ref in self.elsewhere:
-            await self.elsewhere[request.ref].wait()
+        if request.ref in self.claimed_elsewhere:
+            await self.claimed_elsewhere[request.ref].wait()
         known = self.known.get(request.ref)
         if isinstance(known, Exception):
             raise known
@@ -190,7 +190,7 @@ class FakeRegistrar:
 
 
 def script(*answers, then=None):
-    """Return an answer function: the answers in turn, then the last one, or ``then``, again and again."""
+    """Return an answer function that returns the answers in turn, then always ``then`` or the last answer."""
     left = deque(answers)
 
     def answer(request):
@@ -226,6 +226,6 @@ def make_batch(registrar, requests, *, retry=None, **options):
     )
 
 
-async def idle():
-    """Wait until no task of a batch, and no POST, is left."""
+async def until_idle():
+    """Wait until no batch task and no POST is running."""
     await until(lambda: not batch_tasks("qamera-batch", "fake-post"))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
 def usual_price(request):
-    """10 credits for a video, 15 for a reel, unless ``extra_body`` says what the request costs."""
+    """Return a receipt of 10 credits for a video, 15 for a reel, or the credits in ``extra_body``."""
     usual = 10 if isinstance(request, q.VideoRequest) else 15
     return Answer(price=request.extra_body.get("costs", usual))
 
@@ -33,7 +33,7 @@ def costing(*prices):
 
 
 def prices(*values):
-    """Return an answer function whose receipts state these credits in turn, the last one again and again."""
+    """Return an answer function whose receipts have these prices in turn, and then always the last price."""
     return script(*(Answer(price=value) for value in values))
 
 
@@ -71,7 +71,7 @@ async def test_spending_exactly_the_limit_is_no_reason_to_stop():
     assert registrar.paid == 50
 
 
-async def test_the_first_of_a_kind_is_sent_alone_and_other_kinds_go_on():
+async def test_first_request_of_a_kind_is_sent_alone_and_other_kinds_continue():
     answered = asyncio.Event()
     registrar = FakeRegistrar(lambda request: Answer(until=answered))
     requests = [*videos(2), q.ReelRequest(["a"]), q.ReelRequest(["a", "b"]), *videos(4)]
@@ -230,7 +230,7 @@ async def test_an_unknown_price_is_estimated_at_the_highest_of_its_kind():
     assert (result.stopped.spent, result.stopped.price) == (90, 80)
 
 
-async def test_while_a_price_is_unknown_nothing_else_of_the_kind_is_sent():
+async def test_no_other_request_of_a_kind_is_sent_while_a_price_is_unknown():
     answered = asyncio.Event()
     registrar = FakeRegistrar(
         lambda request: Answer(until=answered if "costs" in request.extra_body else None, price=10)
@@ -300,7 +300,7 @@ async def test_an_ambiguous_submission_counts_at_the_known_price():
 
 
 @pytest.mark.parametrize("limit", [1, 10, 1000])
-async def test_an_ambiguous_first_stops_the_batch_and_is_the_cause(limit):
+async def test_ambiguous_first_request_stops_the_batch_and_is_the_cause(limit):
     unknown = ambiguous(taken=True)
     registrar = FakeRegistrar(script(refused(), refused(), unknown, refused()))
     result = await make_batch(registrar, videos(20), max_credits=limit)
@@ -313,7 +313,7 @@ async def test_an_ambiguous_first_stops_the_batch_and_is_the_cause(limit):
     assert len(result.failures) == 3
 
 
-async def test_ambiguous_firsts_between_refusals_do_not_lift_the_limit():
+async def test_ambiguous_first_requests_between_refusals_do_not_lift_the_limit():
     answers = [ambiguous(taken=True), ambiguous(taken=True), ambiguous(taken=True), refused()] * 15
     registrar = FakeRegistrar(script(*answers))
     result = await make_batch(registrar, videos(60), max_credits=10)

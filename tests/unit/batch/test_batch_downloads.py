@@ -1,4 +1,4 @@
-"""The files of a batch: where they go, and that none is paid for that can't be written."""
+"""The files of a batch: target names, downloads, and targets that are refused before a submission."""
 
 import asyncio
 import tempfile
@@ -26,7 +26,7 @@ async def test_results_are_downloaded_into_a_new_folder(tmp_path):
     assert {path.name for path in folder.iterdir()} == set(targets(result.outcomes))
 
 
-async def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+async def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
@@ -102,10 +102,10 @@ async def test_an_error_of_a_download_does_not_stop_the_batch(tmp_path):
     assert [type(outcome.error) for outcome in result.outcomes] == [q.NotFoundError] * 10
 
 
-# --- before anything is paid ----------------------------------------------------------------------
+# --- targets that are refused before the submission -----------------------------------------------
 
 
-async def test_an_existing_file_is_refused_before_it_is_paid_for(tmp_path):
+async def test_existing_target_is_refused_before_the_submission(tmp_path):
     for number in (0, 1):
         (tmp_path / f"sku-{number}.mp4").write_text("mine")
     known = {"sku-1": FakeJob("vid_old")}
@@ -122,14 +122,14 @@ async def test_an_existing_file_is_refused_before_it_is_paid_for(tmp_path):
     assert (tmp_path / "sku-0.mp4").read_text() == "mine"
 
 
-async def test_a_dangling_link_counts_as_an_existing_file(tmp_path):
+async def test_dangling_link_counts_as_an_existing_file(tmp_path):
     (tmp_path / "sku-0.mp4").symlink_to(tmp_path / "nowhere")
     result = await make_batch(FakeRegistrar(), videos(1), download_to=tmp_path)
 
     assert isinstance(result.failures[0].error, q.TargetExistsError)
 
 
-async def test_with_overwrite_an_existing_file_is_no_reason_to_refuse(tmp_path):
+async def test_overwrite_accepts_an_existing_file(tmp_path):
     (tmp_path / "sku-0.mp4").write_text("old")
     result = await make_batch(FakeRegistrar(), videos(1), download_to=tmp_path, overwrite=True)
 
@@ -142,7 +142,7 @@ async def test_with_overwrite_an_existing_file_is_no_reason_to_refuse(tmp_path):
 @pytest.mark.parametrize(
     "refs", [("a", "a"), ("Straße", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("É", "e\u0301")]
 )
-async def test_the_second_request_with_the_same_target_is_refused_before_it_is_paid_for(
+async def test_second_request_with_the_same_target_is_refused_before_the_submission(
     tmp_path, refs, overwrite
 ):
     registrar = FakeRegistrar()
@@ -167,7 +167,7 @@ async def test_names_that_some_file_systems_take_for_the_same_one_are_one_target
     assert len(registrar.posts) == 1
 
 
-async def test_a_new_request_with_the_target_of_an_earlier_job_is_refused(tmp_path):
+async def test_new_request_with_the_target_of_an_earlier_job_is_refused(tmp_path):
     known = {"sku-0": FakeJob("vid_old")}
     registrar = FakeRegistrar(known=known)
     requests = [*videos(1), *[q.VideoRequest("i", ref="SKU-0")] * 2]
@@ -212,7 +212,7 @@ async def test_an_ambiguous_request_keeps_its_target(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
-async def test_a_folder_that_is_a_file_is_refused_before_anything_is_read(tmp_path, place):
+async def test_folder_that_is_a_file_is_refused_before_any_request_is_read(tmp_path, place):
     (tmp_path / "file").touch()
     source = Counted(videos(2))
     with pytest.raises(q.ConfigurationError, match="download_to"):
@@ -224,7 +224,7 @@ async def test_a_folder_that_is_a_file_is_refused_before_anything_is_read(tmp_pa
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root can't write")
-async def test_a_folder_that_is_not_writable_is_refused_before_anything_is_read():
+async def test_folder_that_is_not_writable_is_refused_before_any_request_is_read():
     source = Counted(videos(2))
     with pytest.raises(q.ConfigurationError, match=r"download_to: .*write"):
         await make_batch(FakeRegistrar(), source, download_to="/proc/self")
@@ -232,7 +232,7 @@ async def test_a_folder_that_is_not_writable_is_refused_before_anything_is_read(
     assert source.read == 0
 
 
-async def test_the_file_that_tests_the_folder_is_removed(tmp_path, monkeypatch):
+async def test_probe_file_in_the_folder_is_removed(tmp_path, monkeypatch):
     touched, real = [], tempfile.NamedTemporaryFile
 
     def create(**options):

@@ -1,4 +1,4 @@
-"""A batch that is left early or cancelled: nothing more is submitted, no task stays, no receipt is lost."""
+"""Batches that are left early or cancelled: no further submission, no running task, no lost receipt."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ def assert_nothing_lost(registrar, caplog, handed_out):
 
 
 class Generator:
-    """Requests without an end that note when they are closed."""
+    """Endless requests that record when their generator is closed."""
 
     def __init__(self):
         self.closed = self.read = 0
@@ -202,7 +202,7 @@ async def test_a_forgotten_iterator_stops_the_batch(caplog):
     cycle.append(cycle)
     del outcomes, cycle
     gc.collect()
-    await idle()
+    await until_idle()
 
     assert source.closed == 1
     assert source.read <= 11
@@ -221,7 +221,7 @@ async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
     thread = threading.Thread(target=kept.clear)
     thread.start()
     thread.join()
-    await idle()
+    await until_idle()
 
     assert source.closed == 1
     assert_nothing_lost(registrar, caplog, given)
@@ -240,13 +240,13 @@ async def test_only_generators_are_closed_on_leaving():
 
 
 @pytest.mark.parametrize("form", ["await", "for", "context"])
-async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, form):
-    for moment in range(80):
+async def test_batch_cancelled_at_any_point_loses_no_receipt(caplog, form):
+    for iteration in range(80):
         caplog.clear()
         registrar, given, source = FakeRegistrar(job_seconds=0.001), [], Generator()
         batch = make_batch(registrar, source.sync(), max_in_flight=6)
 
-        async def consume_it(batch=batch, given=given):
+        async def consume(batch=batch, given=given):
             if form == "await":
                 await batch
             elif form == "for":
@@ -259,8 +259,8 @@ async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, for
                         given.append(outcome)
                         await asyncio.sleep(0)
 
-        task = asyncio.ensure_future(consume_it())
-        for _ in range(moment):
+        task = asyncio.ensure_future(consume())
+        for _ in range(iteration):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -268,7 +268,7 @@ async def test_a_batch_that_is_cancelled_at_any_moment_loses_nothing(caplog, for
         if form != "for":
             assert batch_tasks() == []
         del task
-        await idle()
+        await until_idle()
         assert source.closed == (1 if source.read else 0)
         assert_nothing_lost(registrar, caplog, given)
 
@@ -314,7 +314,7 @@ async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
     assert batch_tasks() == []
 
 
-async def test_leaving_the_context_can_be_cancelled_and_still_ends_all_tasks():
+async def test_cancelled_exit_of_the_context_ends_all_tasks():
     closed, leaving = [], asyncio.Event()
 
     async def source():
@@ -426,7 +426,7 @@ async def test_without_a_ledger_each_outcome_is_logged(caplog):
     assert_nothing_lost(registrar, caplog, [given])
 
 
-async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
+async def test_with_a_ledger_one_log_line_states_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
     registrar = FakeRegistrar(script(ambiguous(), Answer()), has_ledger=True)
     await leave_with_all_but_one_ready(registrar, videos(30))
@@ -438,7 +438,7 @@ async def test_with_a_ledger_one_line_says_how_to_continue(caplog):
     assert "vid_" not in line
 
 
-async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
+async def test_requests_without_a_ref_are_logged_even_with_a_ledger(caplog):
     caplog.set_level("INFO", "qamera_async")
     registrar = FakeRegistrar(has_ledger=True)
     requests = [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")]
@@ -457,7 +457,7 @@ async def test_requests_without_a_ref_are_logged_in_spite_of_a_ledger(caplog):
 
 
 @pytest.mark.parametrize("has_ledger", [True, False])
-async def test_a_receipt_that_was_neither_saved_nor_handed_out_is_logged(caplog, has_ledger):
+async def test_receipt_that_was_neither_stored_nor_handed_out_is_logged(caplog, has_ledger):
     error = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x", "vid_y")))
     registrar = FakeRegistrar(lambda _: Answer(error, seconds=0.005), has_ledger=has_ledger)
     await leave_with_all_but_one_ready(registrar, videos(2))
@@ -472,7 +472,7 @@ async def test_an_ambiguous_submission_that_was_not_handed_out_is_logged(caplog)
     assert "ambiguous submission (ref 'sku-1')" in warnings(caplog)
 
 
-async def test_a_cancelled_await_with_a_ledger_says_how_to_continue(caplog):
+async def test_cancelled_await_with_a_ledger_logs_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
     registrar = FakeRegistrar(has_ledger=True)
 

@@ -1,4 +1,4 @@
-"""The same batch on the event loop of asyncio and on that of uvloop."""
+"""One batch on the event loops of asyncio and uvloop."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from fake_registrar import Answer, FakeRegistrar, ambiguous, idle, make_batch, r
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_pauses_stops_and_leaves_on_any_event_loop(loop_factory, tmp_path):
+def test_outage_stop_and_early_exit_work_on_each_event_loop(loop_factory, tmp_path):
     async def run():
         answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
         registrar = FakeRegistrar(answers)
@@ -23,7 +23,7 @@ def test_pauses_stops_and_leaves_on_any_event_loop(loop_factory, tmp_path):
                 break
         async for _ in make_batch(FakeRegistrar(), videos(100), max_in_flight=10):
             break
-        await idle()
+        await until_idle()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(run())

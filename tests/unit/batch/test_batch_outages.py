@@ -1,4 +1,4 @@
-"""A batch while its server is unreachable: it pauses, one request tries, and nothing is lost or doubled."""
+"""A batch while its server is unreachable: it pauses, retries one request, and submits each request once."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
 class Delays:
-    """A retry policy that notes each delay it gives."""
+    """A retry policy that records its delays."""
 
     def __init__(self):
         self.given = []
@@ -24,7 +24,7 @@ class Delays:
 
 
 class Outage:
-    """Answers so many requests with a failure to connect, then all others."""
+    """An answer function that fails to connect so many times, then returns receipts."""
 
     def __init__(self, failures):
         self.left = failures
@@ -36,7 +36,7 @@ class Outage:
         return unreachable()
 
 
-async def test_in_an_outage_one_request_tries_at_a_time_and_nothing_is_read():
+async def test_during_an_outage_one_request_is_retried_and_no_request_is_read():
     trying, tries = 0, []
 
     class SpecialRegistrar(FakeRegistrar):
@@ -60,7 +60,7 @@ async def test_in_an_outage_one_request_tries_at_a_time_and_nothing_is_read():
     assert source.read == 5
 
 
-async def test_each_outage_follows_the_delays_from_the_first_on():
+async def test_each_outage_begins_with_the_first_delay():
     retry, outage = Delays(), Outage(12)
     registrar = FakeRegistrar(outage)
     first, _ = await consume(make_batch(registrar, videos(10), retry=retry))
@@ -84,7 +84,7 @@ async def test_a_request_is_claimed_again_for_each_try():
     assert len(registrar.posts) == 1
 
 
-async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog):
+async def test_outage_is_logged_when_it_begins_and_when_it_ends(caplog):
     caplog.set_level("INFO", "qamera_async")
     await consume(make_batch(FakeRegistrar(Outage(12)), videos(10)))
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
@@ -93,14 +93,14 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog):
     assert "unreachable: No connection to example.com." in lines[0][1]
 
 
-async def test_a_batch_without_an_outage_logs_none(caplog):
+async def test_batch_without_an_outage_logs_none(caplog):
     caplog.set_level("INFO", "qamera_async")
     await consume(make_batch(FakeRegistrar(), videos(3)))
 
     assert caplog.text == ""
 
 
-async def test_a_batch_can_be_stopped_in_an_outage():
+async def test_batch_can_be_stopped_in_an_outage():
     old = FakeJob("vid_old")
     registrar = FakeRegistrar(lambda _: unreachable(), known={"old": old})
     retry = q.RetryPolicy(base=1000.0, max_delay=1000.0)
@@ -116,7 +116,7 @@ async def test_a_batch_can_be_stopped_in_an_outage():
     assert all(claim.released or claim.task for claim in registrar.claims)
 
 
-async def test_in_an_outage_a_slow_source_is_not_asked_for_more(caplog):
+async def test_during_an_outage_a_slow_source_is_not_read(caplog):
     read = []
 
     async def source():
@@ -135,13 +135,13 @@ async def test_in_an_outage_a_slow_source_is_not_asked_for_more(caplog):
     outage.left = 0
     outcomes, reason = await running
 
-    assert at_last <= at_first + 1 < 10  # the source may have been asked for one when the outage began
+    assert at_last <= at_first + 1 < 10  # a read may have begun before the outage
     assert (len(outcomes), reason) == (10, None)
     assert len(registrar.posts) == 10
 
 
-async def test_the_next_request_tries_if_the_only_one_ends_otherwise():
-    """Another process submits the request that waits for the network."""
+async def test_next_request_is_retried_if_the_first_one_needs_no_submission():
+    """Another process has submitted the request that was retried."""
 
     class SpecialRegistrar(FakeRegistrar):
         async def send(self, claim):
@@ -159,7 +159,7 @@ async def test_the_next_request_tries_if_the_only_one_ends_otherwise():
     assert len(registrar.posts) == 2
 
 
-async def test_a_request_that_may_have_been_sent_is_not_sent_again():
+async def test_request_that_may_have_been_sent_is_not_sent_again():
     error = q.RequestTimeoutError("half of it was sent", sent=True)
     registrar = FakeRegistrar(lambda request: Answer(error if request.ref == "sku-1" else None))
     outcomes, _ = await consume(make_batch(registrar, videos(3)))
@@ -180,7 +180,7 @@ async def test_an_outage_keeps_the_credit_limit_and_the_target_files(tmp_path):
     assert batch.credits_reserved == registrar.paid == 30
 
 
-async def test_an_outage_ends_with_an_ambiguous_submission_too():
+async def test_ambiguous_submission_ends_an_outage():
     answers = iter([unreachable(), ambiguous()])
     registrar = FakeRegistrar(lambda _: next(answers, Answer(seconds=0.01)))
     outcomes, reason = await consume(

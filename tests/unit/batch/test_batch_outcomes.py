@@ -1,4 +1,4 @@
-"""What a batch yields and returns, in which order, and how little it keeps in flight."""
+"""The outcomes of a batch, their order, and the number of requests in flight."""
 
 import asyncio
 import gc
@@ -197,7 +197,7 @@ async def test_stopped_is_known_before_the_last_outcome():
     assert (len(outcomes), reason) == (1, batch.stopped)
 
 
-async def test_iterating_keeps_only_what_is_in_flight():
+async def test_iterating_keeps_only_the_requests_in_flight():
     async def peak(rows):
         gc.collect()
         tracemalloc.reset_peak()

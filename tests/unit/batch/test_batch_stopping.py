@@ -1,4 +1,4 @@
-"""What stops a batch, and that everything it has paid for is handed out all the same."""
+"""Reasons that stop a batch. It still hands out all jobs that it has submitted."""
 
 import asyncio
 
@@ -57,7 +57,7 @@ async def test_ambiguous_submissions_apart_from_each_other_stop_nothing():
     assert len(registrar.posts) == 20
 
 
-async def test_requests_that_the_ledger_has_as_ambiguous_are_not_counted():
+async def test_ambiguous_intents_in_the_ledger_are_not_counted():
     known = {f"sku-{n}": ambiguous().error for n in range(20)}
     registrar = FakeRegistrar(lambda _: ambiguous(), known=known)
     result = await make_batch(registrar, [*videos(20), *[q.VideoRequest("i")] * 3, *videos(20)])
@@ -80,7 +80,7 @@ async def test_requests_that_waited_for_a_price_are_in_the_row_they_are_sent_wit
     assert len(registrar.posts) == 5 + 5
 
 
-# --- errors that every request would meet -----------------------------------------------------------
+# --- errors that all further requests would get -----------------------------------------------------
 
 FATAL = [
     (refused(401), q.AuthenticationError),
@@ -124,7 +124,7 @@ async def test_any_other_refusal_is_one_outcome(status):
     assert result.stopped is None
 
 
-async def test_a_submission_on_the_wire_runs_to_its_answer_after_a_stop():
+async def test_submission_on_the_wire_gets_its_answer_after_a_stop():
     answered = asyncio.Event()
     registrar = FakeRegistrar(script(Answer(until=answered), refused(401)))
     batch = make_batch(registrar, videos(10), max_in_flight=2)
@@ -252,7 +252,7 @@ async def test_an_error_of_one_job_is_one_outcome(error):
     assert result.stopped is None
 
 
-async def test_a_ref_conflict_is_one_outcome_and_a_failing_ledger_stops_the_batch():
+async def test_ref_conflict_is_an_outcome_and_a_failing_ledger_stops_the_batch():
     conflict = RefConflictError("other", request=videos(1)[0], earlier=videos(1)[0])
     full = LedgerUnavailableError("disk full")
     paid = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x",)))
@@ -268,7 +268,7 @@ async def test_a_ref_conflict_is_one_outcome_and_a_failing_ledger_stops_the_batc
     assert unsaved.failures[0].error is paid
 
 
-async def test_the_credits_of_a_receipt_that_was_not_saved_count():
+async def test_credits_of_a_receipt_that_was_not_stored_count():
     receipt = q.Receipt(("vid_x",), credits_reserved=10)
     registrar = FakeRegistrar(lambda _: Answer(LedgerUnavailableError("disk full", receipt=receipt)))
     result = await make_batch(registrar, videos(3), max_in_flight=1)
@@ -288,7 +288,7 @@ async def test_the_first_reason_wins():
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("after", [0, 3])
-async def test_an_iterable_that_raises_stops_the_batch(after, asynchronous):
+async def test_iterable_that_raises_stops_the_batch(after, asynchronous):
     error = ValueError("row 4")
 
     def rows():
@@ -310,7 +310,7 @@ async def test_an_iterable_that_raises_stops_the_batch(after, asynchronous):
     assert len(result.records) == after
 
 
-async def test_an_iterable_that_fails_to_begin_or_cancels_itself_stops_the_batch():
+async def test_iterable_whose_iter_raises_or_that_raises_cancelled_error_stops_the_batch():
     error = OSError("no such table")
 
     class Broken:
@@ -400,7 +400,7 @@ async def test_an_iterable_that_raises_a_control_exception_stops_the_batch(kind,
         assert error.__name__ in str(reason)
 
 
-async def test_a_stopped_batch_does_not_wait_for_a_source_that_hangs():
+async def test_stopped_batch_does_not_wait_for_a_source_that_hangs():
     closed = []
 
     async def source():
@@ -416,7 +416,7 @@ async def test_a_stopped_batch_does_not_wait_for_a_source_that_hangs():
     assert closed == [True]
 
 
-async def test_a_source_that_raises_when_it_is_closed_is_logged(caplog):
+async def test_source_that_raises_when_it_is_closed_is_logged(caplog):
     def source():
         try:
             yield from videos(100)

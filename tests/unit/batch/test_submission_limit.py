@@ -1,4 +1,4 @@
-"""How many submissions of a batch may be undecided, in whatever order the answers come, and outages."""
+"""The limit of undecided submissions of a batch, for every order of the answers, and outages."""
 
 import pytest
 from fake_registrar import ambiguous, refused, unreachable
@@ -20,7 +20,7 @@ def error():
 
 
 def send(limit, number):
-    """Send so many submissions; return their numbers."""
+    """Send some submissions; return their numbers."""
     assert limit.permits(number)
     return [limit.sent() for _ in range(number)]
 
@@ -31,7 +31,7 @@ def test_permits_five_undecided_submissions(limit):
     assert not limit.permits()
 
 
-def test_permits_only_as_many_as_may_all_end_ambiguous(limit):
+def test_ambiguous_submissions_count_as_undecided(limit):
     first, *_ = send(limit, 3)
     limit.ended(first, error())
 
@@ -63,7 +63,7 @@ def test_an_answer_ends_the_row_of_all_that_were_sent_before(limit, answer):
     assert len(reason.errors) == MAX_UNDECIDED
 
 
-def test_a_late_answer_to_an_early_submission_ends_no_later_row(limit):
+def test_answer_to_an_early_submission_keeps_later_ambiguous_submissions(limit):
     early, *others, last = send(limit, MAX_UNDECIDED)
     limit.ended(last, error())
     limit.ended(early, RECEIPT)
@@ -75,7 +75,7 @@ def test_a_late_answer_to_an_early_submission_ends_no_later_row(limit):
 
 
 @pytest.mark.parametrize("end", [unreachable().error, q.SessionClosedError("closed")])
-def test_a_submission_without_an_answer_ends_no_row(limit, end):
+def test_submission_without_an_answer_keeps_the_ambiguous_submissions(limit, end):
     first, second = send(limit, 2)
     limit.ended(first, error())
     limit.ended(second, end)

@@ -1,4 +1,4 @@
-"""Settings: validation, delays and the meaning of statuses."""
+"""Settings: validation, delays and status words."""
 
 import copy
 import doctest

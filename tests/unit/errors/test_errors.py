@@ -1,4 +1,4 @@
-"""The evidence, the texts and the copies of errors."""
+"""The attributes, the texts and the copies of errors."""
 
 import copy
 import inspect
@@ -113,17 +113,17 @@ ERRORS = [
 ]
 
 
-def evidence(value):
+def comparable(value):
     """Return an error, and the errors in it, as comparable values."""
     if isinstance(value, QameraError):
         return (
             type(value),
             value.args,
             str(value),
-            {name: evidence(inner) for name, inner in vars(value).items()},
+            {name: comparable(inner) for name, inner in vars(value).items()},
         )
     if isinstance(value, tuple):
-        return tuple(map(evidence, value))
+        return tuple(map(comparable, value))
     return value
 
 
@@ -151,7 +151,7 @@ def test_error_survives_pickling_and_copying(error, again):
     twin = again(error)
 
     assert twin is not error
-    assert evidence(twin) == evidence(error)
+    assert comparable(twin) == comparable(error)
 
 
 def test_notes_survive_pickling():
@@ -236,7 +236,7 @@ def test_text_of_the_server_without_full_stop_gets_one():
     assert str(ServerError("oops", status=500)).startswith("HTTP 500: oops. Try")
 
 
-def test_hint_of_a_foreign_response_names_the_proxy():
+def test_hint_of_a_foreign_response_mentions_the_proxy():
     assert "proxy" in PermissionDeniedError("Forbidden", status=403, foreign=True).hint
     assert "proxy" not in PermissionDeniedError("Forbidden", status=403).hint
 
@@ -259,7 +259,7 @@ def test_ambiguous_submission_shows_ref_candidates_and_cause():
         assert part in AMBIGUOUS.summary
 
 
-def test_ambiguous_submission_without_candidates_says_that_a_record_may_exist():
+def test_ambiguous_submission_without_candidates_states_that_a_record_may_exist():
     error = AmbiguousSubmissionError("It was lost.", intent=INTENT, may_share_candidates=True)
 
     assert "may still have been created" in error.summary
@@ -273,7 +273,7 @@ def test_ambiguous_submission_says_when_candidates_were_not_looked_up():
     assert "no candidates found" not in error.summary
 
 
-def test_hint_of_an_ambiguous_submission_does_not_invite_a_second_payment():
+def test_hint_of_an_ambiguous_submission_does_not_suggest_a_second_submission():
     for word in ("register", "submit again", "try again", "retry"):
         assert word not in AMBIGUOUS.hint
     for name in ("Qamera app", "session.job(id)", "session.adopt", "session.abandon"):
@@ -317,7 +317,7 @@ def test_candidates_without_time_come_last_in_the_order_of_the_list():
     ],
     ids=["ambiguous", "receipt", "long id", "long status"],
 )
-def test_text_stays_short_whatever_the_server_sent(error):
+def test_text_of_an_error_is_bounded(error):
     assert len(str(error)) < 10_000
 
 
@@ -327,7 +327,7 @@ def test_join_ids_names_the_first_100_and_counts_the_others():
     assert join_ids(map(str, range(103))).endswith("99 and 3 more")
 
 
-def test_job_timeout_shows_what_was_last_known():
+def test_job_timeout_shows_the_last_status_and_error():
     error = next(error for error in ERRORS if isinstance(error, JobTimeoutError))
 
     for part in ("'NEW'", "12 s old", "RequestTimeoutError: no answer"):
@@ -454,6 +454,6 @@ def test_short_repr_cuts_long_values(value):
     [(1, True), (0.5, True), (float("inf"), True), (True, False), (float("nan"), False), (10**400, False)],
     ids=ascii,
 )
-def test_is_number_takes_what_compares_with_seconds(value, expected):
+def test_is_number_accepts_values_that_compare_with_floats(value, expected):
     assert is_number(value) is expected
     assert not is_number("1")

@@ -1,4 +1,4 @@
-"""The handle of a job: what it returns and raises, and what happens once however many handles exist."""
+"""Jobs: results, errors, timeouts and updates, also with several handles for the same records."""
 
 import asyncio
 import contextvars
@@ -22,13 +22,6 @@ VIDEO = q.Video("vid_1", "DONE", q.JobState.DONE, video_url="https://cdn.example
 FAILED = attrs.evolve(VIDEO, status="FAILED", state=q.JobState.FAILED, video_url=None)
 
 
-@pytest.fixture
-async def polling():
-    polling = Polling()
-    yield polling
-    await polling.poller.aclose()
-
-
 # --- one job per tuple of record ids ----------------------------------------------------------------
 
 
@@ -41,7 +34,7 @@ async def test_same_record_ids_give_the_same_job(polling):
 
 
 async def test_job_is_forgotten_when_it_is_not_held(polling):
-    """It is not kept for its records' sake: a process may run for weeks."""
+    """A process may run for weeks, so watched records must not keep their jobs alive."""
     job = polling.job("a")
     seen = weakref.ref(job)
     task = await polling.waiting(job)
@@ -168,8 +161,8 @@ async def test_attaching_to_a_finished_record_reports_and_sends_nothing(polling)
     assert polling.ledger.ends == [(("a",), ("DONE",))]
 
 
-async def test_jobs_that_share_a_record_settle_each_in_the_ledger(polling):
-    """Also a job all of whose records became final without it."""
+async def test_jobs_that_share_a_record_are_each_settled_in_the_ledger(polling):
+    """A job is settled even if its records became final through another job."""
     single, pair = polling.job("a"), polling.job("a", "b")
     tasks = await polling.waiting(single, polling.job("b"))
     await polling.api.respond(response([done("a"), done("b")]))
@@ -273,10 +266,10 @@ async def test_records_outlive_the_list_that_showed_them(polling):
     tasks[1].cancel()
 
 
-async def test_job_is_not_a_coroutine_but_its_wait_is(polling):
+async def test_wait_is_a_coroutine_and_the_job_is_not(polling):
     job = polling.job("vid_1", records=(VIDEO,))
     with pytest.raises(TypeError):
-        asyncio.create_task(job)  # noqa: RUF006 - it makes no task
+        asyncio.create_task(job)  # noqa: RUF006 - the call raises
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(job.wait())
@@ -348,7 +341,7 @@ async def test_one_timeout_affects_no_other_waiter(polling):
     assert (await long).id == "a"
 
 
-async def test_end_counts_where_it_comes_together_with_the_deadline(polling):
+async def test_result_that_arrives_with_the_deadline_is_returned(polling):
     job = polling.job("a")
     task = await polling.waiting(job, timeout=0.02)
     await polling.api.sent.wait()
@@ -358,7 +351,7 @@ async def test_end_counts_where_it_comes_together_with_the_deadline(polling):
     assert (await task).id == "a"
 
 
-async def test_waiting_leaves_no_timer_and_keeps_no_context(polling):
+async def test_waiting_leaves_no_timer_and_no_reference_to_its_context(polling):
     variable = contextvars.ContextVar("variable")
 
     class Value:
@@ -385,22 +378,22 @@ async def test_waiting_leaves_no_timer_and_keeps_no_context(polling):
     assert seen() is None
 
 
-# --- deadlines that pass while the process stands still ----------------------------------------------
+# --- deadlines that pass during a suspension ---------------------------------------------------------
 
 
 @pytest.fixture
-def still(monkeypatch):
-    """Let a standstill of 0.2 s count as one; return a function that blocks the loop for so long."""
+def suspend(monkeypatch):
+    """Lower the threshold of a suspension to 0.2 s; return a function that blocks the loop for so long."""
     monkeypatch.setattr("qamera_async._jobs._MIN_STANDSTILL", 0.1)
     return lambda: time.sleep(0.2)
 
 
 @pytest.mark.case(90)
-async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll(polling, still):
-    """Trouble case 90: the process was suspended, or the loop was blocked."""
+async def test_deadline_that_passed_in_a_suspension_gets_one_more_poll(polling, suspend):
+    """The process was suspended, or the loop was blocked."""
     task = await polling.waiting(polling.job("a"), timeout=0.05)
     await polling.api.respond(response([item("a")]))
-    still()
+    suspend()
     await polling.api.respond(response([item("a")]))
     assert not task.done()
     await polling.api.respond(response([done("a")]))
@@ -409,11 +402,11 @@ async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll(polling, 
 
 
 @pytest.mark.case(90)
-async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll_only(polling, still):
+async def test_deadline_that_passed_in_a_suspension_gets_only_one_more_poll(polling, suspend):
     job = polling.job("a")
     task = await polling.waiting(job, timeout=0.05)
     await polling.api.sent.wait()
-    still()
+    suspend()
     await asyncio.sleep(0)
     await polling.api.respond(response([item("a")]))
     await polling.api.respond(response([item("a")]))
@@ -422,10 +415,10 @@ async def test_deadline_that_passed_in_a_standstill_gets_one_more_poll_only(poll
         await asyncio.wait_for(task, 5)
 
 
-async def test_failed_extra_poll_is_a_timeout(polling, still):
+async def test_failed_extra_poll_is_a_timeout(polling, suspend):
     task = await polling.waiting(polling.job("a"), timeout=0.05)
     await polling.api.sent.wait()
-    still()
+    suspend()
     await asyncio.sleep(0)
     await polling.api.respond(response([item("a")]))
     await polling.api.respond(error_response(500))
@@ -435,10 +428,10 @@ async def test_failed_extra_poll_is_a_timeout(polling, still):
     assert isinstance(late.value.last_error, q.ServerError)
 
 
-async def test_refused_extra_poll_raises_its_error(polling, still):
+async def test_refused_extra_poll_raises_its_error(polling, suspend):
     task = await polling.waiting(polling.job("a"), timeout=0.05)
     await polling.api.sent.wait()
-    still()
+    suspend()
     await asyncio.sleep(0)
     await polling.api.respond(response([item("a")]))
     await polling.api.respond(error_response(401))
@@ -447,11 +440,11 @@ async def test_refused_extra_poll_raises_its_error(polling, still):
         await asyncio.wait_for(task, 5)
 
 
-async def test_extra_poll_is_bounded(still):
+async def test_extra_poll_is_bounded(suspend):
     polling = Polling(connect=0.01, request=0.05)
     task = await polling.waiting(polling.job("a"), timeout=0.05)
     await polling.api.sent.wait()
-    still()
+    suspend()
 
     with pytest.raises(q.JobTimeoutError):
         await asyncio.wait_for(task, 5)
@@ -459,7 +452,7 @@ async def test_extra_poll_is_bounded(still):
     await polling.poller.aclose()
 
 
-async def test_deadline_in_time_gets_no_more_poll(polling):
+async def test_deadline_without_a_suspension_gets_no_extra_poll(polling):
     task = await polling.waiting(polling.job("a"), timeout=0.05)
     await polling.api.sent.wait()
 
@@ -552,7 +545,7 @@ async def test_slow_consumer_of_updates_gets_the_last_state(polling):
     assert [video.status async for video in updates] == ["DONE"]
 
 
-async def test_updates_wait_only_while_they_are_asked(polling):
+async def test_updates_watch_the_job_only_while_they_are_awaited(polling):
     updates = polling.job("a").updates()
     asking = asyncio.ensure_future(anext(updates))
     await polling.api.respond(response([item("a", "QUEUED")]))
@@ -572,7 +565,7 @@ async def test_done_sends_nothing(polling):
     assert polling.api.requests == []
 
 
-async def test_unusable_session_is_refused_before_anything_waits(polling):
+async def test_unusable_session_raises_before_a_waiter_is_added(polling):
     def check():
         raise q.SessionClosedError("The session is closed.")
 
@@ -612,11 +605,11 @@ def test_waiting_works_on_uvloop(monkeypatch):
         assert runner.run(main()) == ["a"] * 3
 
 
-async def test_result_of_the_poll_on_the_wire_is_returned_at_once(polling, still):
-    """A poll was on the wire during the standstill, and its response finishes the job."""
+async def test_result_of_the_poll_on_the_wire_is_returned_at_once(polling, suspend):
+    """A poll was on the wire during the suspension, and its response finishes the job."""
     task = await polling.waiting(polling.job("a"), timeout=0.05)
     await polling.api.sent.wait()
-    still()
+    suspend()
     for _ in range(5):
         await asyncio.sleep(0)
     await polling.api.respond(response([done("a")]))

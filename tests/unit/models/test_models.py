@@ -226,7 +226,7 @@ def test_request_does_not_see_later_changes_of_its_arguments():
     assert request == ReelRequest(["img_1"], extra_body={"tags": ["a"]})
 
 
-def test_requests_with_another_extra_body_are_not_equal():
+def test_requests_with_different_extra_bodies_are_not_equal():
     assert VideoRequest("img_1", extra_body={"a": 1}) != VideoRequest("img_1", extra_body={"a": 2})
     assert VideoRequest("img_1", extra_body=None) == VideoRequest("img_1", extra_body={})
 
@@ -272,7 +272,7 @@ def nested(depth):
         ({"a": nested(50)}, "nested at most 50"),
     ],
 )
-def test_extra_body_that_is_not_json_is_refused_with_its_place(extra_body, named):
+def test_extra_body_that_is_not_json_is_refused_with_its_path(extra_body, named):
     with pytest.raises(InvalidRequestError, match=named):
         VideoRequest("img_1", extra_body=extra_body)
 

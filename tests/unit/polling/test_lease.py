@@ -1,4 +1,4 @@
-"""How a process registers its records in the ledger, and takes what other processes found."""
+"""SharedPolling: registering watched records, the lease, and the results of other processes."""
 
 import asyncio
 
@@ -95,7 +95,7 @@ async def test_watched_records_are_registered_together(shared):
     assert shared.board.operations == [(0, {"a", "c"}, {"b"})]
 
 
-async def test_failed_write_is_repeated_for_what_is_still_true(shared):
+async def test_failed_registration_is_repeated_with_the_current_records(shared):
     shared.watch("a")
     shared.watch("b")
     await shared.board.operation(1)
@@ -123,8 +123,8 @@ async def test_poll_of_another_process_is_reported_once(shared, polls):
     assert asyncio.get_running_loop().time() - shared.ended_at < 5
 
 
-async def test_poll_made_without_the_records_of_this_process_replaces_none(shared):
-    """The records are registered again."""
+async def test_poll_without_the_records_of_this_process_is_ignored(shared):
+    """The process registers its records again."""
     shared.watch("a")
     shared.board.answers.put_nowait(look(3, waits=0))
     await shared.board.operation(2)
@@ -133,7 +133,7 @@ async def test_poll_made_without_the_records_of_this_process_replaces_none(share
     assert shared.board.operations[1] == (3, {"a"}, set())
 
 
-async def test_listener_that_raises_ends_nothing(shared, polls, caplog):
+async def test_listener_that_raises_is_logged_and_called_again(shared, polls, caplog):
     shared.watch("a")
     shared._on_poll = lambda _: 1 / 0
     shared.board.answers.put_nowait(look(1, waits=1))
@@ -188,7 +188,7 @@ async def test_released_lease_is_free(shared):
     assert shared.board.released == 1
 
 
-async def test_unusable_ledger_keeps_nobody_from_polling(shared):
+async def test_process_polls_without_a_lease_if_the_ledger_is_unusable(shared):
     shared.board.answers.put_nowait(LedgerUnavailableError("The disk is full."))
 
     assert await shared.acquire(0)

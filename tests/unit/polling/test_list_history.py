@@ -1,4 +1,4 @@
-"""Which records earlier lists have shown."""
+"""ListHistory: the records that earlier lists have shown."""
 
 from qamera_async._polling.poller import ListHistory
 
@@ -24,7 +24,7 @@ def test_oldest_missing_records_are_forgotten_first():
     assert history.new_since(["always", "v0", "v200", "v1099", "other"], 1_050) == {"v0", "v1099", "other"}
 
 
-def test_server_that_forgets_finished_records_costs_no_more_memory_than_a_list():
+def test_memory_is_bounded_if_the_server_drops_finished_records():
     history = ListHistory()
     names = [f"vid_{number}" for number in range(5_000)]
     for name in names:
@@ -34,7 +34,7 @@ def test_server_that_forgets_finished_records_costs_no_more_memory_than_a_list()
     assert history.new_since(["vid_4990"], 4_999) == set()
 
 
-def test_whole_list_may_disappear_once_and_come_back():
+def test_records_are_not_new_after_one_empty_list():
     history = ListHistory()
     old = ids(*[f"old_{number}" for number in range(3_000)])
     history.add(old)

@@ -1,4 +1,4 @@
-"""When the poller sends requests, and who gets their results."""
+"""The poller: when it sends requests, and which waiters get the results."""
 
 import asyncio
 import contextvars
@@ -15,19 +15,12 @@ from qamera_async.events import Polled, RateLimitWait, Updated
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
 
-@pytest.fixture
-async def polling():
-    polling = Polling()
-    yield polling
-    await polling.poller.aclose()
-
-
-async def idle(seconds=0.05):
-    """Let some intervals pass."""
+async def pass_intervals(seconds=0.05):
+    """Wait for some poll intervals."""
     await asyncio.sleep(seconds)
 
 
-# --- one poll for all -------------------------------------------------------------------------------
+# --- one poll for all waiters -----------------------------------------------------------------------
 
 
 async def test_many_waiters_share_one_poll(polling):
@@ -41,14 +34,14 @@ async def test_many_waiters_share_one_poll(polling):
 
 async def test_no_waiter_means_no_request(polling):
     job = polling.job("vid_1")
-    await idle()
+    await pass_intervals()
     assert polling.api.requests == []
 
     task = await polling.waiting(job)
     await polling.api.respond(response([done("vid_1")]))
     await task
     await job
-    await idle()
+    await pass_intervals()
 
     assert len(polling.api.requests) == 1
 
@@ -59,13 +52,13 @@ async def test_last_waiter_leaving_before_the_poll_means_no_request(polling):
     task.cancel()
     await asyncio.wait([task])
     polling.limiter.blocked = False
-    await idle()
+    await pass_intervals()
 
     assert polling.api.requests == []
 
 
 async def test_last_waiter_leaving_during_a_poll_lets_it_end(polling):
-    """Cancelling a request would keep its slot of the rate limit for longer."""
+    """A cancelled request would occupy its slot for longer."""
     task = await polling.waiting(polling.job("vid_1"))
     await polling.api.sent.wait()
     task.cancel()
@@ -73,7 +66,7 @@ async def test_last_waiter_leaving_during_a_poll_lets_it_end(polling):
     assert polling.api.pending is not None
 
     await polling.api.respond(response([item("vid_1")]))
-    await idle()
+    await pass_intervals()
 
     assert len(polling.api.requests) == 1
     assert polling.poller.list_number == 1
@@ -119,14 +112,14 @@ async def test_fresh_list_answers_a_new_waiter(polling):
 
 @pytest.mark.case(89)
 async def test_no_request_after_a_429_without_waiters(polling):
-    """Trouble case 89: the last waiter leaves while its poll is on the wire, and the answer is a 429."""
+    """The last waiter leaves while its poll is on the wire, and the response is a 429."""
     task = await polling.waiting(polling.job("vid_1"))
     await polling.api.sent.wait()
     task.cancel()
     await asyncio.wait([task])
 
     await polling.api.respond(error_response(429))
-    await idle()
+    await pass_intervals()
 
     assert len(polling.api.requests) == 1
     assert polling.of(RateLimitWait) == []
@@ -156,7 +149,7 @@ async def test_exhausted_rate_limit_fails_the_waiters(polling):
 async def test_waiting_for_a_slot_is_an_event(polling):
     polling.limiter.blocked = True
     task = await polling.waiting(polling.job("vid_1"))
-    await idle()
+    await pass_intervals()
     task.cancel()
 
     assert polling.of(RateLimitWait) == [RateLimitWait(60.0)]
@@ -223,7 +216,7 @@ async def test_unexpected_error_is_logged_and_polling_restarts(polling, caplog):
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), ValueError("x")], ids=["cancelled", "other"])
 async def test_poller_survives_a_callback_that_raises(caplog, error):
-    """Trouble case 103: a callback that raises CancelledError ends the poller's task."""
+    """A callback that raises CancelledError ends the task of the poller, and a new task is started."""
 
     def emit(event):
         if isinstance(event, Updated):
@@ -322,7 +315,7 @@ async def test_fetch_list_gives_up_on_an_exhausted_rate_limit(polling):
     assert len(polling.api.requests) == 1
 
 
-async def test_fetched_list_hides_no_change_from_the_polls(polling):
+async def test_fetch_list_does_not_hide_a_change_from_the_polls(polling):
     """The next poll has the same list as `fetch_list`, and still notifies the waiter."""
     job = polling.job("vid_1")
     task = await polling.waiting(job)
@@ -374,12 +367,12 @@ async def test_unchanged_list_is_requested_by_its_etag(polling):
 
 
 async def test_etag_is_trusted_for_a_minute_only(polling, monkeypatch):
-    """A server that computes wrong ETags hides a change no longer than that."""
+    """A server with wrong ETags can hide a change for a minute at most."""
     monkeypatch.setattr("qamera_async._polling.poller._ETAG_TRUST", 0.0)
     task = await polling.waiting(polling.job("vid_1"))
     tagged = {"etag": '"abc"'}
     await polling.api.respond(response([item("vid_1")], headers=tagged))
-    await idle(0.01)
+    await pass_intervals(0.01)
     request = await polling.api.respond(response([done("vid_1")], headers=tagged))
 
     assert "If-None-Match" not in request.headers
@@ -622,7 +615,7 @@ async def test_unsolicited_304_is_an_outage(polling):
 
 
 async def test_new_waiter_is_notified_by_an_unchanged_list(polling):
-    """The list that the poller knows is too old to answer at once, and the next one is the same."""
+    """The known list is too old for a new waiter, and the next poll returns the same list."""
     tagged = {"etag": '"abc"'}
     first = await polling.waiting(polling.job("vid_1"))
     await polling.api.respond(response([item("vid_1"), done("vid_2")], headers=tagged))

@@ -1,6 +1,6 @@
-"""Bodies that are built to take the memory or the time of the process.
+"""Bodies that would take much memory or time.
 
-Time is not measured. The tests check what makes each body cheap: the size of what is decoded and redacted.
+The tests measure no time. They check the size of the data that is decoded and redacted.
 """
 
 import json
@@ -23,7 +23,7 @@ def parse(body, **options):
 
 
 def filled(head, unit, tail, size):
-    """Return a body of about a size: the head, the unit as often as it fits, and the tail."""
+    """Return a body of about the given size: a head, a repeated unit and a tail."""
     return head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
 
 
@@ -42,7 +42,7 @@ def filled(head, unit, tail, size):
     ],
     ids=[
         "records",
-        "objects elsewhere",
+        "objects in another field",
         "broken records",
         "numbers",
         "numbers for a count",
@@ -97,7 +97,7 @@ def test_long_integer_is_never_converted(digits, monkeypatch):
 
 @pytest.fixture
 def redacted():
-    """The lengths of the texts that were redacted."""
+    """Return a list of the lengths of all redacted texts."""
     return []
 
 
@@ -106,7 +106,7 @@ def redact(redacted):
     return lambda text: redacted.append(len(text)) or text
 
 
-def test_little_of_a_long_text_is_redacted(redact, redacted):
+def test_only_the_beginning_of_a_long_text_is_redacted(redact, redacted):
     long_text = "x" * MIB
 
     parse_error(response({"error": long_text}, 400, redact, x_correlation_id=long_text))
@@ -141,7 +141,7 @@ def test_receipt_of_many_ids_keeps_them_all():
 
 
 def test_readable_ids_are_redacted_together(redact, redacted):
-    """A call for each of a hundred thousand ids takes too long."""
+    """One call for each of 100,000 ids would take too long."""
     ids = [f"vid_{number}" for number in range(50_000)]
     with pytest.raises(q.InvalidResponseError) as unreadable:
         parse_receipt(response(json.dumps({"createdRecordIds": [*ids, None]}).encode(), 200, redact))

@@ -41,7 +41,7 @@ def listed(*items, **fields):
 
 
 def cut_name(*items):
-    """Return a list whose first item has half of a character in its name, so that it is decoded leniently."""
+    """Return a list with invalid UTF-8 in the name of its first item, which needs the lenient decoder."""
     broken = {"id": "cut", "name": "cut \ud83d"}
     return listed(broken, *items)
 
@@ -92,7 +92,7 @@ def test_status_rules_give_the_state():
     assert records.get("a").state is q.JobState.DONE
 
 
-def test_last_of_repeated_ids_counts():
+def test_last_record_of_a_repeated_id_is_used():
     records = parse(listed({"id": "a"}, {"id": "b"}, {"id": "a", "status": "DONE"}))
 
     assert [(record.id, record.status) for record in records] == [("a", "DONE"), ("b", "")]
@@ -109,7 +109,7 @@ def test_broken_item_hides_no_other(broken, blank):
     assert (records.complete, records.broken) == (True, 3)
 
 
-def test_blank_ids_alone_are_broken():
+def test_only_blank_ids_are_broken():
     assert (parse(listed(ITEM, {"id": " "}, {"id": " "})).broken) == 2
 
 
@@ -177,7 +177,7 @@ def test_unknown_fields_are_ignored():
         (b"1e999999", None),
     ],
 )
-def test_odd_value_hides_nothing_else(name, read):
+def test_unusual_value_hides_no_other_field_or_item(name, read):
     body = b'{"videos":[{"id":"odd","name":%s,"status":"DONE"},%s]}' % (name, json.dumps(ITEM).encode())
 
     records = parse(body)
@@ -230,12 +230,12 @@ def test_body_that_is_not_a_list_is_an_error(body):
         (302, q.InvalidResponseError),
     ],
 )
-def test_other_status_is_its_error(status, error_type):
+def test_other_status_raises_its_error(status, error_type):
     with pytest.raises(error_type):
         parse_list(response({"error": "no"}, status), VIDEOS, RULES)
 
 
-# --- the same list again ---------------------------------------------------------------------------
+# --- unchanged lists -------------------------------------------------------------------------------
 
 FIRST, LATER = "Tue, 24 Nov 2026 10:00:00 GMT", "Tue, 24 Nov 2026 10:00:30 GMT"
 
@@ -267,7 +267,7 @@ def test_identical_body_gives_the_known_list_with_the_new_headers(undecodable):
     assert (records.date.second, records.etag) == (30, '"b"')
 
 
-def test_unchanged_list_can_be_known_again(undecodable):
+def test_unchanged_list_can_be_compared_again(undecodable):
     known = parse(listed(ITEM), etag='"a"')
     undecodable()
 
@@ -332,7 +332,7 @@ def test_list_from_items_is_never_unchanged():
 
 @attrs.frozen
 class Preset:
-    """A record type without a status, as the presets of the API are."""
+    """A record type without a status, like the presets of the API."""
 
     id: str
     name: str | None = None

@@ -23,7 +23,7 @@ def test_documented_receipt_is_read():
 
 @pytest.mark.parametrize("field", ["batchId", "orderId", "reservationId", "creditsReserved"])
 @pytest.mark.parametrize("value", ["absent", None, [], {}, True, -1, 1.5, 2**63])
-def test_everything_but_the_ids_may_be_missing_or_wrong(field, value):
+def test_all_fields_but_the_ids_may_be_missing_or_invalid(field, value):
     body = DOCUMENTED | {field: value}
     if value == "absent":
         del body[field]
@@ -42,7 +42,7 @@ def test_bytes_that_are_not_utf8_outside_the_ids_are_replaced():
     assert receipt == q.Receipt(("a",), order_id="caf\ufffd")
 
 
-def test_repeated_id_is_named_once():
+def test_repeated_id_appears_once():
     assert parse_receipt(response({"createdRecordIds": ["a", "b", "a"]})).record_ids == ("a", "b")
 
 

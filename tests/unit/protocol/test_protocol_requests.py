@@ -1,4 +1,4 @@
-"""Requests as bytes, and the table of kinds."""
+"""Encoded requests, and the table of kinds."""
 
 import json
 
@@ -28,7 +28,7 @@ REEL = q.ReelRequest(["img_1", "img_2"])
         (q.ReelRequest(["a", "b"]), "/api/external/reel/register-reel", {"imagesIds": ["a", "b"]}),
     ],
 )
-def test_request_is_encoded_under_the_names_of_the_api(request_, path, body):
+def test_request_is_encoded_with_the_field_names_of_the_api(request_, path, body):
     encoded = encode_request(request_, "key-1")
 
     assert (encoded.method, encoded.path) == ("POST", path)
@@ -56,7 +56,7 @@ def test_extra_body_cannot_set_a_field_of_the_request(cls, fields, name):
 
 
 @pytest.mark.parametrize(("request_", "name"), [(VIDEO, "video"), (REEL, "reel")])
-def test_kind_of_a_request_is_its_row(request_, name):
+def test_kind_of_a_request_is_its_entry_in_the_table(request_, name):
     kind = kind_of(request_)
 
     assert kind is KINDS[name]
@@ -64,7 +64,7 @@ def test_kind_of_a_request_is_its_row(request_, name):
 
 
 @pytest.mark.parametrize("value", [None, "video", {"image_id": "a"}, q.VideoRequest])
-def test_kind_of_anything_else_is_an_error(value):
+def test_kind_of_another_type_is_an_error(value):
     with pytest.raises(q.InvalidRequestError, match="VideoRequest, ReelRequest"):
         kind_of(value)
 
@@ -94,5 +94,5 @@ def test_list_request_is_conditional_only_with_a_valid_etag(etag, sent):
     assert request.headers == ({"If-None-Match": etag} if sent else {})
 
 
-def test_list_request_without_a_known_list_asks_for_all():
+def test_list_request_without_a_known_list_is_unconditional():
     assert list_request(VIDEOS).headers == {}

@@ -30,7 +30,7 @@ def raised(read, *args):
 
 
 def visible(error):
-    """Everything that a log or a debugger may show of an error: its text, its attributes, and all locals."""
+    """Return the text, the attributes and all local variables of an error."""
     shown = [str(error), repr(error), repr(error.args), repr(vars(error))]
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if "qamera_async" in frame.f_code.co_filename:
@@ -59,14 +59,14 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("read", [receipt_error, list_error])
 @pytest.mark.parametrize("body", UNREADABLE, ids=lambda body: repr(body[:30]))
-def test_unreadable_body_is_in_no_frame(read, body):
+def test_unreadable_body_is_in_no_local_variable(read, body):
     error = read(body)
 
     assert SECRET not in visible(error)
     assert (error.__cause__, error.__context__) == (None, None)
 
 
-def test_known_list_is_in_no_frame():
+def test_known_list_is_in_no_local_variable():
     known = parse_list(echo({"videos": [{"id": KEY, "status": KEY, "name": KEY}]}), VIDEOS, RULES)
 
     error = raised(parse_list, echo(b"<html>"), VIDEOS, RULES, known)
@@ -111,7 +111,7 @@ def test_no_part_of_the_key_is_left_where_an_excerpt_or_a_header_is_cut(length):
 @pytest.mark.parametrize("key", ["k" * 30, "k" * 1_000, "k" * 8_000], ids=["30", "1000", "8000"])
 @pytest.mark.parametrize("before", ["", "é", "😀" * 50], ids=["1 byte", "2 bytes", "4 bytes"])
 def test_no_part_of_the_key_is_left_of_a_body_that_repeats_it(key, before):
-    """Replacing the key shortens the text, so that the end of what was searched moves into the excerpt."""
+    """Replacing the key shortens the text, so later parts of the body move into the excerpt."""
     body = (before + f"{key}-" * (200_000 // len(key))).encode()
 
     shown = Response(200, {}, body, lambda text: text.replace(key, "***"))

@@ -1,4 +1,4 @@
-"""The rate limiter: an exact window, two priorities, one cooldown, nothing leaked."""
+"""The rate limiter: the exact window, two priorities, the cooldown, and cancellation without leaks."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ def test_invalid_numbers_are_refused(options):
         RateLimiter(**options)
 
 
-def test_only_numbers_are_public():
+def test_public_attributes_are_the_documented_ones():
     public = {name for name in dir(RateLimiter) if not name.startswith("_")}
 
     assert public == {"limit", "window", "used", "waiting", "cooldown"}
@@ -44,7 +44,7 @@ def test_only_numbers_are_public():
 
 
 async def test_slot_is_free_one_window_after_its_response():
-    """P2: not after its request, since the server may count that late."""
+    """P2: the server may count a request as late as it sends the response."""
     limited = Limited(limit=1)
     slot = await limited.acquire()
     limited.clock.now += 30
@@ -58,7 +58,7 @@ async def test_slot_is_free_one_window_after_its_response():
 
 
 async def test_lost_request_keeps_its_slot_for_the_grace():
-    """P2: a window and the grace, since the server may still receive it."""
+    """P2: the slot is kept for a window and the grace, since the server may still receive the request."""
     limited = Limited(limit=1)
     (await limited.acquire()).on_lost(10.0)
     limited.clock.now += 69
@@ -70,7 +70,7 @@ async def test_lost_request_keeps_its_slot_for_the_grace():
 
 @pytest.mark.parametrize("settle", [lambda slot: slot.on_response(), lambda slot: slot.on_lost(10.0)])
 async def test_suspended_process_keeps_its_slots_in_flight(settle):
-    """P2: a request whose process stood still for an hour is sent late, and counts a window from then on."""
+    """P2: a request that is sent after a suspension of an hour counts for one window from then on."""
     limited = Limited(limit=2)
     slot = await limited.acquire()
     await limited.pass_time(3600)
@@ -85,8 +85,8 @@ async def test_suspended_process_keeps_its_slots_in_flight(settle):
     await drop(waiting)
 
 
-async def test_request_that_never_left_gives_its_slot_back():
-    """However often it is settled."""
+async def test_unsent_request_gives_its_slot_back():
+    """Settling the slot again changes nothing."""
     limited = Limited()
     slot = await limited.acquire(POLL)
     slot.give_back()
@@ -113,8 +113,8 @@ async def test_submissions_go_first():
     await drop(poll)
 
 
-async def test_burst_leaves_slots_to_polls():
-    """With stale_after a quarter of the window, four slots of sixty are left."""
+async def test_burst_of_submissions_leaves_slots_for_polls():
+    """If stale_after is a quarter of the window, four of sixty slots are left."""
     limited = Limited()
     limited.session.reserve_polls(15.0)
     limited.session.reserve_polls(15.0)
@@ -130,7 +130,7 @@ async def test_burst_leaves_slots_to_polls():
 
 
 async def test_reserves_add_up_to_half_the_limit_at_most():
-    """Many sessions can't leave submissions without slots."""
+    """Submissions keep half of the slots, whatever the number of sessions."""
     limited = Limited()
     sessions = [limited.another_session() for _ in range(20)]
     for session in sessions:
@@ -146,7 +146,7 @@ async def test_reserves_add_up_to_half_the_limit_at_most():
 
 
 async def test_burst_after_steady_polls_does_not_stop_them():
-    """Earlier polls don't count as those to come: a poll is due every stale_after seconds."""
+    """The reserve is for the polls to come, so earlier polls do not use it up."""
     limited = Limited()
     limited.session.reserve_polls(15.0)
     for _ in range(20):
@@ -162,7 +162,7 @@ async def test_burst_after_steady_polls_does_not_stop_them():
 
 
 async def test_polls_spread_over_the_slots_left():
-    """The interval if there is room; else the time to the next free slot over the free ones."""
+    """The delay is the interval if enough slots are free, else longer."""
     limited = Limited()
     assert limited.session.poll_delay(3.0, 15.0) == 3.0
     for _ in range(56):
@@ -172,7 +172,7 @@ async def test_polls_spread_over_the_slots_left():
     assert limited.session.poll_delay(3.0, 12.0) == 12.0
 
 
-async def test_polls_go_at_stale_after_while_submissions_wait():
+async def test_poll_delay_is_stale_after_while_submissions_wait():
     limited = Limited(limit=1)
     await limited.acquire()
     waiting = await limited.waiting()
@@ -184,7 +184,7 @@ async def test_polls_go_at_stale_after_while_submissions_wait():
 # --- waiting --------------------------------------------------------------------------------------
 
 
-async def test_on_wait_gets_a_lower_bound():
+async def test_on_wait_gets_a_lower_bound_of_the_wait():
     limited = Limited(limit=1)
     waits = []
     (await limited.acquire(on_wait=waits.append)).on_response()
@@ -197,7 +197,7 @@ async def test_on_wait_gets_a_lower_bound():
 
 
 async def test_cancelled_waiter_leaks_no_slot():
-    """Neither while it waits nor in the moment in which it gets its slot."""
+    """It is cancelled while it waits, or when it has just been granted its slot."""
     limited = Limited(limit=1)
     slot = await limited.acquire()
     waiting, behind = await limited.waiting(), await limited.waiting()
@@ -211,7 +211,7 @@ async def test_cancelled_waiter_leaks_no_slot():
 
 
 async def test_stop_ends_waiters_and_later_calls():
-    """Each gets an exception of its own; other sessions go on; no slot is lost."""
+    """Each waiter gets its own exception, other sessions continue, and no slot is lost."""
     limited = Limited(limit=1)
     slot = await limited.acquire()
     granted, waiting = await limited.waiting(), await limited.waiting(POLL)
@@ -256,8 +256,8 @@ async def test_waiter_of_a_closed_loop_takes_no_slot():
     assert limited.counts == (0, 0)
 
 
-async def test_slot_granted_to_an_abandoned_loop_comes_back():
-    """The loop is closed after the slot was granted: the garbage collector ends the waiter."""
+async def test_slot_granted_in_a_closed_loop_is_given_back():
+    """The loop is closed after the grant, and the garbage collector ends the waiter."""
     limited = Limited(limit=1)
     slot = await limited.acquire()
     loop = asyncio.new_event_loop()
@@ -289,17 +289,17 @@ async def test_slot_freed_in_another_thread_wakes_the_waiter():
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_timers_wake_waiters_in_several_loops(run):
-    """Also on uvloop, whose timer handles don't tell when they are due."""
+    """The timer handles of uvloop have no public due time."""
 
     def one_loop():
-        async def some():
+        async def acquire_all():
             session = session_limiter("timers", RateLimiter(3, 0.2))
             for _ in range(4):
                 (await asyncio.wait_for(session.acquire(SUBMISSION), 30)).on_response()
                 await asyncio.sleep(0)
             session.leave()
 
-        run(some())
+        run(acquire_all())
 
     threads = [threading.Thread(target=one_loop) for _ in range(3)]
     begun = time.monotonic()
@@ -314,8 +314,8 @@ def test_timers_wake_waiters_in_several_loops(run):
 
 @pytest.mark.parametrize("end", ["cancel", "stop"])
 async def test_many_waiters_cost_little_each(end):
-    """Ten times as many waiters take about ten times as long, not a hundred times."""
-    # A loop that waits for nothing else can't be measured by the wall clock on a busy machine.
+    """The time grows linearly with the number of waiters, not quadratically."""
+    # CPU time is measured, because the wall-clock time depends on the load of the machine.
     seconds = {}
     for number in (1_000, 10_000):
         limited = Limited(limit=60)
@@ -339,7 +339,7 @@ async def test_many_waiters_cost_little_each(end):
 # --- cooldown -------------------------------------------------------------------------------------
 
 
-async def test_429_stops_everyone_until_one_probe_succeeds():
+async def test_429_stops_all_requests_until_one_probe_succeeds():
     limited = Limited()
     (await limited.acquire()).on_429(5.0, POLICY)
     waiting = [await limited.waiting() for _ in range(3)]
@@ -363,8 +363,8 @@ async def test_requests_in_flight_that_all_get_a_429_begin_one_cooldown():
     assert limited.session.cooldown <= 1.5
 
 
-async def test_server_that_always_says_retry_after_zero_gets_few_requests():
-    """One at once, then one for each RetryPolicy.base seconds."""
+async def test_server_that_always_sends_retry_after_zero_gets_few_requests():
+    """The first retry is immediate. Later retries are RetryPolicy.base seconds apart."""
     limited, sent = Limited(), 0
     for _ in range(40):
         task = await limited.waiting()
@@ -378,7 +378,7 @@ async def test_server_that_always_says_retry_after_zero_gets_few_requests():
     assert sent <= 12
 
 
-async def test_exhausted_after_nothing_but_429():
+async def test_exhausted_after_an_unbroken_run_of_429():
     limited = Limited(window=10.0)
     begun = limited.clock.now
     exhausted = False
@@ -460,8 +460,8 @@ async def test_sessions_of_one_key_and_origin_share():
         session.leave()
 
 
-async def test_equal_rate_limiters_are_one():
-    """The handle that came second shows the shared state."""
+async def test_equal_rate_limiters_share_their_state():
+    """The second RateLimiter object shows the shared state."""
     first, second = RateLimiter(30, 60.0), RateLimiter(30, 60)
     one = session_limiter("equal", first)
     two = session_limiter("equal", second)
@@ -550,7 +550,7 @@ async def test_slots_count_for_a_longer_window_under_other_numbers():
     new.leave()
 
 
-async def test_log_outlives_its_sessions_by_one_window():
+async def test_log_is_kept_for_one_window_after_its_sessions():
     clock = Clock()
     old = session_limiter("outlive", RateLimiter(60), clock)
     (await old.acquire(SUBMISSION)).on_response()
@@ -564,7 +564,7 @@ async def test_log_outlives_its_sessions_by_one_window():
     assert new.used == 0
 
 
-async def test_cooldown_outlives_its_sessions():
+async def test_cooldown_is_kept_after_its_sessions():
     first = session_limiter("held", RateLimiter(50))
     (await first.acquire(POLL)).on_429(20.0, POLICY)
     first.leave()
@@ -588,7 +588,7 @@ async def test_limiters_that_alternate_count_each_slot_once():
     assert used == [3, 3, 3, 3]
 
 
-def test_numbers_of_a_closed_session_bind_nobody():
+def test_numbers_of_a_closed_session_do_not_bind_later_sessions():
     session_limiter("inherit", RateLimiter(5, 60.0)).leave()
     session = session_limiter("inherit", None)
     session.leave()
@@ -596,8 +596,8 @@ def test_numbers_of_a_closed_session_bind_nobody():
     assert session.rate_limiter.limit == 60
 
 
-async def test_abandoned_session_leaves_when_the_next_one_is_built():
-    """What it kept for polls is free then."""
+async def test_reserve_of_a_garbage_collected_session_is_released():
+    """Building the next session releases the slots that it kept for polls."""
     limited, released = Limited(limit=4), []
     limited.session.reserve_polls(30.0)
     limited.session.leave_when_next_session_opens(lambda: released.append("session"))

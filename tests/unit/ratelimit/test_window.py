@@ -16,10 +16,10 @@ LENGTH = 20.0  # seconds
     st.lists(
         st.tuples(
             st.sampled_from([SUBMISSION, POLL]),
-            # Eighths, which add up exactly.
-            st.sampled_from([0.0, 0.5, 2.375, 4.75]),  # the pause before it
-            st.sampled_from([0.0, 1.0, 8.0]),  # from its grant to the response
-            st.sampled_from([0.0, 0.5, 1.0]),  # when, of that time, the server counted it
+            # Multiples of an eighth, so that sums of floats are exact.
+            st.sampled_from([0.0, 0.5, 2.375, 4.75]),  # pause before the request
+            st.sampled_from([0.0, 1.0, 8.0]),  # time from the grant to the response
+            st.sampled_from([0.0, 0.5, 1.0]),  # fraction of that time at which the server counted it
         ),
         max_size=60,
     ),
@@ -27,7 +27,7 @@ LENGTH = 20.0  # seconds
     st.sampled_from([0, 1.0, 2.5]),
 )
 def test_server_never_counts_more_than_limit(requests, limit, stale_after):
-    """P2, whenever between its grant and its response the server counts a request."""
+    """P2: the server may count a request at any time between its grant and its response."""
     length = 5.0
     window = Window(limit, length)
     if stale_after:
@@ -49,8 +49,8 @@ def test_server_never_counts_more_than_limit(requests, limit, stale_after):
     assert window.free(now) >= 0
 
 
-def test_submission_goes_when_time_alone_allows_it():
-    """While nobody polls, the polls to come move on; the moment that frees a submission is known."""
+def test_next_free_time_of_a_submission_is_known_without_polls():
+    """While no session polls, the reserve for polls shrinks at known times."""
     window = Window(60, 6.0)
     window.reserve("session", 1.5)
     for _ in range(10):
@@ -74,7 +74,7 @@ def test_submission_goes_when_time_alone_allows_it():
 
 
 def test_external_slots_are_counted_until_they_expire():
-    """Used, free and the next free moment include them; a new reading replaces the old one."""
+    """The used and free slots and the next free time include them. A new reading replaces the old one."""
     window = Window(10, LENGTH)
     window.set_external([ExternalUsage((5.0,), (3.0, 9.0), 1, 2), ExternalUsage((4.0,))])
     assert (window.free(0.0), window.next_free, window.in_flight) == (3, 3.0, 0)
@@ -86,7 +86,7 @@ def test_external_slots_are_counted_until_they_expire():
 
 @pytest.mark.parametrize(("external", "reserved"), [(2.2, 3), (4.2, 5)])
 def test_larger_reserve_counts(external, reserved):
-    """Processes share one poll, so the larger reserve is enough; half of the limit at most."""
+    """Processes share one poll, so the larger reserve is enough. It is at most half of the limit."""
     window = Window(20, LENGTH)
     window.reserve("session", LENGTH / 2.5)
     window.set_external([ExternalUsage(reserve=external), ExternalUsage(reserve=1.0)])
@@ -103,7 +103,7 @@ def test_larger_reserve_counts(external, reserved):
     assert not window.may_submit(0.0)
 
 
-def test_external_submissions_leave_no_slots_to_polls():
+def test_external_submissions_do_not_use_up_the_reserve_for_polls():
     window = Window(4, LENGTH)
     window.reserve("session", LENGTH)
     window.set_external([ExternalUsage(submissions_in_flight=1, submissions=(1.0, 2.0))])
@@ -111,12 +111,12 @@ def test_external_submissions_leave_no_slots_to_polls():
     assert not window.may_submit(0.0)
 
 
-def test_external_polls_are_those_that_are_due():
-    """Otherwise a process that never polls would wait for ever while another polls without a pause."""
+def test_only_an_answered_external_poll_uses_up_the_reserve():
+    """Otherwise a process without polls could wait for ever while another process polls without a pause."""
     window = Window(2, LENGTH)
     window.set_external([ExternalUsage(polls=(15.0,), reserve=1.0)])
     assert window.may_submit(0.0)
-    window.set_external([ExternalUsage(polls=(25.0,), reserve=1.0)])  # lost, and counted for longer
+    window.set_external([ExternalUsage(polls=(25.0,), reserve=1.0)])  # lost, so it counts for longer
     assert not window.may_submit(0.0)
     window.set_external([ExternalUsage(polls_in_flight=1, reserve=1.0)])
     assert not window.may_submit(0.0)
@@ -130,7 +130,7 @@ def test_external_polls_are_those_that_are_due():
 
 
 def test_cooldowns_double_up_to_max_delay():
-    """1, 2, 4, ... seconds, with jitter of at most half a second."""
+    """The cooldowns are 1, 2, 4, ... seconds, with jitter of at most half a second."""
     cooldown, now, pauses = Cooldown(60.0), 0.0, []
     for _ in range(10):
         cooldown.on_429(now, now, None, POLICY)
@@ -150,7 +150,7 @@ def test_retry_after_is_bounded_by_max_delay():
 
 
 def test_repeated_retry_after_of_zero_waits_base():
-    """The first 429 may ask for no pause; from the second one on there is one."""
+    """The first 429 may ask for no pause; from the second 429 on there is a pause."""
     cooldown = Cooldown(60.0)
     cooldown.on_429(0.0, 0.0, 0.0, POLICY)
     assert cooldown.until == 0.0
@@ -167,13 +167,13 @@ def test_repeated_retry_after_of_zero_waits_base():
 
 
 def test_exhausted_after_five_windows_of_429():
-    """Not earlier, whatever the server asks for; a success ends the run."""
+    """Retry-After does not change the number of windows, and a success ends the run."""
     cooldown, now = Cooldown(10.0), 100.0
     while not cooldown.exhausted():
         cooldown.on_429(now, now, 2.0, POLICY)
         last, now = now, cooldown.until
     assert last == 150.0
-    assert cooldown.until > last  # and the pauses go on
+    assert cooldown.until > last  # the cooldowns continue
     cooldown.on_success(now)
 
     assert not cooldown.exhausted()

@@ -1,4 +1,4 @@
-"""A process that stands still between the commit of "sending" and the first byte, with a real ledger file."""
+"""A process that is suspended between the commit of "sending" and the first byte, with a real ledger file."""
 
 import asyncio
 import time
@@ -58,7 +58,7 @@ def freezes(point, then, meanwhile=None):
             await turns()
         if meanwhile is not None:
             await meanwhile(exchange.request.headers["Idempotency-Key"])
-        time.sleep(FROZEN)  # noqa: ASYNC251 - the process stands still
+        time.sleep(FROZEN)  # noqa: ASYNC251 - the process is suspended
         return await then(exchange)
 
     return script
@@ -98,8 +98,8 @@ async def test_submission_that_was_not_frozen_is_committed_once(ledger):
     assert ledger.commits == 1
 
 
-async def test_slow_commit_does_not_count_as_a_fresh_one():
-    """What counts is when the commit began: another process may have judged this one by then."""
+async def test_slow_commit_is_repeated():
+    """The age of a commit counts from its beginning: another process may have read the intent since then."""
 
     class SlowLedger(FakeLedger):
         commits = 0

@@ -1,4 +1,4 @@
-"""Which records may belong to a submission whose answer was lost."""
+"""Candidates: the records that may belong to an ambiguous submission."""
 
 import asyncio
 from datetime import timedelta
@@ -12,7 +12,7 @@ from qamera_async.ledger.rows import LedgerState, Row
 
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
-SHORT = 0.05  # seconds; a search that nothing ends takes that long
+SHORT = 0.05  # seconds; the time of a search that finds nothing
 LOST = loses(connection_lost(sent=True))
 
 
@@ -52,7 +52,7 @@ async def test_candidates_are_in_the_ledger_and_the_event():
 
 
 async def test_record_that_an_earlier_list_showed_is_no_candidate():
-    """Also where the last list before the submission lacked it."""
+    """The last list before the submission may lack the record."""
     parts = Parts(LOST, lists=[("a", "b", "new")], reconcile=LONG)
     parts.poller.show(["a", "b"])
     parts.poller.show(["b"])
@@ -69,7 +69,7 @@ async def test_search_ends_without_candidates_after_its_time(script):
     assert parts.poller.exhausted.is_set()
 
 
-async def test_no_search_where_its_time_is_zero():
+async def test_no_search_if_its_time_is_zero():
     parts = Parts(LOST, lists=[("new",)], reconcile=0.0)
     parts.poller.show(["old"])
 
@@ -102,8 +102,8 @@ async def test_receipt_that_arrives_during_the_search_takes_its_record():
     assert await search == ["new"]
 
 
-async def test_receipts_are_remembered_while_an_older_submission_is_open():
-    """A list that showed them was fetched after the older submission was sent."""
+async def test_receipts_are_kept_while_an_older_submission_is_open():
+    """The lists with their records were fetched after the older submission was sent."""
     pause = Pause("sent", LOST)
     parts = Parts(
         pause, accepts("vid_b"), accepts("vid_c"), lists=[("vid_b", "vid_c", "new")], reconcile=LONG
@@ -129,7 +129,7 @@ async def test_receipts_that_a_list_has_shown_are_no_candidates():
     assert await ambiguous(parts) == ["new"]
 
 
-async def test_only_a_bounded_number_of_receipts_is_remembered(monkeypatch):
+async def test_number_of_kept_receipts_is_bounded(monkeypatch):
     monkeypatch.setattr("qamera_async._submission.reconcile._MAX_RECEIPT_IDS", 2)
     parts = Parts(accepts("a"), accepts("b"), accepts("c"), LOST, lists=[("a", "b", "c")], reconcile=LONG)
     parts.poller.show(["old"])
@@ -149,9 +149,9 @@ async def test_search_goes_on_while_another_process_is_sending():
 
 
 async def test_record_on_a_receipt_of_another_process_is_no_candidate():
-    parts = Parts(LOST, lists=[("theirs", "new")], reconcile=LONG)
+    parts = Parts(LOST, lists=[("other", "new")], reconcile=LONG)
     parts.poller.show(["old"])
-    parts.ledger.claimed_elsewhere = {"theirs"}
+    parts.ledger.claimed_elsewhere = {"other"}
 
     assert await ambiguous(parts) == ["new"]
 
@@ -160,7 +160,7 @@ async def test_record_on_a_receipt_of_another_process_is_no_candidate():
 
 
 async def test_record_created_during_the_exchange_is_a_candidate():
-    """By the server's clock, which may be off by a minute."""
+    """The time is that of the server's clock, which may be off by a minute."""
     date = now() + timedelta(days=3)
     records = [
         created("long before", date - timedelta(seconds=75)),
@@ -182,7 +182,7 @@ async def test_list_without_a_date_gives_no_candidates():
 
 
 @pytest.mark.parametrize("year", [1, 9999])
-async def test_clock_at_an_end_of_time_gives_no_candidates(year):
+async def test_date_at_the_limits_of_datetime_leaves_the_submission_ambiguous(year):
     date = now().replace(year=year, month=1 if year == 1 else 12, day=1 if year == 1 else 31)
     parts = Parts(LOST, lists=[[created("new", date)]], date=date, reconcile=SHORT)
     await ambiguous(parts)
@@ -200,7 +200,7 @@ async def test_receipt_of_this_session_is_no_candidate_by_time():
 
 
 async def test_suspension_of_the_machine_counts_as_time(monkeypatch):
-    """The loop's clock stands still in a suspension, the server's clock does not."""
+    """The clock of the loop stops during a suspension; the clock of the server does not."""
     monkeypatch.setattr(
         "qamera_async._submission.reconcile.suspension_clock", lambda: suspension_clock() + 3600
     )
@@ -211,7 +211,7 @@ async def test_suspension_of_the_machine_counts_as_time(monkeypatch):
     assert await ambiguous(parts) == ["new"]
 
 
-# --- several at once ------------------------------------------------------------------------------
+# --- several ambiguous submissions ----------------------------------------------------------------
 
 
 async def test_ambiguous_submissions_at_one_time_may_share_candidates():
@@ -236,7 +236,7 @@ async def test_ambiguous_submissions_one_after_the_other_do_not_share():
     assert [record.id for record in other.candidates] == ["b"]
 
 
-# --- trouble --------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ async def test_ambiguous_submissions_one_after_the_other_do_not_share():
     [q.AuthenticationError("No.", status=401), q.RequestTimeoutError("Late."), LookupError("A defect.")],
 )
 async def test_failed_search_still_raises_the_ambiguous_error(error):
-    """What was found before counts."""
+    """The candidates that were found before the failure are in the error."""
     parts = Parts(LOST, lists=[("new",), error], reconcile=LONG)
     parts.poller.show(["old"])
     parts.ledger.sending_elsewhere = True
@@ -257,7 +257,7 @@ async def test_failed_search_still_raises_the_ambiguous_error(error):
 @pytest.mark.parametrize(
     "error", [q.LedgerUnavailableError("Gone.", path="jobs.db"), LookupError("A defect.")]
 )
-async def test_ledger_that_cannot_say_hides_no_candidate(operation, error):
+async def test_failing_ledger_hides_no_candidate(operation, error):
     parts = Parts(LOST, lists=[("new",)], reconcile=LONG)
     parts.poller.show(["old"])
     parts.ledger.failures[operation] = error
@@ -267,7 +267,7 @@ async def test_ledger_that_cannot_say_hides_no_candidate(operation, error):
 
 @pytest.mark.parametrize("date", [None, now()], ids=["after a list", "before any list"])
 async def test_long_list_leaves_time_for_other_tasks(date):
-    """Making all records of a long list at once would block the event loop."""
+    """Decoding all records of a long list at once would block the event loop."""
     number = 15_000
     items = [created(f"vid_{n}", date or now()) for n in range(number)]
     parts = Parts(LOST, lists=[items], date=date, reconcile=LONG)
@@ -299,7 +299,7 @@ async def no_other_process(_):
     return True
 
 
-async def test_stopping_in_the_moment_in_which_the_time_is_up():
+async def test_stopping_when_the_time_is_up_raises_no_other_error():
     parts = Parts(LOST, reconcile=SHORT)
     stopped = []
 
@@ -317,7 +317,7 @@ async def test_stopping_in_the_moment_in_which_the_time_is_up():
     assert stopped
 
 
-async def test_nothing_is_looked_for_after_stopping():
+async def test_no_search_after_stopping():
     parts = Parts(LOST, lists=[("new",)], reconcile=LONG)
     parts.poller.show(["old"])
     parts.submitter.reconciler.stop()
@@ -355,11 +355,11 @@ async def test_candidates_of_an_earlier_submission_are_found_by_its_time():
     records = [
         created("before", sent_at - timedelta(seconds=90)),
         created("new", sent_at + timedelta(seconds=30)),
-        created("theirs", sent_at + timedelta(seconds=30)),
+        created("other", sent_at + timedelta(seconds=30)),
         created("after", sent_at + timedelta(seconds=150)),
     ]
     parts = Parts(lists=[records], date=date, request=60.0)
-    parts.ledger.claimed_elsewhere = {"theirs"}
+    parts.ledger.claimed_elsewhere = {"other"}
     rows = [row("one", sent_at=sent_at), row("two", sent_at=sent_at), row("never sent")]
     found = await parts.submitter.reconciler.find_candidates(rows)
 
@@ -370,7 +370,7 @@ async def test_candidates_of_an_earlier_submission_are_found_by_its_time():
     assert parts.poller.list_number == 1
 
 
-async def test_find_candidates_raises_what_the_list_raises():
+async def test_find_candidates_raises_the_error_of_the_list():
     parts = Parts(lists=[q.AuthenticationError("No.", status=401)])
     with pytest.raises(q.AuthenticationError):
         await parts.submitter.reconciler.find_candidates([row("one", sent_at=now())])

@@ -15,7 +15,7 @@ from submission_parts import (
     fails,
     loses,
     refuses,
-    turns,
+    run_iterations,
     until,
 )
 
@@ -26,7 +26,7 @@ from qamera_async.ledger.sqlite import SqliteStorage
 
 pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exceptions")]
 
-MOMENTS = 500  # more loop iterations than a submission takes
+MAX_ITERATIONS = 500  # more loop iterations than a submission takes
 PAUSE = 0.0002  # seconds; shorter than a commit of SQLite
 UNREACHED = q.ConnectionFailedError("No connection.")
 
@@ -49,14 +49,14 @@ SCRIPTS = {
 @pytest.mark.parametrize("times", [1, 2, 1_000], ids=["once", "twice", "again and again"])
 @pytest.mark.parametrize("scripts", SCRIPTS.values(), ids=SCRIPTS)
 async def test_cancelled_at_every_loop_iteration(scripts, times, caplog):
-    """Either nothing was sent and no claim is left, or the ledger, an event and the log have the outcome."""
+    """Either the claim is released and nothing was sent, or ledger, log and an event have the outcome."""
     outcomes = set()
-    for moment in range(MOMENTS):
+    for iteration in range(MAX_ITERATIONS):
         caplog.clear()
         parts = Parts(*scripts(), lists=[("candidate",)], reconcile=LONG)
         parts.poller.show([])
         task = asyncio.ensure_future(parts.register())
-        await turns(moment)
+        await run_iterations(iteration)
         over = task.done()
         for _ in range(times):
             task.cancel()
@@ -80,18 +80,18 @@ async def test_cancelled_at_every_loop_iteration(scripts, times, caplog):
     else:
         pytest.fail("the submission never ended by itself")
 
-    assert (True,) in outcomes  # cancelled before the body left
-    assert len(outcomes) == 3  # and after it left, and not at all
+    assert (True,) in outcomes  # cancelled before the body was sent
+    assert len(outcomes) == 3  # cancelled after the body was sent, and not cancelled
 
 
 async def test_cancelled_with_a_real_ledger(path):
     """The same request is submitted once in all, whenever its first caller is cancelled."""
     ledger = Ledger(SqliteStorage.of(str(path)), "https://example.com")
-    for moment in count(step=2):
-        request, record_id = q.VideoRequest(image_id="img_1", ref=f"sku-{moment}"), f"vid_{moment}"
+    for iteration in count(step=2):
+        request, record_id = q.VideoRequest(image_id="img_1", ref=f"sku-{iteration}"), f"vid_{iteration}"
         parts = Parts(accepts(record_id), ledger=ledger)
         task = asyncio.ensure_future(parts.register(request))
-        for _ in range(moment):
+        for _ in range(iteration):
             await asyncio.sleep(PAUSE)
         over = task.done()
         task.cancel()
@@ -357,7 +357,7 @@ async def test_closing_ends_a_claim_that_waits_for_the_ledger():
 
 
 @pytest.mark.parametrize("stage", ["queue", "connecting"])
-async def test_closing_withdraws_what_the_server_cannot_have_seen(stage):
+async def test_closing_withdraws_submissions_that_were_not_sent(stage):
     pause = Pause("connecting")
     parts = Parts(pause)
     if stage == "queue":
@@ -378,7 +378,7 @@ async def test_closing_waits_for_the_answer(caplog):
     task = asyncio.ensure_future(parts.register())
     await pause.reached.wait()
     closing = [asyncio.ensure_future(parts.submitter.aclose()) for _ in range(2)]
-    await turns(5)
+    await run_iterations(5)
     assert not any(each.done() for each in closing)
     pause.resume.set()
     await asyncio.gather(*closing)
@@ -389,14 +389,14 @@ async def test_closing_waits_for_the_answer(caplog):
 
 
 async def test_closing_waits_until_the_receipt_is_stored(caplog):
-    """The caller must learn whether the ledger has it."""
+    """The caller must know whether the ledger has the receipt."""
     parts = Parts(accepts("vid_7"))
     stored = parts.ledger.delays["receipt"] = asyncio.Event()
     parts.ledger.failures["receipt"] = q.LedgerUnavailableError("The disk is full.", path="jobs.db")
     task = asyncio.ensure_future(parts.register())
     await until(lambda: parts.ledger.receipts)
     closing = asyncio.ensure_future(parts.submitter.aclose())
-    await turns(5)
+    await run_iterations(5)
     stored.set()
     await closing
     with pytest.raises(q.LedgerUnavailableError):
@@ -415,13 +415,13 @@ async def test_closing_ends_the_search_for_candidates():
     parts.assert_nothing_left()
 
 
-async def test_closing_does_not_send_again():
+async def test_closing_prevents_a_retry():
     pause = Pause("sent", refuses(429))
     parts = Parts(pause, accepts())
     task = asyncio.ensure_future(parts.register())
     await pause.reached.wait()
     closing = asyncio.ensure_future(parts.submitter.aclose())
-    await turns()
+    await run_iterations()
     pause.resume.set()
     await closing
     with pytest.raises(q.SessionClosedError):
@@ -432,7 +432,7 @@ async def test_closing_does_not_send_again():
     parts.assert_nothing_left()
 
 
-async def test_closing_cuts_off_what_has_no_answer_in_time(caplog):
+async def test_closing_cuts_off_submissions_without_an_answer(caplog):
     pause = Pause("sent")
     parts = Parts(pause, close=0.01)
     task = asyncio.ensure_future(parts.register())
@@ -448,7 +448,7 @@ async def test_closing_cuts_off_what_has_no_answer_in_time(caplog):
     parts.assert_nothing_left()
 
 
-async def test_closing_ends_although_the_ledger_hangs(monkeypatch):
+async def test_closing_ends_even_if_the_ledger_hangs(monkeypatch):
     monkeypatch.setattr("qamera_async._submission.submit._CANCEL_INTERVAL", 0.01)
     parts = Parts(loses(connection_lost(sent=True)), close=0.01)
     parts.ledger.delays["ambiguous"] = asyncio.Event()
@@ -460,12 +460,12 @@ async def test_closing_ends_although_the_ledger_hangs(monkeypatch):
         await task
 
 
-@pytest.mark.parametrize("moment", range(40))
-async def test_closed_at_every_loop_iteration(moment):
-    """The caller gets the receipt, or SessionClosedError and the claim is gone."""
+@pytest.mark.parametrize("iteration", range(40))
+async def test_closed_at_every_loop_iteration(iteration):
+    """The caller gets the receipt, or SessionClosedError after the claim was released."""
     parts = Parts(accepts("vid_7"))
     task = asyncio.ensure_future(parts.register())
-    await turns(moment)
+    await run_iterations(iteration)
     await parts.submitter.aclose()
     (result,) = await asyncio.gather(task, return_exceptions=True)
 
@@ -481,8 +481,8 @@ async def test_closed_at_every_loop_iteration(moment):
 
 
 @pytest.mark.parametrize("stage", ["connecting", "sent", "storing"])
-def test_end_of_the_loop_leaves_a_trace(stage, caplog):
-    """`asyncio.run` cancels all tasks; what is on the wire then is ambiguous, and a receipt is stored."""
+def test_end_of_the_loop_leaves_an_ambiguous_intent_or_a_receipt(stage, caplog):
+    """`asyncio.run` cancels all tasks. Submissions on the wire become ambiguous, and receipts are stored."""
     found = None
 
     async def main():

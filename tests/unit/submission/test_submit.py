@@ -29,7 +29,7 @@ HTML = b"<html>Please wait.</html>"
 UNREACHED = q.ConnectionFailedError("No connection.")
 
 
-# --- the straight path ----------------------------------------------------------------------------
+# --- success --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -191,7 +191,7 @@ async def test_429_in_the_shape_of_the_api_is_sent_again_with_a_new_slot():
     parts.assert_nothing_left()
 
 
-async def test_429_without_end_raises_rate_limit_error():
+async def test_repeated_429_raises_rate_limit_error():
     parts = Parts(refuses(429))
     parts.limiter.exhausted = True
     with pytest.raises(q.RateLimitError):
@@ -203,7 +203,7 @@ async def test_429_without_end_raises_rate_limit_error():
 
 
 async def test_lost_answer_after_a_429_is_ambiguous():
-    """The 429 proves nothing about the second POST."""
+    """The 429 to the first POST proves nothing about the second POST."""
     parts = Parts(refuses(429), loses(connection_lost(sent=True)))
     with pytest.raises(q.AmbiguousSubmissionError):
         await parts.register()
@@ -236,7 +236,7 @@ async def test_failure_to_connect_after_a_429_is_not_ambiguous():
         (204, b""),
     ],
 )
-async def test_response_that_proves_nothing_is_ambiguous(kind, status, body):
+async def test_inconclusive_response_is_ambiguous(kind, status, body):
     parts = Parts(answers(status, body))
     with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
         await parts.register(REQUESTS[kind])
@@ -262,7 +262,7 @@ async def test_response_that_proves_nothing_is_ambiguous(kind, status, body):
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_answer_lost_after_the_body_left_is_ambiguous(error):
+async def test_answer_lost_after_the_body_was_sent_is_ambiguous(error):
     parts = Parts(loses(error))
     with pytest.raises(q.AmbiguousSubmissionError) as ambiguous:
         await parts.register()
@@ -285,7 +285,7 @@ async def test_readable_ids_of_a_broken_receipt_are_in_the_error():
 
 @pytest.mark.parametrize("function", ["parse_receipt", "parse_error"])
 async def test_response_that_cannot_be_parsed_is_ambiguous(monkeypatch, function):
-    """A defect on this side must not hide that credits may have been spent."""
+    """A defect in the parser must not hide that credits may have been spent."""
 
     def fail(_):
         raise OSError(24, "Too many open files")
@@ -389,7 +389,7 @@ async def test_receipt_that_cannot_be_stored_is_emitted_logged_and_never_withdra
         ([answers(500, {})], q.AmbiguousSubmissionError),
     ],
 )
-async def test_callback_that_raises_ends_no_submission(error, scripts, outcome):
+async def test_callback_that_raises_does_not_end_the_submission(error, scripts, outcome):
     def on_event(_):
         raise error
 
