@@ -63,7 +63,7 @@ class Exchange:
         """Await the fence, and let the first byte leave; nothing if that has happened."""
         if self.attempt.body_sent:
             return
-        await turns(2 * TURNS)
+        await run_iterations(2 * ITERATIONS)
         await self._fence()
         self.attempt.body_sent = True
         await run_iterations()

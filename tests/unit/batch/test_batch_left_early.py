@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from batch_helpers import Counted, batch_tasks, collect, until, videos
-from fake_registrar import Answer, FakeJob, FakeRegistrar, ambiguous, idle, make_batch, refused, script
+from fake_registrar import Answer, FakeJob, FakeRegistrar, ambiguous, make_batch, refused, script, until_idle
 
 import qamera_async as q
 from qamera_async import LedgerUnavailableError
@@ -75,7 +75,7 @@ async def test_leaving_the_loop_submits_nothing_more_and_leaves_no_task(caplog, 
         if len(given) == after:
             break
     read, posts = source.read, len(registrar.posts)
-    await idle()
+    await until_idle()
 
     assert source.closed == 1
     assert source.read == read
@@ -94,7 +94,7 @@ async def test_leaving_the_context_waits_until_no_task_is_left(caplog, kind):
 
     assert batch_tasks() == []
     assert source.closed == 1
-    await idle()
+    await until_idle()
     assert_nothing_lost(registrar, caplog, given)
 
 

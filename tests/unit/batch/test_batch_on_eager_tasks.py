@@ -5,7 +5,16 @@ import sys
 
 import pytest
 from batch_helpers import batch_tasks, collect, consume, videos
-from fake_registrar import Answer, FakeRegistrar, ambiguous, idle, make_batch, refused, script, unreachable
+from fake_registrar import (
+    Answer,
+    FakeRegistrar,
+    ambiguous,
+    make_batch,
+    refused,
+    script,
+    unreachable,
+    until_idle,
+)
 
 import qamera_async as q
 
@@ -69,4 +78,4 @@ async def test_pauses_stops_and_leaves(tmp_path):
     assert batch_tasks() == []
     async for _ in make_batch(FakeRegistrar(), videos(100), max_in_flight=10):
         break
-    await idle()
+    await until_idle()

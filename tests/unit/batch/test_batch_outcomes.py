@@ -235,12 +235,12 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
 async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
     monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.01)
     registrar = FakeRegistrar()
-    registrar.elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
+    registrar.claimed_elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}
     outcomes = aiter(make_batch(registrar, videos(30)))
     first = [await anext(outcomes) for _ in range(10)]
 
     assert sorted(outcome.index for outcome in first) == list(range(20, 30))
-    for n, event in enumerate(registrar.elsewhere.values()):
+    for n, event in enumerate(registrar.claimed_elsewhere.values()):
         registrar.known[f"sku-{n}"] = job = FakeJob(f"vid_{n}")
         job.finish()
         event.set()
@@ -252,7 +252,7 @@ async def test_claims_that_are_granted_late_still_send_five_at_once(monkeypatch)
     monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.001)
     registrar = FakeRegistrar(lambda _: Answer(seconds=0.002))
     granted = asyncio.Event()
-    registrar.elsewhere = {f"sku-{n}": granted for n in range(30)}
+    registrar.claimed_elsewhere = {f"sku-{n}": granted for n in range(30)}
     batch = make_batch(registrar, source := Counted(videos(90)), max_in_flight=30)
     outcomes = aiter(batch)
     asking = asyncio.ensure_future(anext(outcomes))

@@ -193,7 +193,7 @@ async def test_a_claim_that_is_granted_after_a_stop_is_not_sent():
 
     old = FakeJob("vid_old")
     registrar = SpecialRegistrar(known={"old": old})
-    registrar.elsewhere = {"sku-0": asyncio.Event()}
+    registrar.claimed_elsewhere = {"sku-0": asyncio.Event()}
     running = asyncio.ensure_future(
         consume(make_batch(registrar, [q.VideoRequest("i", ref="old"), *videos(1)]))
     )

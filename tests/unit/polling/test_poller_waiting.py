@@ -290,7 +290,7 @@ async def test_next_list_waits_through_an_outage_unless_told_otherwise(polling):
     await polling.api.respond(response([item("vid_1")]))
 
     assert "vid_1" in (await asking[0]).entries
-    await idle()
+    await pass_intervals()
     assert len(polling.api.requests) == 2
 
 
