@@ -30,6 +30,8 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 # The number of records is checked before decoding, because a short record takes many times its bytes in
 # memory. The longest body that the transport reads, 42 MiB, holds about 110,000 records as documented.
 _MAX_RECORDS = 150_000
+# A shorter body has at most 240,000 records, which take 50 MB, so it is decoded before they are counted.
+_COUNTED_BODY = 5 * 512 * 1024
 # A list that is not as documented is decoded by `json`, which builds every value and blocks the event loop.
 # Below these limits that takes less than 0.5 s.
 _MAX_LENIENT_BYTES = 12 * 1024 * 1024
@@ -547,11 +549,11 @@ def _decode_entries(body: bytes, spec: RecordListSpec) -> tuple[list[_Entry], in
         not a list of records, or is too large.
 
     """
-    if body.count(b"{") > _MAX_RECORDS:
+    if len(body) > _COUNTED_BODY and body.count(b"{") > _MAX_RECORDS:
         return None
     with contextlib.suppress(*_UNREADABLE):
         documented = spec.decoder.decode(body)
-        return documented.entries, documented.count, 0
+        return None if len(documented.entries) > _MAX_RECORDS else (documented.entries, documented.count, 0)
     tokens = sum(map(body.count, (b",", b"[", b"{", b"\\")))
     if len(body) > _MAX_LENIENT_BYTES or tokens > _MAX_LENIENT_TOKENS:
         return None
