@@ -60,10 +60,10 @@ class Exchange:
         self._fence = fence
 
     async def send(self):
-        """Await the fence, and let the first byte leave; nothing if that has happened."""
+        """Await the fence and send the first byte, unless the body was sent already."""
         if self.attempt.body_sent:
             return
-        await turns(2 * TURNS)
+        await run_iterations(2 * ITERATIONS)
         await self._fence()
         self.attempt.body_sent = True
         await run_iterations()

@@ -5,7 +5,16 @@ import asyncio
 import pytest
 import uvloop
 from batch_helpers import consume, videos
-from fake_registrar import Answer, FakeRegistrar, ambiguous, idle, make_batch, refused, script, unreachable
+from fake_registrar import (
+    Answer,
+    FakeRegistrar,
+    ambiguous,
+    make_batch,
+    refused,
+    script,
+    unreachable,
+    until_idle,
+)
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])

@@ -290,7 +290,7 @@ async def test_next_list_waits_through_an_outage_unless_told_otherwise(polling):
     await polling.api.respond(response([item("vid_1")]))
 
     assert "vid_1" in (await asking[0]).entries
-    await idle()
+    await pass_intervals()
     assert len(polling.api.requests) == 2
 
 
@@ -411,7 +411,7 @@ async def test_other_tasks_run_while_a_long_list_is_processed(polling):
 
 
 async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, monkeypatch):
-    """The list is remembered all the same."""
+    """The list still counts as shown."""
 
     def parse_and_cancel(*arguments):
         records = parse_list(*arguments)

@@ -5,7 +5,7 @@ import time
 
 import attrs
 import pytest
-from submission_parts import LONG, VIDEO, FakeLedger, Parts, accepts, turns, until
+from submission_parts import LONG, VIDEO, FakeLedger, Parts, accepts, run_iterations, until
 
 import qamera_async as q
 from qamera_async.ledger.ledger import Ledger
@@ -55,7 +55,7 @@ def freezes(point, then, meanwhile=None):
 
     async def script(exchange):
         if point == "before the first byte":
-            await turns()
+            await run_iterations()
         if meanwhile is not None:
             await meanwhile(exchange.request.headers["Idempotency-Key"])
         time.sleep(FROZEN)  # noqa: ASYNC251 - the process is suspended
