@@ -27,7 +27,7 @@ class Claim:
         attempt: The state of the POST.
         task: The task of the present or last step; None before the first.
         send_called: Whether `Submitter.send` was called.
-        caller_gone: Whether the caller was cancelled, so that the result goes to the log.
+        log_result: Whether the result goes to the log, for example because the caller was cancelled.
         withdrawn: Whether the request is not to be sent again if it provably was not sent.
         may_share_candidates: Whether another submission was ambiguous at the same time.
         list_number: The number of the last list before the request was sent; 0 if there was none.
@@ -44,7 +44,7 @@ class Claim:
         self.earlier: Row | None = None
         self.attempt = Attempt()
         self.task: asyncio.Task[Any] | None = None
-        self.send_called = self.caller_gone = self.withdrawn = self.may_share_candidates = False
+        self.send_called = self.log_result = self.withdrawn = self.may_share_candidates = False
         self.list_number = 0
         self.sent_at = -math.inf
         self.ended_at = 0.0

@@ -7,7 +7,6 @@ idempotency key (its section "Every request"). A submission that provably did no
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import traceback
@@ -178,7 +177,7 @@ class Submitter:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            claim.caller_gone = True
+            claim.log_result = True
             if task.done():
                 self._on_step_done(claim, task)
             self.withdraw(claim)
@@ -193,8 +192,8 @@ class Submitter:
         if task.cancelled():
             # A task that is cancelled before its first step runs none of its code.
             self._end(claim, unsent=True)
-        elif claim.caller_gone:
-            claim.caller_gone = False
+        elif claim.log_result:
+            claim.log_result = False
             if (error := task.exception()) is not None:
                 _log.warning(
                     "A submission failed after its caller was cancelled or the session was closed: %s", error
@@ -285,7 +284,7 @@ class Submitter:
         """Return the error of a submission whose response was lost."""
         if isinstance(error, asyncio.CancelledError):
             # The session or the event loop is being closed: there is no time to search for candidates.
-            claim.caller_gone = True  # closing must leave a trace in the log, too
+            claim.log_result = True
             closed = TransportError("The session was closed before the response arrived.", sent=True)
             return await self._ambiguous(claim, closed, search=False)
         return await self._ambiguous(claim, _as_qamera_error(error))
@@ -330,7 +329,7 @@ class Submitter:
             return await self._accept(claim, outcome)
         if not is_definite_rejection(response):
             raise await self._ambiguous(claim, outcome)
-        await self._wait_until_stored(self._ledger.refused(claim.intent, outcome))
+        await self._wait_until_stored(claim, self._ledger.refused(claim.intent, outcome))
         raise outcome
 
     async def _accept(self, claim: Claim, receipt: Receipt) -> Receipt:
@@ -339,7 +338,7 @@ class Submitter:
         self.credits_reserved += receipt.credits_reserved or 0
         try:
             self.reconciler.add_receipt(receipt)
-            await self._wait_until_stored(self._ledger.submitted(claim.intent, receipt))
+            await self._wait_until_stored(claim, self._ledger.submitted(claim.intent, receipt))
         except Exception as error:
             # Without the traceback, because some log handlers print the local variables of its frames.
             _log.error("A receipt could not be stored: %s. %s", _describe(claim, receipt), error)
@@ -359,7 +358,7 @@ class Submitter:
         claim.ended_at = suspension_clock()
         candidates = await self.reconciler.reconcile(claim) if search else ()
         claim.intent = attrs.evolve(claim.intent, candidates=candidates)
-        await self._wait_until_stored(self._ledger.ambiguous(claim.intent, cause.summary))
+        await self._wait_until_stored(claim, self._ledger.ambiguous(claim.intent, cause.summary))
         self._emit(Ambiguous(claim.intent))
         return AmbiguousSubmissionError(
             "The submission was sent, and the server may or may not have accepted it.",
@@ -370,10 +369,12 @@ class Submitter:
             may_share_candidates=claim.may_share_candidates,
         )
 
-    async def _wait_until_stored(self, operation: Coroutine[Any, Any, None]) -> None:
-        """Wait until the ledger has stored a result. Cancelling ends only the wait."""
-        with contextlib.suppress(asyncio.CancelledError):
+    async def _wait_until_stored(self, claim: Claim, operation: Coroutine[Any, Any, None]) -> None:
+        """Wait until the ledger has stored a result. Cancelling ends the wait, and the result is logged."""
+        try:
             await operation
+        except asyncio.CancelledError:
+            claim.log_result = True
 
 
 def _parse(response: Response) -> Receipt | QameraError:

@@ -10,7 +10,7 @@ import qamera_async as q
 
 pytestmark = pytest.mark.usefixtures("no_lost_exceptions")
 
-KEY = "mk_live_refusals.secret"
+KEY = "mk_live_a.refusals"
 
 
 class Server:
