@@ -60,7 +60,7 @@ class Exchange:
         self._fence = fence
 
     async def send(self):
-        """Await the fence, and let the first byte leave; nothing if that has happened."""
+        """Await the fence and send the first byte, unless the body was sent already."""
         if self.attempt.body_sent:
             return
         await run_iterations(2 * ITERATIONS)

@@ -120,7 +120,7 @@ async def test_counters_change_while_the_batch_runs(new_session, sandbox):
         assert (batch.finished, batch.credits_reserved, batch.stopped) == (1, 40, None)
 
 
-async def test_a_session_of_another_event_loop_sends_nothing(new_session, sandbox):
+async def test_session_of_another_event_loop_sends_nothing(new_session, sandbox):
     async with new_session(ledger=None) as qamera:
         result = await asyncio.to_thread(lambda: asyncio.run(collect(qamera.batch(videos(3)))))
 
@@ -129,7 +129,7 @@ async def test_a_session_of_another_event_loop_sends_nothing(new_session, sandbo
     assert posts(sandbox) == []
 
 
-async def test_a_batch_binds_its_session_to_the_event_loop(new_session, sandbox):
+async def test_batch_binds_its_session_to_the_event_loop(new_session, sandbox):
     qamera = new_session(ledger=None)
     await qamera.batch(videos(1))
 
@@ -150,7 +150,7 @@ async def test_receipts_count_in_the_statistics_after_their_callers_were_cancell
         assert qamera.statistics().credits_reserved == 30
 
 
-async def test_the_price_is_that_of_the_new_receipt_if_the_server_repeats_a_record_id(quick):
+async def test_price_is_that_of_the_new_receipt_if_the_server_repeats_a_record_id(quick):
     """The job is then the earlier job, which has the earlier receipt."""
     credits_reserved = itertools.chain([10], itertools.repeat(30))
 

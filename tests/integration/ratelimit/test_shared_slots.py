@@ -499,7 +499,7 @@ async def test_stop_ends_a_request_that_takes_its_slot(times):
     await run_ready()
     for _ in range(times):
         await a.session.stop(SessionClosedError("closed"))
-        await asyncio.sleep(0)  # the second comes while it is on its way out
+        await asyncio.sleep(0)  # the second `stop` comes while the request is ending
     await run_ready()
     with pytest.raises(SessionClosedError):
         mine.result()

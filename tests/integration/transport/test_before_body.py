@@ -51,7 +51,7 @@ async def test_server_receives_nothing_before_the_callback_returns(api, slot):
     "error", [RefusedError("no"), OSError(5, "disk"), asyncio.CancelledError("no"), TimeoutError()]
 )
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
-async def test_what_it_raises_is_raised_and_nothing_was_sent(api, slot, error, late):
+async def test_error_of_the_callback_is_raised_and_nothing_is_sent(api, slot, error, late):
     recorder = Recorder()
 
     async def before_body():
@@ -115,8 +115,8 @@ async def test_withdrawn_attempt_sends_nothing(api, slot):
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timeout", "closed"])
-async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
-    """A callback that goes on in spite of its cancellation doesn't let the POST leave any more."""
+async def test_nothing_is_sent_after_the_call_has_ended(api, slot, how):
+    """A callback that continues in spite of its cancellation cannot release the POST."""
     recorder = Recorder()
     waiting, ended, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -149,8 +149,8 @@ async def test_nothing_leaves_after_the_call_has_ended(api, slot, how):
     assert slot.settled == ["given back"]
 
 
-async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, slot):
-    """A server that speaks first proves nothing about the POST, which has not left."""
+async def test_response_before_the_request_was_sent_is_ignored(api, slot):
+    """A response that arrives before the POST was sent proves nothing about it."""
     never = asyncio.Event()
     attempt = Attempt(never.wait)
 
@@ -167,7 +167,7 @@ async def test_answer_to_a_request_that_was_not_sent_is_not_taken_for_one(api, s
     assert slot.settled == ["given back"]
 
 
-async def test_server_that_closes_during_it_gets_nothing(api, slot):
+async def test_server_that_closes_during_the_callback_receives_nothing(api, slot):
     async def closes(connection):
         connection.fin()
 

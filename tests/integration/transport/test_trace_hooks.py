@@ -119,7 +119,7 @@ async def test_hooks_get_the_error_of_a_lost_keep_alive_connection(api, slot, me
 
 
 async def test_nothing_runs_between_before_body_and_the_first_byte(api, slot):
-    """A slow hook of the user would make the commit that before_body checks older."""
+    """A slow hook after before_body would delay the first byte, and the commit that it checked would age."""
     order = []
 
     async def slow(signal, context, params):

@@ -102,7 +102,7 @@ class FakeRegistrar:
         self.waiting = 0
         self.claimed_elsewhere = {}  # an event for each ref that another process has claimed
 
-    # --- operations of the session --------------------------------------------------------------
+    # --- operations of the registrar ------------------------------------------------------------
 
     async def claim(self, request, *, retry_failed):
         if not isinstance(request, q.VideoRequest | q.ReelRequest):

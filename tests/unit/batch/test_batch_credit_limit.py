@@ -63,7 +63,7 @@ async def test_two_kinds_at_once_exceed_the_limit_by_their_first_requests_only(l
     assert limit - 15 < registrar.paid < limit + 10 + 15
 
 
-async def test_spending_exactly_the_limit_is_no_reason_to_stop():
+async def test_batch_does_not_stop_if_it_spends_exactly_the_limit():
     registrar = FakeRegistrar(usual_price)
     result = await make_batch(registrar, mixed(2), max_credits=50)
 
@@ -92,7 +92,7 @@ async def test_without_a_limit_five_of_a_kind_are_sent_at_once():
     assert result.credits_reserved == 50
 
 
-async def test_a_refused_first_is_followed_by_another_first():
+async def test_next_request_of_a_kind_is_sent_alone_after_a_refusal():
     registrar = FakeRegistrar(script(refused(), refused(), refused(), Answer()))
     result = await make_batch(registrar, videos(10), max_credits=20)
 
@@ -120,7 +120,7 @@ async def test_earlier_jobs_do_not_count():
     assert registrar.posts == []
 
 
-async def test_refunds_make_no_room():
+async def test_refunds_do_not_raise_the_limit():
     registrar = FakeRegistrar(job_seconds=None)
     running = asyncio.ensure_future(collect(make_batch(registrar, videos(10), max_credits=30)))
     while not running.done():
@@ -212,7 +212,7 @@ async def test_at_most_one_request_of_a_kind_exceeds_the_limit(seed):
 
 
 @pytest.mark.parametrize(("limit", "submitted"), [(1, 1), (10, 1), (95, 9), (100, 10)])
-async def test_requests_that_differ_in_a_seed_keep_the_limit(limit, submitted):
+async def test_requests_that_differ_in_a_seed_do_not_exceed_the_limit(limit, submitted):
     registrar = FakeRegistrar()
     requests = [q.VideoRequest("img", extra_body={"seed": n}) for n in range(30)]
     result = await make_batch(registrar, requests, max_credits=limit)
@@ -222,7 +222,7 @@ async def test_requests_that_differ_in_a_seed_keep_the_limit(limit, submitted):
     assert (result.stopped.spent, result.stopped.price) == (submitted * 10, 10)
 
 
-async def test_an_unknown_price_is_estimated_at_the_highest_of_its_kind():
+async def test_unknown_price_is_estimated_at_the_highest_price_of_its_kind():
     registrar = FakeRegistrar(usual_price)
     result = await make_batch(registrar, costing(80, 10, 20), max_credits=165)
 
@@ -246,7 +246,7 @@ async def test_no_other_request_of_a_kind_is_sent_while_a_price_is_unknown():
     assert len((await running).records) == 6
 
 
-async def test_the_highest_price_that_was_seen_counts():
+async def test_highest_price_that_was_seen_counts():
     registrar = FakeRegistrar(prices(10, 20, 10))
     result = await make_batch(registrar, videos(20), max_credits=59, max_in_flight=1)
 
@@ -254,7 +254,7 @@ async def test_the_highest_price_that_was_seen_counts():
     assert (result.stopped.spent, result.stopped.price) == (40, 20)
 
 
-async def test_a_receipt_below_the_reserved_price_makes_room():
+async def test_receipt_below_the_reserved_price_permits_more_submissions():
     registrar = FakeRegistrar(prices(20, 5))
     result = await make_batch(registrar, videos(4), max_credits=50)
 
@@ -262,7 +262,7 @@ async def test_a_receipt_below_the_reserved_price_makes_room():
     assert len(registrar.posts) == 4
 
 
-async def test_a_price_of_zero_is_a_price():
+async def test_price_of_zero_is_a_price():
     result = await make_batch(FakeRegistrar(prices(0)), videos(20), max_credits=1)
 
     assert (result.stopped, len(result.records)) == (None, 20)
@@ -271,7 +271,7 @@ async def test_a_price_of_zero_is_a_price():
 # --- prices that stay unknown ---------------------------------------------------------------------
 
 
-async def test_a_receipt_without_credits_counts_at_the_known_price():
+async def test_receipt_without_credits_counts_at_the_known_price():
     registrar = FakeRegistrar(prices(10, None, None, None, 10))
     result = await make_batch(registrar, videos(20), max_credits=50)
 
@@ -279,7 +279,7 @@ async def test_a_receipt_without_credits_counts_at_the_known_price():
     assert (result.stopped.spent, result.credits_reserved) == (50, 20)
 
 
-async def test_a_first_receipt_without_credits_stops_the_batch_at_the_second_request():
+async def test_first_receipt_without_credits_stops_the_batch_at_the_second_request():
     limited = await make_batch(FakeRegistrar(prices(None)), videos(20), max_credits=10_000)
     free = await make_batch(FakeRegistrar(prices(None)), videos(20))
 
@@ -290,7 +290,7 @@ async def test_a_first_receipt_without_credits_stops_the_batch_at_the_second_req
     assert (free.stopped, len(free.records), free.credits_reserved) == (None, 20, 0)
 
 
-async def test_an_ambiguous_submission_counts_at_the_known_price():
+async def test_ambiguous_submission_counts_at_the_known_price():
     registrar = FakeRegistrar(script(Answer(), *[ambiguous(taken=True)] * 2, Answer()))
     result = await make_batch(registrar, videos(20), max_credits=50)
 
@@ -322,7 +322,7 @@ async def test_ambiguous_first_requests_between_refusals_do_not_lift_the_limit()
     assert isinstance(result.stopped, CreditLimitError)
 
 
-async def test_without_a_limit_ambiguous_firsts_stop_the_batch_at_five():
+async def test_without_a_limit_five_ambiguous_first_requests_stop_the_batch():
     registrar = FakeRegistrar(lambda _: ambiguous())
     result = await make_batch(registrar, videos(20))
 
@@ -330,7 +330,7 @@ async def test_without_a_limit_ambiguous_firsts_stop_the_batch_at_five():
     assert len(registrar.posts) == 5
 
 
-async def test_an_unknown_price_stops_the_batch_at_the_next_request_of_its_kind():
+async def test_unknown_price_stops_the_batch_at_the_next_request_of_its_kind():
     registrar = FakeRegistrar(script(ambiguous(taken=True), Answer()))
     requests = [q.ReelRequest(["a"]), *videos(5), q.ReelRequest(["b"]), *videos(5)]
     result = await make_batch(registrar, requests, max_credits=1000, max_in_flight=1)
@@ -339,7 +339,7 @@ async def test_an_unknown_price_stops_the_batch_at_the_next_request_of_its_kind(
     assert (result.stopped.price, result.stopped.spent) == (None, 50)
 
 
-async def test_an_ambiguous_request_with_an_unknown_price_is_the_last_with_one():
+async def test_no_request_with_an_unknown_price_is_sent_after_an_ambiguous_one():
     registrar = FakeRegistrar(script(Answer(), ambiguous(taken=True), Answer()))
     requests = [*videos(1), *costing(10), *videos(5), *costing(20), *videos(5)]
     result = await make_batch(registrar, requests, max_credits=1000, max_in_flight=1)
@@ -349,7 +349,7 @@ async def test_an_ambiguous_request_with_an_unknown_price_is_the_last_with_one()
     assert (result.stopped.price, result.stopped.spent) == (None, 70)
 
 
-async def test_a_failed_job_refunds_the_credits_that_its_receipt_states():
+async def test_failed_job_refunds_the_credits_that_its_receipt_states():
     registrar = FakeRegistrar(prices(None, 10), job_seconds=None)
     running = asyncio.ensure_future(collect(make_batch(registrar, videos(2))))
     await until(lambda: len(registrar.jobs) == 2)

@@ -45,7 +45,7 @@ async def test_overwrite_and_allow_private_are_passed_to_the_download(tmp_path, 
     assert (record.id, path, flags) == ("vid_001", tmp_path / "sku-0.mp4", [value, value])
 
 
-async def test_a_download_does_not_wait_for_other_jobs(tmp_path):
+async def test_download_does_not_wait_for_other_jobs(tmp_path):
     registrar = FakeRegistrar(job_seconds=None)
     outcomes = aiter(make_batch(registrar, videos(2), download_to=tmp_path))
     asking = asyncio.ensure_future(anext(outcomes))
@@ -74,7 +74,7 @@ async def test_runs_no_more_than_max_downloads_at_once(tmp_path):
     assert result.failures == ()
 
 
-async def test_a_failed_download_is_one_outcome_with_its_record(tmp_path):
+async def test_failed_download_is_an_outcome_with_the_record(tmp_path):
     class SpecialRegistrar(FakeRegistrar):
         async def download(self, job, record, path, **options):
             if path.name == "sku-1.mp4":
@@ -91,7 +91,7 @@ async def test_a_failed_download_is_one_outcome_with_its_record(tmp_path):
     assert result.credits_refunded == 0
 
 
-async def test_an_error_of_a_download_does_not_stop_the_batch(tmp_path):
+async def test_error_of_a_download_does_not_stop_the_batch(tmp_path):
     class SpecialRegistrar(FakeRegistrar):
         async def download(self, job, record, path, **options):
             raise q.NotFoundError("no such record", status=404)
@@ -154,7 +154,7 @@ async def test_second_request_with_the_same_target_is_refused_before_the_submiss
     assert [outcome.index for outcome in result.failures] == [4]
 
 
-async def test_names_that_some_file_systems_take_for_the_same_one_are_one_target(tmp_path):
+async def test_names_that_are_equal_on_some_file_systems_are_one_target(tmp_path):
     class SpecialRegistrar(FakeRegistrar):
         def target(self, request, job, folder):
             return folder / request.image_id
@@ -196,14 +196,14 @@ async def test_two_requests_without_a_ref_have_two_files(tmp_path):
     assert targets(result.outcomes) == ["vid_001.mp4", "vid_002.mp4"]
 
 
-async def test_a_refused_request_leaves_its_target_to_the_next_one(tmp_path):
+async def test_target_of_a_refused_request_can_be_used_again(tmp_path):
     registrar = FakeRegistrar(script(refused(), Answer()))
     result = await make_batch(registrar, [*videos(1), *videos(1)], download_to=tmp_path, max_in_flight=1)
 
     assert [outcome.ok for outcome in result.outcomes] == [False, True]
 
 
-async def test_an_ambiguous_request_keeps_its_target(tmp_path):
+async def test_ambiguous_request_keeps_its_target(tmp_path):
     registrar = FakeRegistrar(script(ambiguous(), Answer()))
     result = await make_batch(registrar, [*videos(1), *videos(1)], download_to=tmp_path, max_in_flight=1)
 

@@ -54,7 +54,7 @@ class Generator:
             self.closed += 1
 
 
-async def leave_with_all_but_one_ready(registrar, requests):
+async def leave_when_all_but_one_are_ready(registrar, requests):
     batch = make_batch(registrar, requests)
     async with batch:
         async for outcome in batch:
@@ -98,7 +98,7 @@ async def test_leaving_the_context_waits_until_no_task_is_left(caplog, kind):
     assert_nothing_lost(registrar, caplog, given)
 
 
-async def test_an_exception_in_the_context_leaves_the_batch():
+async def test_exception_in_the_context_leaves_the_batch():
     source, registrar = Generator(), FakeRegistrar()
     with pytest.raises(KeyError):
         async with make_batch(registrar, source.sync()) as batch:
@@ -109,7 +109,7 @@ async def test_an_exception_in_the_context_leaves_the_batch():
     assert source.closed == 1
 
 
-async def test_a_batch_can_not_be_consumed_after_its_context():
+async def test_batch_can_not_be_consumed_after_its_context():
     async with make_batch(FakeRegistrar(), videos(3)) as batch:
         pass
     with pytest.raises(RuntimeError):
@@ -119,7 +119,7 @@ async def test_a_batch_can_not_be_consumed_after_its_context():
 
 
 @pytest.mark.parametrize("form", ["await", "for"])
-async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form):
+async def test_batch_that_was_consumed_is_left_without_a_log_line(caplog, form):
     async with make_batch(FakeRegistrar(), videos(5)) as batch:
         if form == "await":
             await batch
@@ -131,7 +131,7 @@ async def test_a_batch_that_was_consumed_is_left_without_a_log_line(caplog, form
     assert caplog.text == ""
 
 
-async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
+async def test_outcome_that_was_handed_out_last_is_not_logged(caplog):
     outcomes = aiter(make_batch(FakeRegistrar(), videos(1)))
     given = await anext(outcomes)
     await outcomes.aclose()
@@ -140,8 +140,8 @@ async def test_an_outcome_that_was_just_handed_out_is_not_logged(caplog):
     assert warnings(caplog) == ""
 
 
-async def test_an_iterator_that_was_left_early_raises():
-    """A time limit, or aclose(), must not look like the end of the batch."""
+async def test_iterator_of_a_batch_that_was_left_early_raises():
+    """A time limit or `aclose` must not look like the end of the batch."""
     registrar = FakeRegistrar(job_seconds=None)
     late, closed, unused = (aiter(make_batch(registrar, videos(3))) for _ in range(3))
     with pytest.raises(TimeoutError):
@@ -160,7 +160,7 @@ async def test_an_iterator_that_was_left_early_raises():
                 await anext(outcomes)
 
 
-async def test_a_batch_that_is_left_while_its_folder_is_created_submits_nothing(tmp_path):
+async def test_batch_that_is_left_while_its_folder_is_created_submits_nothing(tmp_path):
     registrar = FakeRegistrar()
     outcomes = aiter(make_batch(registrar, videos(3), download_to=tmp_path / "clips"))
     asking = asyncio.ensure_future(anext(outcomes))
@@ -172,7 +172,7 @@ async def test_a_batch_that_is_left_while_its_folder_is_created_submits_nothing(
     assert batch_tasks() == registrar.claims == []
 
 
-async def test_an_iterator_that_came_to_its_end_stays_there():
+async def test_exhausted_iterator_stays_exhausted():
     whole = aiter(make_batch(FakeRegistrar(), videos(3)))
     assert len([outcome async for outcome in whole]) == 3
     stopped = aiter(make_batch(FakeRegistrar(lambda _: refused(401)), videos(3)))
@@ -186,7 +186,7 @@ async def test_an_iterator_that_came_to_its_end_stays_there():
         assert aiter(outcomes) is outcomes
 
 
-async def test_an_iterator_that_is_kept_can_be_continued():
+async def test_iteration_can_be_continued_with_the_same_iterator():
     outcomes = aiter(make_batch(FakeRegistrar(), videos(5)))
     async for _ in outcomes:
         break
@@ -194,7 +194,7 @@ async def test_an_iterator_that_is_kept_can_be_continued():
     assert len([outcome async for outcome in outcomes]) == 4
 
 
-async def test_a_forgotten_iterator_stops_the_batch(caplog):
+async def test_garbage_collected_iterator_stops_the_batch(caplog):
     source, registrar = Generator(), FakeRegistrar()
     outcomes = aiter(make_batch(registrar, source.sync(), max_in_flight=10))
     given = [await anext(outcomes)]
@@ -209,7 +209,7 @@ async def test_a_forgotten_iterator_stops_the_batch(caplog):
     assert_nothing_lost(registrar, caplog, given)
 
 
-async def test_an_iterator_that_another_thread_forgets_stops_the_batch(caplog):
+async def test_iterator_collected_in_another_thread_stops_the_batch(caplog):
     source, registrar = Generator(), FakeRegistrar(job_seconds=None)
     kept = [aiter(make_batch(registrar, source.sync(), max_in_flight=10))]
     asking = asyncio.ensure_future(anext(kept[0]))
@@ -273,7 +273,7 @@ async def test_batch_cancelled_at_any_point_loses_no_receipt(caplog, form):
         assert_nothing_lost(registrar, caplog, given)
 
 
-async def test_a_cancelled_await_logs_what_it_had_collected(caplog):
+async def test_cancelled_await_logs_the_collected_outcomes(caplog):
     registrar = FakeRegistrar()
 
     async def source():
@@ -291,7 +291,7 @@ async def test_a_cancelled_await_logs_what_it_had_collected(caplog):
     assert "sku-2" in warnings(caplog)
 
 
-async def test_a_batch_that_is_cancelled_repeatedly_still_ends_its_tasks():
+async def test_repeatedly_cancelled_batch_ends_its_tasks():
     closed, registrar = [], FakeRegistrar()
 
     async def source():
@@ -342,7 +342,7 @@ async def test_cancelled_exit_of_the_context_ends_all_tasks():
 
 
 @pytest.mark.parametrize("victim", ["qamera-batch", "qamera-batch-reader", "qamera-batch-1"])
-async def test_a_batch_whose_tasks_are_cancelled_from_outside_says_so(caplog, victim):
+async def test_batch_stops_if_other_code_cancels_its_tasks(caplog, victim):
     registrar = FakeRegistrar(job_seconds=0.05)
     running = asyncio.ensure_future(collect(make_batch(registrar, videos(3), max_in_flight=2)))
     await until(lambda: len(registrar.jobs) == 2)
@@ -398,7 +398,7 @@ def test_results_are_logged_if_the_iterator_is_forgotten_after_the_event_loop_en
 # --- the log ----------------------------------------------------------------------------------------
 
 
-async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not(caplog):
+async def test_ready_and_running_jobs_are_logged_and_handed_out_ones_are_not(caplog):
     registrar = FakeRegistrar(job_seconds=None)
     batch = make_batch(registrar, videos(5))
     async with batch:
@@ -419,7 +419,7 @@ async def test_what_is_ready_or_running_is_logged_and_what_was_handed_out_is_not
 
 async def test_without_a_ledger_each_outcome_is_logged(caplog):
     registrar = FakeRegistrar()
-    given = await leave_with_all_but_one_ready(registrar, videos(50))
+    given = await leave_when_all_but_one_are_ready(registrar, videos(50))
 
     assert [line.count("vid_") for _, line in log_lines(caplog)] == [1] * 49
     assert {level for level, _ in log_lines(caplog)} == {"WARNING"}
@@ -429,7 +429,7 @@ async def test_without_a_ledger_each_outcome_is_logged(caplog):
 async def test_with_a_ledger_one_log_line_states_how_to_continue(caplog):
     caplog.set_level("INFO", "qamera_async")
     registrar = FakeRegistrar(script(ambiguous(), Answer()), has_ledger=True)
-    await leave_with_all_but_one_ready(registrar, videos(30))
+    await leave_when_all_but_one_are_ready(registrar, videos(30))
     ((level, line),) = log_lines(caplog)
 
     assert level == "INFO"
@@ -442,7 +442,7 @@ async def test_requests_without_a_ref_are_logged_even_with_a_ledger(caplog):
     caplog.set_level("INFO", "qamera_async")
     registrar = FakeRegistrar(has_ledger=True)
     requests = [*videos(3), q.VideoRequest("i"), q.VideoRequest("i")]
-    first = await leave_with_all_but_one_ready(registrar, requests)
+    first = await leave_when_all_but_one_are_ready(registrar, requests)
 
     unnamed = {
         job.record_ids[0]
@@ -460,14 +460,14 @@ async def test_requests_without_a_ref_are_logged_even_with_a_ledger(caplog):
 async def test_receipt_that_was_neither_stored_nor_handed_out_is_logged(caplog, has_ledger):
     error = LedgerUnavailableError("disk full", receipt=q.Receipt(("vid_x", "vid_y")))
     registrar = FakeRegistrar(lambda _: Answer(error, seconds=0.005), has_ledger=has_ledger)
-    await leave_with_all_but_one_ready(registrar, videos(2))
+    await leave_when_all_but_one_are_ready(registrar, videos(2))
 
     assert "vid_x, vid_y (ref 'sku-1')" in warnings(caplog)
 
 
-async def test_an_ambiguous_submission_that_was_not_handed_out_is_logged(caplog):
+async def test_ambiguous_submission_that_was_not_handed_out_is_logged(caplog):
     registrar = FakeRegistrar(script(Answer(), ambiguous(), Answer()))
-    await leave_with_all_but_one_ready(registrar, videos(4))
+    await leave_when_all_but_one_are_ready(registrar, videos(4))
 
     assert "ambiguous submission (ref 'sku-1')" in warnings(caplog)
 
@@ -494,7 +494,7 @@ async def test_earlier_jobs_that_were_not_handed_out_are_logged(caplog):
     known = {f"sku-{n}": FakeJob(f"vid_{n}") for n in range(3)}
     for job in known.values():
         job.finish()
-    given = await leave_with_all_but_one_ready(FakeRegistrar(known=known), videos(3))
+    given = await leave_when_all_but_one_are_ready(FakeRegistrar(known=known), videos(3))
 
     assert warnings(caplog).count("vid_") == 2
     assert given.job.record_ids[0] not in warnings(caplog)

@@ -1,4 +1,4 @@
-"""A batch on tasks that run inside `create_task` up to their first wait, so that some end there."""
+"""A batch with eager tasks, which run inside `create_task` up to their first wait and may end there."""
 
 import asyncio
 import sys
@@ -33,7 +33,7 @@ async def finished(awaitable):
 
 
 @pytest.mark.parametrize("requests", [["bad", *videos(1)], ["bad"] * 20, videos(20)])
-async def test_requests_that_end_at_once_free_their_places(requests):
+async def test_requests_that_end_inside_create_task_permit_more_requests(requests):
     registrar = FakeRegistrar()
     result = await finished(collect(make_batch(registrar, requests, max_in_flight=1)))
 
@@ -43,7 +43,7 @@ async def test_requests_that_end_at_once_free_their_places(requests):
 
 
 @pytest.mark.parametrize("number", [1, 20])
-async def test_a_fatal_error_of_the_first_claim_stops_the_batch(number):
+async def test_fatal_error_of_the_first_claim_stops_the_batch(number):
     class SpecialRegistrar(FakeRegistrar):
         async def claim(self, request, *, retry_failed):
             raise q.SessionClosedError("The session is closed.")
@@ -54,7 +54,7 @@ async def test_a_fatal_error_of_the_first_claim_stops_the_batch(number):
     assert isinstance(reason, q.SessionClosedError)
 
 
-async def test_an_iterable_that_raises_at_once_stops_the_batch():
+async def test_iterable_that_raises_at_once_stops_the_batch():
     def source():
         raise ValueError("row 1")
         yield
@@ -62,11 +62,11 @@ async def test_an_iterable_that_raises_at_once_stops_the_batch():
     assert isinstance((await finished(collect(make_batch(FakeRegistrar(), source())))).stopped, ValueError)
 
 
-async def test_an_empty_input_has_an_empty_result():
+async def test_empty_input_has_an_empty_result():
     assert await finished(collect(make_batch(FakeRegistrar(), []))) == q.BatchResult(())
 
 
-async def test_pauses_stops_and_leaves(tmp_path):
+async def test_outage_stop_and_early_exit_work(tmp_path):
     answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
     batch = make_batch(FakeRegistrar(answers), videos(20), max_in_flight=10, download_to=tmp_path)
     outcomes, reason = await finished(consume(batch))

@@ -75,7 +75,7 @@ async def test_each_outage_begins_with_the_first_delay():
     assert len(registrar.posts) == 20
 
 
-async def test_a_request_is_claimed_again_for_each_try():
+async def test_request_is_claimed_again_for_each_attempt():
     registrar = FakeRegistrar(Outage(3))
     outcomes, _ = await consume(make_batch(registrar, videos(1)))
 
@@ -168,7 +168,7 @@ async def test_request_that_may_have_been_sent_is_not_sent_again():
     assert len(registrar.posts) == 3
 
 
-async def test_an_outage_keeps_the_credit_limit_and_the_target_files(tmp_path):
+async def test_outage_does_not_change_the_credit_limit_and_the_target_files(tmp_path):
     registrar = FakeRegistrar(Outage(12))
     batch = make_batch(registrar, [*videos(3), *videos(3)], max_credits=1000, download_to=tmp_path)
     outcomes, reason = await consume(batch)

@@ -65,7 +65,7 @@ async def test_accepts_any_iterable(kind):
 
 
 @pytest.mark.parametrize("requests", [[], iter(())])
-async def test_an_empty_input_has_an_empty_result(requests):
+async def test_empty_input_has_an_empty_result(requests):
     assert await make_batch(FakeRegistrar(), requests) == BatchResult(())
 
 
@@ -89,7 +89,7 @@ def test_refuses_invalid_settings_when_it_is_built(options):
         make_batch(FakeRegistrar.__new__(FakeRegistrar), **{"requests": []} | options)
 
 
-async def test_an_input_that_is_no_request_is_one_failed_outcome():
+async def test_invalid_request_is_a_failed_outcome():
     registrar = FakeRegistrar()
     result = await make_batch(registrar, [*videos(1), "img_2", None, *videos(1)])
 
@@ -98,7 +98,7 @@ async def test_an_input_that_is_no_request_is_one_failed_outcome():
     assert len(registrar.posts) == 2
 
 
-async def test_a_batch_is_consumed_once():
+async def test_batch_is_consumed_once():
     registrar = FakeRegistrar()
     first, second = make_batch(registrar, videos(1)), make_batch(registrar, videos(1))
     await first
@@ -133,7 +133,7 @@ async def test_keeps_no_more_than_max_in_flight():
     assert max(ahead) == 10
 
 
-async def test_a_slow_consumer_slows_the_batch_down():
+async def test_slow_consumer_limits_the_submissions():
     source, registrar = Counted(videos(20)), FakeRegistrar()
     handed = 0
     async for _ in make_batch(registrar, source, max_in_flight=4):
@@ -153,7 +153,7 @@ async def test_sends_at_most_five_posts_at_once():
     assert registrar.most_on_wire == 5
 
 
-async def test_reads_no_further_than_it_can_send():
+async def test_reads_only_requests_that_it_can_send():
     source, registrar = Counted(videos(100)), FakeRegistrar()
     registrar.rate_limit.clear()
     async with make_batch(registrar, source) as batch:
@@ -232,7 +232,7 @@ async def test_earlier_jobs_cost_nothing_and_are_not_refunded():
     assert (result.credits_reserved, result.credits_refunded) == (10, 0)
 
 
-async def test_a_claim_that_waits_for_another_process_blocks_no_other_request(monkeypatch):
+async def test_claim_that_waits_for_another_process_does_not_block_other_requests(monkeypatch):
     monkeypatch.setattr("qamera_async._batch.batch.SLOW_CLAIM_SECONDS", 0.01)
     registrar = FakeRegistrar()
     registrar.claimed_elsewhere = {f"sku-{n}": asyncio.Event() for n in range(20)}

@@ -26,7 +26,7 @@ async def test_five_ambiguous_submissions_in_a_row_stop_the_batch():
     assert len(registrar.posts) == source.read == 5
 
 
-async def test_submissions_that_are_being_reconciled_count():
+async def test_submissions_that_are_being_reconciled_count_as_ambiguous():
     registrar = FakeRegistrar(lambda _: ambiguous(reconcile=1000.0))
     async with make_batch(registrar, videos(100)) as batch:
         running = asyncio.ensure_future(collect(batch))
@@ -39,7 +39,7 @@ async def test_submissions_that_are_being_reconciled_count():
 
 
 @pytest.mark.parametrize("between", [Answer(), refused()])
-async def test_an_answer_begins_a_new_row(between):
+async def test_answer_resets_the_count_of_ambiguous_submissions(between):
     registrar = FakeRegistrar(script(*[*[ambiguous()] * 4, between] * 3, Answer()))
     result = await make_batch(registrar, videos(16), max_in_flight=1)
 
@@ -48,7 +48,7 @@ async def test_an_answer_begins_a_new_row(between):
     assert len(registrar.posts) == 16
 
 
-async def test_ambiguous_submissions_apart_from_each_other_stop_nothing():
+async def test_ambiguous_submissions_with_answers_between_them_do_not_stop_the_batch():
     registrar = FakeRegistrar(script(*[Answer(), ambiguous(reconcile=0.2)] * 10))
     result = await make_batch(registrar, videos(20))
 
@@ -69,7 +69,7 @@ async def test_ambiguous_intents_in_the_ledger_are_not_counted():
     assert len(registrar.posts) == 8
 
 
-async def test_requests_that_waited_for_a_price_are_in_the_row_they_are_sent_with():
+async def test_requests_that_waited_for_a_price_count_from_their_submission_on():
     registrar = FakeRegistrar(
         script(Answer(), Answer(seconds=0.05), Answer(), Answer(), Answer(), ambiguous())
     )
@@ -94,7 +94,7 @@ FATAL = [
 
 
 @pytest.mark.parametrize(("answer", "error"), FATAL)
-async def test_a_fatal_error_stops_the_batch_and_the_paid_is_handed_out(answer, error):
+async def test_fatal_error_stops_the_batch_and_submitted_jobs_are_handed_out(answer, error):
     registrar = FakeRegistrar(script(Answer(), Answer(), Answer(), answer))
     source = Counted(videos(100))
     outcomes, reason = await consume(make_batch(registrar, source))
@@ -106,7 +106,7 @@ async def test_a_fatal_error_stops_the_batch_and_the_paid_is_handed_out(answer, 
 
 
 @pytest.mark.parametrize(("answer", "error"), FATAL)
-async def test_awaiting_has_the_reason_in_the_result(answer, error):
+async def test_result_has_the_reason_to_stop(answer, error):
     registrar = FakeRegistrar(script(Answer(), Answer(), Answer(), answer))
     result = await make_batch(registrar, videos(100))
 
@@ -116,7 +116,7 @@ async def test_awaiting_has_the_reason_in_the_result(answer, error):
 
 
 @pytest.mark.parametrize("status", [400, 404, 418])
-async def test_any_other_refusal_is_one_outcome(status):
+async def test_other_refusal_is_an_outcome(status):
     result = await make_batch(FakeRegistrar(script(refused(status), Answer())), videos(4))
 
     assert [outcome.error.status for outcome in result.failures] == [status]
@@ -137,7 +137,7 @@ async def test_submission_on_the_wire_gets_its_answer_after_a_stop():
     assert [outcome.record.id for outcome in outcomes] == ["vid_001"]
 
 
-async def test_what_is_paid_for_is_downloaded_after_a_stop(tmp_path):
+async def test_submitted_jobs_are_downloaded_after_a_stop(tmp_path):
     class SpecialRegistrar(FakeRegistrar):
         async def download(self, *arguments, **options):
             await asyncio.sleep(0.01)
@@ -181,8 +181,8 @@ async def test_claimed_requests_are_released_after_a_stop():
     assert [claim.released for claim in registrar.claims] == [False, True, True, True, True]
 
 
-async def test_a_claim_that_is_granted_after_a_stop_is_not_sent():
-    """Even if the registrar ignores that the claim was cancelled."""
+async def test_claim_that_is_granted_after_a_stop_is_not_sent():
+    """The registrar ignores the cancellation of the claim."""
 
     class SpecialRegistrar(FakeRegistrar):
         async def claim(self, request, *, retry_failed):
@@ -217,7 +217,7 @@ async def test_a_claim_that_is_granted_after_a_stop_is_not_sent():
         q.ConnectionFailedError("certificate", permanent=True),
     ],
 )
-async def test_a_list_that_can_not_be_polled_stops_the_batch(error):
+async def test_list_that_can_not_be_polled_stops_the_batch(error):
     registrar = FakeRegistrar(job_seconds=None)
     source = Counted(videos(200))
     running = asyncio.ensure_future(consume(make_batch(registrar, source, max_in_flight=10)))
@@ -240,7 +240,7 @@ async def test_a_list_that_can_not_be_polled_stops_the_batch(error):
         q.AuthenticationError("a proxy", status=401, foreign=True),
     ],
 )
-async def test_an_error_of_one_job_is_one_outcome(error):
+async def test_error_of_a_job_is_an_outcome(error):
     registrar = FakeRegistrar(job_seconds=None)
     running = asyncio.ensure_future(collect(make_batch(registrar, videos(2))))
     await until(lambda: len(registrar.jobs) == 2)
@@ -276,7 +276,7 @@ async def test_credits_of_a_receipt_that_was_not_stored_count():
     assert result.credits_reserved == 10
 
 
-async def test_the_first_reason_wins():
+async def test_first_reason_to_stop_is_kept():
     registrar = FakeRegistrar(script(refused(402), refused(401)))
     result = await make_batch(registrar, videos(10))
 
@@ -330,7 +330,7 @@ async def test_iterable_whose_iter_raises_or_that_raises_cancelled_error_stops_t
     assert len(other.records) == 1
 
 
-async def test_an_iterable_that_cancels_itself_does_not_look_like_a_cancelled_consumer():
+async def test_iterable_that_cancels_itself_does_not_look_like_a_cancelled_consumer():
     def cancelled():
         yield videos(1)[0]
         raise asyncio.CancelledError
@@ -343,8 +343,8 @@ async def test_an_iterable_that_cancels_itself_does_not_look_like_a_cancelled_co
 
 @pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
 @pytest.mark.parametrize("kind", ["iterator", "begin", "generator", "async iterator", "async generator"])
-async def test_an_iterable_that_raises_a_control_exception_stops_the_batch(kind, error):  # noqa: C901 - one of each kind
-    """Unless it means the end of the iterable, the reason is an error that names it."""
+async def test_iterable_that_raises_a_control_exception_stops_the_batch(kind, error):  # noqa: C901 - one of each kind
+    """The reason is an error that names the exception, unless that means the end of the iterable."""
 
     class Iterator(Counted):
         def __next__(self):

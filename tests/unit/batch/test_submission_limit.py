@@ -40,7 +40,7 @@ def test_ambiguous_submissions_count_as_undecided(limit):
 
 
 @pytest.mark.parametrize("answer", [RECEIPT, refused().error])
-def test_an_answer_permits_one_more_submission(limit, answer):
+def test_answer_permits_one_more_submission(limit, answer):
     numbers = send(limit, MAX_UNDECIDED)
     limit.ended(numbers[-1], answer)
 
@@ -49,7 +49,7 @@ def test_an_answer_permits_one_more_submission(limit, answer):
 
 
 @pytest.mark.parametrize("answer", [RECEIPT, refused().error])
-def test_an_answer_ends_the_row_of_all_that_were_sent_before(limit, answer):
+def test_answer_discards_ambiguous_submissions_that_were_sent_before(limit, answer):
     early = send(limit, MAX_UNDECIDED)
     limit.ended(early[0], error())
     limit.ended(early[-1], answer)
@@ -87,7 +87,7 @@ def test_submission_without_an_answer_keeps_the_ambiguous_submissions(limit, end
 
 
 @pytest.mark.parametrize("answer", [RECEIPT, refused().error, error()])
-def test_an_outage_permits_one_probe_at_a_time_and_ends_with_its_answer(limit, answer):
+def test_outage_permits_one_probe_and_ends_with_its_answer(limit, answer):
     numbers = send(limit, 2)
     limit.ended(numbers[0], unreachable().error)
     limit.ended(numbers[1], RECEIPT)

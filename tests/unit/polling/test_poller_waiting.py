@@ -411,7 +411,7 @@ async def test_other_tasks_run_while_a_long_list_is_processed(polling):
 
 
 async def test_waiter_that_leaves_while_a_list_is_read_is_not_notified(polling, monkeypatch):
-    """The list is remembered all the same."""
+    """The list still counts as shown."""
 
     def parse_and_cancel(*arguments):
         records = parse_list(*arguments)

@@ -242,7 +242,7 @@ FIRST, LATER = "Tue, 24 Nov 2026 10:00:00 GMT", "Tue, 24 Nov 2026 10:00:30 GMT"
 
 @pytest.fixture
 def undecodable(monkeypatch):
-    """Return a function that makes any further decoding of a list fail."""
+    """Return a function that makes all further decoding fail."""
     return lambda: monkeypatch.setattr("qamera_async._protocol._decode_entries", None)
 
 

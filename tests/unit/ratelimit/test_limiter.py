@@ -218,7 +218,7 @@ async def test_stop_ends_waiters_and_later_calls():
     other = asyncio.ensure_future(limited.another_session().acquire(SUBMISSION))
     await run_ready()
     error = SessionClosedError("closed")
-    slot.give_back()  # the first waiter gets it in the same moment
+    slot.give_back()  # this grants the slot to the first waiter
     await limited.session.stop(error)
     await limited.session.stop(error)
     await run_ready()

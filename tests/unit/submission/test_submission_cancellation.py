@@ -285,7 +285,7 @@ async def test_withdrawn_before_the_first_step_of_the_task_is_released():
 
 
 @pytest.mark.parametrize("stage", ["connecting", "sent"])
-async def test_withdraw_ends_what_the_server_cannot_have_seen(stage):
+async def test_withdraw_ends_a_submission_that_was_not_sent(stage):
     pause = Pause(stage)
     parts = Parts(pause)
     claim = await parts.submitter.claim(VIDEO)
