@@ -40,7 +40,6 @@ from ._transport import ApiClient, ConnectionSettings, DownloadClient, Secret
 from .download import Downloader
 from .errors import ConfigurationError, InvalidRequestError, QameraError, SessionClosedError, short_repr
 from .events import Event, check_callback, event_emitter
-from .ledger.address import Address
 from .ledger.file import Settled, intent_id
 from .ledger.ledger import Ledger
 from .ledger.places import NoLedger, checked_place, ledger_at
@@ -164,11 +163,11 @@ class QameraSession:
             rate_limiter = _setting("rate_limiter", rate_limiter, RateLimiter)
         emit = event_emitter(on_event)
         origin = self._settings.origin
-        self._ledger_address = None if secret_ledger.value is None else checked_place(secret_ledger.value)
         self._ledger: NoLedger = (
-            NoLedger() if self._ledger_address is None else ledger_at(self._ledger_address, origin)
+            NoLedger()
+            if secret_ledger.value is None
+            else ledger_at(checked_place(secret_ledger.value), origin)
         )
-        self.internals = SessionInternals(self._ledger, self._ledger_address, retry)
         account = _account(self._settings)
         try:
             self._limiter = session_limiter(account, rate_limiter)
@@ -759,15 +758,6 @@ class QameraSession:
         if not isinstance(self._ledger, Ledger):
             raise ConfigurationError("The session has no ledger: pass QameraSession(ledger=PATH).")
         return self._ledger
-
-
-@attrs.frozen(repr=False)
-class SessionInternals:
-    """The parts of a session that `qamera_async.dbos` needs; not public."""
-
-    ledger: NoLedger
-    ledger_address: str | Address | None
-    retry: RetryPolicy
 
 
 async def _find_intent(ledger: Ledger, intent_or_ref: Settled) -> str:

@@ -185,10 +185,14 @@ def test_replicas_share_the_quota_and_lose_no_order(where, kill):
 
 
 @pytest.mark.slow
-def test_a_durable_pipeline_outlives_its_worker():
-    """On SQLite, by one command: killed and started again, each image is ordered once."""
+@pytest.mark.parametrize("workers", [1, 3])
+def test_durable_pipeline_survives_kill_9(workers):
+    """One worker on SQLite, three on PostgreSQL: one is killed and started again."""
+    arguments = ["--kill", "--number", "20", "--workers", str(workers)]
+    if workers > 1:
+        arguments += ["--database", postgres.server().database()]
     result = subprocess.run(
-        [sys.executable, EXAMPLES / "durable_pipeline.py", "--kill", "--number", "20"],
+        [sys.executable, EXAMPLES / "durable_pipeline.py", *arguments],
         env={k: v for k, v in os.environ.items() if not k.startswith("QAMERA_")},
         capture_output=True,
         text=True,
@@ -196,7 +200,27 @@ def test_a_durable_pipeline_outlives_its_worker():
         check=False,
     )
 
-    assert result.returncode in (0, 4), result.stdout + result.stderr
-    assert "kill -9 anna" in result.stdout
-    assert result.stdout.rstrip().endswith("0 of them twice")
-    assert " of 20 done" in result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "kill -9 " in result.stdout
+    assert "20 of 20 jobs done" in result.stdout
+    assert "20 orders for 20 images, 0 of them twice" in result.stdout
+
+
+@pytest.mark.slow
+async def test_durable_pipeline_fails_unless_every_job_is_done(sandbox, tmp_path):
+    """With a key it uses the server of the environment; a failed job makes its exit code non-zero."""
+    sandbox.trouble("fail_job")
+    process = await children.start(
+        sys.executable,
+        EXAMPLES / "durable_pipeline.py",
+        *("--window", "1", "img_1", "img_2"),
+        cwd=tmp_path,
+        env={**os.environ, "QAMERA_BASE_URL": sandbox.url, "QAMERA_API_KEY": sandbox.api_key},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert b"1 of 2 jobs done" in out
+    assert b"JobFailedError" in err
