@@ -142,7 +142,8 @@ def _json_name(key: object, path: str) -> str:
 
 
 def _optional_text() -> Any:  # noqa: ANN401 - attrs types a field as its value
-    return attrs.field(default=None, converter=attrs.Converter(_checked_text, takes_field=True))
+    converter: Any = attrs.Converter(_checked_text, takes_field=True)
+    return attrs.field(default=None, converter=converter)
 
 
 @attrs.frozen

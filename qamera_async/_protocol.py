@@ -68,6 +68,22 @@ class _Entry(msgspec.Struct, gc=False, rename="camel", omit_defaults=True):
     id: str
 
 
+def _entry_type(spec: RecordListSpec) -> type[_Entry]:
+    # The list has no field for the state, which follows from the status.
+    names = [field.name for field in attrs.fields(spec.record_type) if field.name not in {"id", "state"}]
+    fields = [(name, str | None, None) for name in names]
+    name = f"{spec.record_type.__name__}Entry"
+    return cast("type[_Entry]", msgspec.defstruct(name, fields, bases=(_Entry,), gc=False))
+
+
+def _list_decoder(spec: RecordListSpec) -> msgspec.json.Decoder[Any]:
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("entries", GenericAlias(list, spec.entry_type)),
+        ("count", int | None, None),
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct("EntryList", fields, rename={"entries": spec.key}))
+
+
 @attrs.frozen(eq=False)
 class RecordListSpec:
     """One list endpoint of the API.
@@ -82,24 +98,12 @@ class RecordListSpec:
     path: str
     key: str
     record_type: type[Any]
-    entry_type: type[_Entry] = attrs.field(init=False, repr=False)
-    decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False)
-
-    @entry_type.default
-    def _make_entry_type(self) -> type[_Entry]:
-        # The list has no field for the state, which follows from the status.
-        names = [field.name for field in attrs.fields(self.record_type) if field.name not in {"id", "state"}]
-        fields = [(name, str | None, None) for name in names]
-        name = f"{self.record_type.__name__}Entry"
-        return cast("type[_Entry]", msgspec.defstruct(name, fields, bases=(_Entry,), gc=False))
-
-    @decoder.default
-    def _make_decoder(self) -> msgspec.json.Decoder[Any]:
-        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
-            ("entries", GenericAlias(list, self.entry_type)),
-            ("count", int | None, None),
-        ]
-        return msgspec.json.Decoder(msgspec.defstruct("EntryList", fields, rename={"entries": self.key}))
+    entry_type: type[_Entry] = attrs.field(
+        init=False, repr=False, default=attrs.Factory(_entry_type, takes_self=True)
+    )
+    decoder: msgspec.json.Decoder[Any] = attrs.field(
+        init=False, repr=False, default=attrs.Factory(_list_decoder, takes_self=True)
+    )
 
 
 @attrs.frozen
