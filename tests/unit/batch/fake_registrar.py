@@ -5,7 +5,7 @@ import logging
 from collections import deque
 
 import attrs
-from batch_helpers import batch_tasks, until
+from batch_helpers import batch_tasks, consume, until, videos
 
 import qamera_async as q
 
@@ -229,3 +229,19 @@ def make_batch(registrar, requests, *, retry=None, **options):
 async def until_idle():
     """Wait until no batch task and no POST is running."""
     await until(lambda: not batch_tasks("qamera-batch", "fake-post"))
+
+
+async def check_outage_stop_and_early_exit(folder):
+    """Run batches that meet an outage and a stop, and two whose loops are left early."""
+    answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
+    batch = make_batch(FakeRegistrar(answers), videos(20), max_in_flight=10, download_to=folder)
+    outcomes, reason = await consume(batch)
+
+    assert (len(outcomes), reason.status) == (9, 401)
+    async with make_batch(FakeRegistrar(), videos(100), max_in_flight=10) as batch:
+        async for _ in batch:
+            break
+    assert batch_tasks() == []
+    async for _ in make_batch(FakeRegistrar(), videos(100), max_in_flight=10):
+        break
+    await until_idle()

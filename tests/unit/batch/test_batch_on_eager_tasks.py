@@ -4,17 +4,8 @@ import asyncio
 import sys
 
 import pytest
-from batch_helpers import batch_tasks, collect, consume, videos
-from fake_registrar import (
-    Answer,
-    FakeRegistrar,
-    ambiguous,
-    make_batch,
-    refused,
-    script,
-    unreachable,
-    until_idle,
-)
+from batch_helpers import collect, consume, videos
+from fake_registrar import FakeRegistrar, check_outage_stop_and_early_exit, make_batch
 
 import qamera_async as q
 
@@ -67,15 +58,4 @@ async def test_empty_input_has_an_empty_result():
 
 
 async def test_outage_stop_and_early_exit_work(tmp_path):
-    answers = script(unreachable(), ambiguous(), *[Answer(seconds=0.001)] * 8, refused(401))
-    batch = make_batch(FakeRegistrar(answers), videos(20), max_in_flight=10, download_to=tmp_path)
-    outcomes, reason = await finished(consume(batch))
-
-    assert (len(outcomes), reason.status) == (9, 401)
-    async with make_batch(FakeRegistrar(), videos(100), max_in_flight=10) as batch:
-        async for _ in batch:
-            break
-    assert batch_tasks() == []
-    async for _ in make_batch(FakeRegistrar(), videos(100), max_in_flight=10):
-        break
-    await until_idle()
+    await finished(check_outage_stop_and_early_exit(tmp_path))

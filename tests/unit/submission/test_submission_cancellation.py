@@ -29,6 +29,11 @@ pytestmark = [pytest.mark.every_loop, pytest.mark.usefixtures("no_lost_exception
 MAX_ITERATIONS = 500  # more loop iterations than a submission takes
 PAUSE = 0.0002  # seconds; shorter than a commit of SQLite
 UNREACHED = q.ConnectionFailedError("No connection.")
+NOT_PROCESSED = pytest.mark.parametrize(
+    ("stage", "then"),
+    [("sent", refuses(429)), ("connecting", fails(UNREACHED))],
+    ids=["429", "connection failed"],
+)
 
 
 def warnings(caplog):
@@ -162,11 +167,7 @@ async def test_sent_submission_outlives_its_caller(times, caplog):
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize(
-    ("stage", "then"),
-    [("sent", refuses(429)), ("connecting", fails(UNREACHED))],
-    ids=["429", "connection failed"],
-)
+@NOT_PROCESSED
 async def test_submission_without_a_caller_is_not_sent_again(stage, then):
     pause = Pause(stage, then)
     parts = Parts(pause, accepts())
@@ -300,11 +301,7 @@ async def test_withdraw_ends_a_submission_that_was_not_sent(stage):
     parts.assert_nothing_left()
 
 
-@pytest.mark.parametrize(
-    ("stage", "then"),
-    [("sent", refuses(429)), ("connecting", fails(UNREACHED))],
-    ids=["429", "connection failed"],
-)
+@NOT_PROCESSED
 async def test_withdrawn_submission_is_not_sent_again(stage, then):
     pause = Pause(stage, then)
     parts = Parts(pause, accepts())
