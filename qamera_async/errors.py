@@ -124,6 +124,16 @@ def is_permanent(error: QameraError) -> bool:
     return isinstance(error, SessionClosedError) or (isinstance(error, TransportError) and error.permanent)
 
 
+def is_unsent(error: BaseException) -> TypeGuard[TransportError]:
+    """Return whether a submission provably did not reach the server, and may if it is sent again.
+
+    Args:
+        error: The error of a submission.
+
+    """
+    return isinstance(error, TransportError) and not error.sent and not error.permanent
+
+
 @dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(attrs.field,))
 def _error(cls: type[_C]) -> type[_C]:
     # Errors compare by identity. auto_exc=False keeps the attributes out of `args`, and so out of repr().

@@ -29,9 +29,10 @@ from ..errors import (
     InvalidRequestError,
     JobFailedError,
     TargetExistsError,
+    is_unsent,
     short_repr,
 )
-from .limits import CreditLimit, PriceClass, SubmissionLimit, is_fatal, is_unreachable
+from .limits import CreditLimit, PriceClass, SubmissionLimit, is_fatal
 from .results import BatchResult, Outcome, log_abandoned, unsaved_receipt
 
 _log = logging.getLogger("qamera_async")
@@ -438,7 +439,7 @@ class Batch:
         except BaseException as error:
             item.receipt = unsaved_receipt(error)
             self._report_submission(number, price_class, item.receipt or error)
-            if not is_unreachable(error):
+            if not is_unsent(error):
                 raise
             item.sent = None
         else:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from typing import Final, TypeGuard, cast
+from typing import Final, cast
 
 import attrs
 
@@ -24,6 +24,7 @@ from ..errors import (
     RefConflictError,
     TransportError,
     is_permanent,
+    is_unsent,
 )
 
 _log = logging.getLogger("qamera_async")
@@ -258,7 +259,7 @@ class SubmissionLimit:
         elif isinstance(result, Receipt | ApiError):
             self._last_answered = max(self._last_answered, number)
         else:
-            if is_unreachable(result) and (probed or not self.outage):
+            if is_unsent(result) and (probed or not self.outage):
                 self._pause(result)
             return None
         self._consecutive_ambiguous = {
@@ -284,11 +285,6 @@ class SubmissionLimit:
 
 
 # --- errors ---------------------------------------------------------------------------------------
-
-
-def is_unreachable(error: BaseException) -> TypeGuard[TransportError]:
-    """Tell whether a submission provably did not reach the server, and another attempt may reach it."""
-    return isinstance(error, TransportError) and not error.sent and not error.permanent
 
 
 def is_fatal(error: Exception, *, submitting: bool = False, polling: bool = False) -> bool:

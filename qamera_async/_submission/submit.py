@@ -29,6 +29,7 @@ from ..errors import (
     QameraError,
     SessionClosedError,
     TransportError,
+    is_unsent,
     without_traceback,
 )
 from ..events import Ambiguous, Emit, RateLimitWait, Submitted
@@ -234,7 +235,7 @@ class Submitter:
         responded = False
         try:
             response = await retry(
-                "register", partial(self._send, claim), self._retry_policy, self._emit, _is_unsent
+                "register", partial(self._send, claim), self._retry_policy, self._emit, is_unsent
             )
             responded = True
             return await self._record(claim, response)
@@ -393,10 +394,6 @@ def _as_qamera_error(error: Exception) -> QameraError:
     # Only the lines of code: the message and the local variables may contain the API key.
     _log.error("%s after a submission was sent:\n%s", name, "".join(traceback.format_tb(error.__traceback__)))
     return QameraError(f"The response could not be processed ({name}).")
-
-
-def _is_unsent(error: QameraError) -> bool:
-    return isinstance(error, TransportError) and not error.sent and not error.permanent
 
 
 def _describe(claim: Claim, receipt: Receipt) -> str:
