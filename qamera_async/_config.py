@@ -254,5 +254,4 @@ class StatusRules:
             status: The status as the server lists it.
 
         """
-        # Most words are as documented, in capitals.
-        return self._states.get(status) or self._states.get(status.strip().upper())
+        return self._states.get(status.strip().upper())

@@ -362,8 +362,9 @@ def parse_receipt(response: Response) -> Receipt:
     values = _items(fields.get("createdRecordIds"))
     record_ids = list(filter(_is_record_id, values))
     unique_ids = tuple(dict.fromkeys(record_ids))
-    readable = 0 < len(values) == len(record_ids)
-    if readable and math.inf not in fields.values():
+    # No receipt of this API has an integer of thousands of digits, which is decoded as infinity.
+    has_huge_number = math.inf in fields.values()
+    if 0 < len(values) == len(record_ids) and not has_huge_number:
         credits_reserved = fields.get("creditsReserved")
         valid = type(credits_reserved) is int and 0 <= credits_reserved < _MAX_CREDITS
         return Receipt(
@@ -374,7 +375,7 @@ def parse_receipt(response: Response) -> Receipt:
             credits_reserved=credits_reserved if valid else None,
             correlation_id=response.correlation_id,
         )
-    if math.inf in fields.values():  # no receipt of this API has an integer of thousands of digits
+    if has_huge_number:
         unique_ids = ()
     # The body may contain the API key: no error has an id with it, and no traceback shows the decoded body.
     harmless = set(response.redact("\n".join(unique_ids)).split("\n"))

@@ -89,13 +89,16 @@ class TrackedRecord:
     """What the last status means. A DONE record without a URL counts as pending for a while."""
     created_at: float | None = None
     """When this session created the record, in the loop's time; None: unknown."""
-    final: bool = False
-    """Whether the record is done or failed."""
     waiters: list[Waiter] = attrs.Factory(list[Waiter])
     """The tasks that wait for the record; empty once it is final."""
     missing_since: float | None = None
     missing_polls: int = 0
     url_missing_since: float | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether the record is done or failed."""
+        return self.state is not JobState.PENDING
 
     def update(self, record: Record, now: float) -> bool:
         """Store the record of a list; return whether its status changed, or its late URL appeared."""
@@ -110,7 +113,6 @@ class TrackedRecord:
                 self.url_missing_since = now
             if now - self.url_missing_since < _URL_GRACE:
                 self.state = JobState.PENDING
-        self.final = self.state is not JobState.PENDING
         return changed
 
 
@@ -269,7 +271,6 @@ class Poller:
                 self._remove(earlier)
         if record is not None and not tracked.waiters and not tracked.final:
             tracked.record, tracked.state = record, record.state
-            tracked.final = record.state is not JobState.PENDING
         return tracked
 
     def watch(self, records: tuple[TrackedRecord, ...], *, each_change: bool = False) -> Waiter:
@@ -303,9 +304,8 @@ class Poller:
                     self._shared.watch(tracked.record_id)
             tracked.waiters.append(waiter)
             # A list that was requested before the record was created may show an older record with its id.
-            created_at = -math.inf if tracked.created_at is None else tracked.created_at
-            shown = latest is not None and self._last_success_at >= created_at
-            record = latest.get(tracked.record_id) if latest is not None and shown else None
+            is_newer = tracked.created_at is None or self._last_success_at >= tracked.created_at
+            record = latest.get(tracked.record_id) if latest is not None and is_newer else None
             if record is not None:
                 self._on_listed(tracked, record, now)
             if not tracked.final:
@@ -565,10 +565,10 @@ class Poller:
     def _notify(self, watched: Iterable[TrackedRecord], records: RecordList, sent_at: float) -> int:
         """Notify the waiters of some records of a good list; return how many of the records changed."""
         self._last_success_at = sent_at
-        self._listed_at = time.monotonic() - (asyncio.get_running_loop().time() - sent_at)
+        now = asyncio.get_running_loop().time()
+        self._listed_at = time.monotonic() - (now - sent_at)
         self._outage_delays, self._backoff = None, 0.0
         self.last_error = None
-        now = asyncio.get_running_loop().time()
         changed = 0
         for tracked in watched:
             if not tracked.waiters:

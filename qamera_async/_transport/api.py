@@ -7,7 +7,6 @@ of it may have been sent.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
@@ -173,7 +172,7 @@ class ApiClient:
         url = URL(settings.base_url + request.path)
         headers = {**self._headers.value, **request.headers}
         async with TimeLimit(self._timeouts.request):
-            proxy = await settings.proxy_for(url) if settings.trust_env else settings.proxy.value
+            proxy = await settings.proxy_for(url)
             async with self._client(request.method).request(
                 request.method, url, data=request.body, headers=headers, allow_redirects=False, proxy=proxy
             ) as response:
@@ -227,7 +226,8 @@ async def retry(
 
     """
     delays: Iterator[float] | None = None
-    for number in itertools.count(1):
+    number = 1
+    while True:
         try:
             return await operation()
         except QameraError as error:
@@ -237,7 +237,7 @@ async def retry(
             delay = next(delays)
             emit(Retrying(what, number, delay, error))
         await asyncio.sleep(delay)
-    raise AssertionError  # the loop above has no end
+        number += 1
 
 
 def is_transient(error: QameraError) -> bool:
